@@ -1,0 +1,1 @@
+"""Figures: `base` (style, `show`), `pieces` (what several chapters draw), one file a chapter."""

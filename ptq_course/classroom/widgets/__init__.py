@@ -1,0 +1,1 @@
+"""Widgets: `base` holds `Explorer`, one file a chapter (`chNN_*.py`) the chapter's own."""
