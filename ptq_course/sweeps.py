@@ -1,0 +1,228 @@
+"""Searching a range: every candidate threshold with its score, for kl_range and mse_range.
+
+`symmetric=True` means zero_point 0. The range is then [-T, T], or [0, T] for data without negative
+values, and T is the clipping threshold, decoded from the code qmax. On a signed grid T is cut into
+qmax + 1 = 2^(bits - 1) magnitudes, on an unsigned one into 2^bits. `symmetric=False` shares all
+levels of the grid between the two signs: data of one sign is searched from zero outwards, data of
+both signs by the two-sided searches described at kl_sweep and mse_sweep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ptq_course import kl, mse
+from ptq_course.errors import CalibrationError, QuantizationError
+
+if TYPE_CHECKING:
+    from ptq_course.affine import IntGrid
+    from ptq_course.histograms import DyadicHistogram
+
+CANDIDATES = 2048
+PAIRS = 2**18  # candidates x levels of one sweep, about 5 ms: more levels get fewer candidates
+FEWEST = 64  #    but never fewer than these, so that 13 to 16 bits take up to about 50 ms
+MSE_SPAN = 1024  # the smallest threshold that mse_sweep tries is the largest value / MSE_SPAN
+
+
+class Range(NamedTuple):
+    """A real interval in the units of the data."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Every candidate of a search and its score; all arrays [candidates], thresholds increasing.
+
+    thresholds: T where the range is [-T, T], [0, T] or [-T, 0]; high - low where both ends move.
+    scores: smaller is better, in `unit`. lows, highs: the candidate ranges. best: the chosen index.
+    """
+
+    thresholds: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    best: int
+    name: str
+    unit: str
+    lows: NDArray[np.float64]
+    highs: NDArray[np.float64]
+
+    @property
+    def threshold(self) -> float:
+        """The best of the thresholds."""
+        return float(self.thresholds[self.best])
+
+    @property
+    def range(self) -> Range:
+        """The range of the best candidate."""
+        return Range(float(self.lows[self.best]), float(self.highs[self.best]))
+
+    @property
+    def searched(self) -> bool:
+        """False when there was one candidate only: the range is that of min-max, whatever the rule.
+
+        It happens to kl_sweep when the histogram has no more bins than the grid has levels.
+        """
+        return len(self.scores) > 1
+
+
+def kl_sweep(
+    hist: DyadicHistogram, grid: IntGrid, symmetric: bool = True, candidates: int = CANDIDATES
+) -> Sweep:
+    """KL divergence, in nats, of the candidate ranges; what is compared and why: kl.py.
+
+    hist: its exact zeros are left out. grid: qmax + 1 levels when symmetric, else all of them.
+    candidates: thresholds to try, on bin edges, in geometric progression from as many bins as
+    levels to the largest value; beyond 2^18 / levels they are cut to that. No more bins than levels
+    leaves one candidate, min-max: see Sweep.searched.
+
+    Affine and data of both signs: coordinate descent. From the full range the best upper end is
+    searched with the lower one held, then the best lower end, until neither helps; each search
+    tries a quarter of the candidates. That finds a local optimum, not always the best pair.
+    Ties: the smallest divergence, then the wider range. Raises CalibrationError before any data and
+    QuantizationError for a symmetric range of negative values on an unsigned grid.
+    """
+    negative, positive = _sides(hist, grid, symmetric)
+    levels = grid.qmax + 1 if symmetric else grid.levels
+    candidates = _affordable(candidates, levels)
+    if not symmetric and len(negative) and len(positive):
+        return _two_sided_kl_sweep(hist, negative, positive, levels, candidates)
+    magnitudes = _folded(negative, positive)
+    if not len(magnitudes):
+        return _sweep_from_zero(hist, [0.0], [0.0], symmetric, "kl", "nats")
+    stops = kl.candidate_stops(len(magnitudes), levels, candidates)
+    scores = kl.kl_divergences(magnitudes, levels, stops)
+    thresholds = np.minimum(stops * hist.width, _largest(hist))
+    return _sweep_from_zero(hist, thresholds, scores, symmetric, "kl", "nats", kl.TIE)
+
+
+def _two_sided_kl_sweep(
+    hist: DyadicHistogram, negative: NDArray, positive: NDArray, levels: int, candidates: int
+) -> Sweep:
+    """The coordinate descent of kl_sweep, over windows of `left` bins below zero, `right` above."""
+    sums = kl.prefix_sums(np.concatenate([negative[::-1], positive]))
+    zero, per_search = len(negative), max(2, candidates // 4)
+    tried = []
+
+    def best_of(left: NDArray, right: NDArray) -> int:
+        scores = kl.window_divergences(sums, levels, zero - left, zero + right)
+        tried.append((left, right, scores))
+        return kl.best_candidate(scores)
+
+    left, right, lowest = len(negative), len(positive), np.inf
+    while True:
+        rights = kl.candidate_stops(len(positive), max(1, levels - left), per_search)
+        right = int(rights[best_of(np.full_like(rights, left), rights)])
+        lefts = kl.candidate_stops(len(negative), max(1, levels - right), per_search)
+        left = int(lefts[best_of(lefts, np.full_like(lefts, right))])
+        score = min(scores.min() for _, _, scores in tried)
+        if score >= lowest - kl.TIE:
+            break
+        lowest = score
+    left, right, scores = (np.concatenate(parts) for parts in zip(*tried, strict=True))
+    lows = np.maximum(-left * hist.width, hist.min_val)
+    highs = np.minimum(right * hist.width, hist.max_val)
+    order = np.argsort(highs - lows, kind="stable")
+    lows, highs, scores = lows[order], highs[order], scores[order]
+    return Sweep(highs - lows, scores, kl.best_candidate(scores), "kl", "nats", lows, highs)
+
+
+def mse_sweep(
+    hist: DyadicHistogram, grid: IntGrid, symmetric: bool = True, candidates: int = CANDIDATES
+) -> Sweep:
+    """Mean squared error, in the data's unit squared, of the candidate ranges: see mse.py.
+
+    The error of the true grid: round to nearest, saturate, the extra code -2^(bits - 1) of a grid
+    that is not narrow. Zeros count, with error 0. candidates: thresholds to try, in geometric
+    progression from 1/1024 of the largest value; beyond 2^18 / levels they are cut to that.
+
+    Affine and data of both signs: a quarter of the candidates is tried as the scale, up to that of
+    the full range, each with every zero point; its best zero point stands for it in the sweep.
+    Ties: the smallest error, then the wider range. Raises CalibrationError before any data and
+    QuantizationError for a symmetric range of negative values on an unsigned grid.
+    """
+    negative, positive = _sides(hist, grid, symmetric)
+    steps = grid.levels - 1
+    candidates = _affordable(candidates, grid.qmax + 1 if symmetric else grid.levels)
+    if not len(negative) and not len(positive):
+        return _sweep_from_zero(hist, [0.0], [0.0], symmetric, "mse", "squared error")
+    values = negative.sum() + positive.sum() + int(hist.zeros)
+    unit = hist.width**2 / values  # from a sum in bins squared to a mean in the data's unit squared
+
+    if not symmetric and len(negative) and len(positive):
+        widths = (hist.max_val - hist.min_val) * _fractions(max(2, candidates // 4))
+        scales = widths / steps
+        errors, below = mse.best_split_errors(negative, positive, scales / hist.width, grid.levels)
+        lows, highs, scores = -below * scales, (steps - below) * scales, errors * unit
+        best = kl.best_candidate(scores, tie=0)
+        return Sweep(widths, scores, best, "mse", "squared error", lows, highs)
+
+    thresholds = _largest(hist) * _fractions(candidates)
+    if symmetric:
+        below, above, scales = -grid.qmin, grid.qmax, thresholds / grid.qmax
+    else:
+        below, above = (steps, 0) if len(negative) else (0, steps)
+        scales = thresholds / steps
+    errors = mse.squared_errors(negative, positive, scales / hist.width, below, above)
+    return _sweep_from_zero(hist, thresholds, errors * unit, symmetric, "mse", "squared error")
+
+
+def _sides(
+    hist: DyadicHistogram, grid: IntGrid, symmetric: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Counts of |x| from zero outwards, of the negative and the positive values; no empty tail."""
+    counts, first = np.asarray(hist.counts), int(hist.first)
+    if not counts.any() and not int(hist.zeros):
+        raise CalibrationError("no range without data: call update(x) before asking for a range")
+    origin = min(first, 0)
+    dense = np.zeros(max(first + len(counts), 0) - origin, np.int64)
+    dense[first - origin :][: len(counts)] = counts
+    sides = dense[:-origin][::-1], dense[-origin:]
+    negative, positive = (np.trim_zeros(side, "b") for side in sides)
+    if symmetric and not grid.signed and len(negative):
+        raise QuantizationError(
+            f"a symmetric range on an unsigned grid needs data >= 0, its minimum is "
+            f"{hist.min_val:g}: use a signed grid or symmetric=False"
+        )
+    return negative, positive
+
+
+def _folded(negative: NDArray, positive: NDArray) -> NDArray[np.int64]:
+    """Counts of |x|: the two sides added."""
+    magnitudes = np.zeros(max(len(negative), len(positive)), np.int64)
+    magnitudes[: len(negative)] += negative
+    magnitudes[: len(positive)] += positive
+    return magnitudes
+
+
+def _sweep_from_zero(
+    hist: DyadicHistogram,
+    thresholds: ArrayLike,
+    scores: ArrayLike,
+    symmetric: bool,
+    name: str,
+    unit: str,
+    tie: float = 0.0,
+) -> Sweep:
+    """The sweep of ranges [-T, T], or on one side of zero: [0, T] or, when affine, [-T, 0]."""
+    thresholds, scores = np.asarray(thresholds, np.float64), np.asarray(scores, np.float64)
+    nothing = np.zeros_like(thresholds)
+    lows = -thresholds if hist.min_val < 0 else nothing
+    highs = thresholds if symmetric or hist.max_val > 0 else nothing
+    return Sweep(thresholds, scores, kl.best_candidate(scores, tie), name, unit, lows, highs)
+
+
+def _largest(hist: DyadicHistogram) -> float:
+    return max(-hist.min_val, hist.max_val)
+
+
+def _fractions(count: int) -> NDArray[np.float64]:
+    return np.geomspace(1 / MSE_SPAN, 1, count)
+
+
+def _affordable(candidates: int, levels: int) -> int:
+    return min(candidates, max(FEWEST, PAIRS // levels))
