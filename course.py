@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""The course in two commands; nothing beyond the standard library is needed to start.
+
+    python course.py lab     set up what is missing, then open JupyterLab on chapter 00
+    python course.py test    run every test and every notebook; or: test [pytest arguments]
+    python course.py doctor  say what is installed, what is missing, and what this processor can do
+    python course.py setup   only set up; `setup --again` repeats every step
+
+`lab` hands its other arguments to JupyterLab (--no-browser, --port 8899), `test` hands its
+own to pytest.
+"""
+
+# Only syntax that every Python knows, down to 2.7: an old one must get as far as the message below.
+from __future__ import print_function
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(ROOT, "scripts"))
+
+from bootstrap import pins  # noqa: E402  (found through the line above)
+
+
+def main(arguments):
+    refusal = pins.refusal(sys.version_info[:2], sys.platform, pins.machine())
+    if refusal and arguments[:1] != ["doctor"]:
+        print(refusal, file=sys.stderr)
+        return 2
+    if not pins.serves(sys.version_info[:2]):  # `doctor` itself needs a Python of today
+        print(refusal, file=sys.stderr)
+        return 2
+    from bootstrap import commands
+
+    return commands.run(arguments, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""The commands of course.py: lab, test, doctor, setup."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from .environment import ROOT, Environment, child_variables, current
+from .pip import SetupError
+from .setup import setup
+
+NOTEBOOKS = ROOT / "notebooks"
+COPY = ROOT / "my_course"
+COPIER = "ptq_course.classroom.learner_copy"
+
+
+def run(arguments: list[str], help_text: str) -> int:
+    """Carry out one command; returns the exit status."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
+    commands = {"lab": lab, "test": test, "doctor": doctor, "setup": set_up}
+    if name in ("help", "-h", "--help"):
+        print(help_text.strip())
+        return 0
+    if name not in commands:
+        print(f"course.py does not know {name!r}.\n\n{help_text.strip()}", file=sys.stderr)
+        return 2
+    try:
+        return commands[name](rest)
+    except SetupError as problem:
+        print(f"\n{problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again: it continues where it was.", file=sys.stderr)
+        return 130
+
+
+def set_up(arguments: list[str]) -> int:
+    """`setup [--again]`"""
+    if unknown := [word for word in arguments if word != "--again"]:
+        print(f"setup does not know {' '.join(unknown)}; it takes only --again.", file=sys.stderr)
+        return 2
+    environment = current()
+    if not environment.managed:
+        print(
+            f"The active environment ({environment.folder}) has the course installed\n"
+            'and is used as it is. To bring it up to date: python -m pip install -e ".[test]"'
+        )
+        return 0
+    setup(environment, again=bool(arguments))
+    print("Everything is in place. Next: python course.py lab")
+    return 0
+
+
+def lab(arguments: list[str]) -> int:
+    """`lab [JupyterLab's arguments]`"""
+    environment = ready()
+    refresh_copy(environment)
+    command = ["-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
+    if first := next(iter(sorted(COPY.glob("00_*.ipynb"))), None):
+        command.append(f"--LabApp.default_url=/lab/tree/{first.relative_to(ROOT).as_posix()}")
+    return hand_over(environment, [*command, *arguments])
+
+
+def test(arguments: list[str]) -> int:
+    """`test [pytest's arguments]`: without any, all tests and then every notebook."""
+    environment = ready()
+    everything = ["tests", "--notebooks"]
+    if any(NOTEBOOKS.glob("*.ipynb")):
+        everything.insert(1, "notebooks")
+    return hand_over(environment, ["-m", "pytest", *(arguments or everything)])
+
+
+def doctor(arguments: list[str]) -> int:
+    """`doctor`"""
+    from .doctor import examine
+
+    return examine(current())
+
+
+def ready() -> Environment:
+    """The environment of the course, set up where that is still to do."""
+    environment = current()
+    setup(environment)
+    return environment
+
+
+def refresh_copy(environment: Environment) -> None:
+    """Make or refresh the learner's copy; nothing to do while notebooks and copier are the same."""
+    mark, now = COPY / ".made_from", state_of_notebooks()
+    names = [notebook.name for notebook in NOTEBOOKS.glob("*.ipynb")]
+    if all((COPY / name).exists() for name in names):
+        try:
+            if mark.read_text(encoding="utf-8") == now:
+                return
+        except OSError:
+            pass
+    command = [str(environment.python), "-m", COPIER]
+    made = subprocess.run(command, cwd=ROOT, env=child_variables(environment))
+    if made.returncode:
+        raise SetupError(
+            "The learner's copy my_course/ could not be made; the reason stands above.\n"
+            "The notebooks themselves are in notebooks/."
+        )
+    if COPY.is_dir():
+        mark.write_text(now, encoding="utf-8")
+
+
+def state_of_notebooks() -> str:
+    """A hash of everything that the learner's copy is made from."""
+    package = ROOT / "ptq_course" / "classroom"
+    digest = hashlib.sha256()
+    for file in [*sorted(NOTEBOOKS.glob("*.ipynb")), package / "learner_copy.py"]:
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes() if file.exists() else b"")
+    return digest.hexdigest()
+
+
+def hand_over(environment: Environment, arguments: list[str]) -> int:
+    """Let the environment's Python take this process's place (on Windows: run and wait)."""
+    command = [str(environment.python), *arguments]
+    variables = child_variables(environment)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.chdir(ROOT)
+    if os.name != "nt":
+        os.execve(command[0], command, variables)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that now runs
+    return subprocess.call(command, env=variables)
+
+
+def relative(path: Path) -> str:
+    """A path as seen from the course's folder, for messages."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,84 @@
+"""What the printed digits of a notebook depend on: processor capability and library versions.
+
+Recorded beside the notebooks when they are executed. Where it matches, their outputs are compared
+strictly; elsewhere the last digit of an accuracy may differ with good reason, so only their
+assertions are run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from . import pins
+from .environment import ROOT
+
+FILE = ROOT / "notebooks" / "fingerprint.json"
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "matplotlib",
+    "ipython",
+    "ipywidgets",
+    "tqdm",
+)
+# Sums depend on how many threads share them, and sets of strings on the hash seed.
+KERNEL_VARIABLES = {
+    "OMP_NUM_THREADS": "2",
+    "MKL_NUM_THREADS": "2",
+    "PYTHONHASHSEED": "0",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+def here() -> dict[str, dict[str, object]]:
+    """The fingerprint of the running Python; imports torch."""
+    import torch
+
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    return {
+        "processor": {
+            "family": pins.machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "vnni": bool(torch.cpu._is_vnni_supported()),
+        },
+        "versions": {
+            "system": sys.platform,
+            "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+            **versions,
+        },
+    }
+
+
+def recorded(file: Path = FILE) -> dict[str, dict[str, object]] | None:
+    """The fingerprint recorded with the notebooks, or None where none is."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def record(fingerprint: dict[str, dict[str, object]], file: Path = FILE) -> None:
+    """Write a fingerprint beside the notebooks."""
+    text = json.dumps(fingerprint, indent=1, sort_keys=True) + "\n"
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def differences(
+    then: dict[str, dict[str, object]] | None, now: dict[str, dict[str, object]]
+) -> list[str]:
+    """What changed between two fingerprints, one phrase each; empty where they match."""
+    if then is None:
+        return ["no fingerprint was recorded with the notebooks"]
+    changed = []
+    for part in sorted({*then, *now}):
+        before, after = then.get(part, {}), now.get(part, {})
+        for name in sorted({*before, *after}):
+            if before.get(name) != after.get(name):
+                changed.append(f"{name} {before.get(name)} there, {after.get(name)} here")
+    return changed

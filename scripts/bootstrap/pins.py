@@ -1,0 +1,76 @@
+"""The Pythons that serve, the pin of PyTorch, and why some machines cannot run the course.
+
+Only syntax that every Python knows, down to 2.7: this file has to explain itself to an old one.
+"""
+
+import os
+import platform
+import sys
+
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
+TORCH = "2.13.0"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # builds without CUDA, gigabytes smaller
+
+
+def serves(version):
+    """Whether this (major, minor) can run the course."""
+    return tuple(version) in PYTHONS
+
+
+def machine():
+    """The processor family, such as "x86_64" or "arm64", also under an emulated Python."""
+    return platform.machine().lower()
+
+
+def named(versions):
+    """((3, 11), (3, 12)) as "3.11, 3.12"."""
+    return ", ".join("%d.%d" % pair for pair in versions)
+
+
+def found(path=None):
+    """The Pythons that serve and that this machine already has, as commands, newest first."""
+    folders = (os.environ.get("PATH", "") if path is None else path).split(os.pathsep)
+    ending = ".exe" if os.name == "nt" else ""
+    commands = []
+    for pair in reversed(PYTHONS):
+        name = "python%d.%d" % pair
+        for folder in folders:
+            candidate = os.path.join(folder, name + ending)
+            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+                commands.append(name)
+                break
+    return commands
+
+
+def refusal(version, system, processor, path=None):
+    """Why this machine cannot run the course and what to do, or None where it can."""
+    if not serves(version):
+        lines = [
+            "This is Python %d.%d. The course runs on Python %s."
+            % (version[0], version[1], named(PYTHONS))
+        ]
+        usable = found(path)
+        if usable:
+            lines.append("This machine has one that serves:")
+            lines.append("    %s course.py lab" % usable[0])
+        else:
+            lines.append(
+                "Install one of them (python.org, conda, or your system's packages), then run"
+            )
+            lines.append("    python%d.%d course.py lab" % PYTHONS[1])
+        return "\n".join(lines)
+    if system == "darwin" and processor in ("x86_64", "i386"):
+        return "\n".join(
+            [
+                "This is a Mac with an Intel processor (or a Python made for one).",
+                "PyTorch no longer builds for those: version %s has no wheel for them." % TORCH,
+                "- On an Apple-silicon Mac, install a native (arm64) Python and run this again.",
+                "- On an Intel Mac, open the course on a hub (Binder or JupyterHub) through",
+                "  environment.yml, or on a Linux or Windows machine; README.md says how.",
+            ]
+        )
+    if sys.maxsize < 2**32:
+        return (
+            "This Python is a 32-bit program and PyTorch needs a 64-bit one. Install 64-bit Python."
+        )
+    return None

@@ -1,0 +1,90 @@
+"""Running pip, and saying in plain words why it failed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from . import pins
+from .environment import ROOT, Environment, child_variables
+
+_SPACE = ("no space left on device", "errno 28", "not enough space on the disk", "disk quota")
+_CERTIFICATE = ("certificate_verify_failed", "certificate verify failed", "sslerror")
+_NETWORK = (
+    "name resolution",
+    "getaddrinfo",
+    "nodename nor servname",
+    "failed to establish a new connection",
+    "network is unreachable",
+    "connection refused",
+    "connection reset",
+    "connecttimeout",
+    "connection timed out",
+    "read timed out",
+    "proxyerror",
+    "max retries exceeded",
+    "incompleteread",
+    "connection broken",
+    "remotedisconnected",
+)
+_NO_WHEEL = ("no matching distribution found", "could not find a version")
+_AGAIN = "Then run the same command again: it continues where it stopped."
+
+
+class SetupError(Exception):
+    """A setup that cannot go on; its text says why and what to do."""
+
+
+def install(environment: Environment, arguments: list[str]) -> None:
+    """Run `pip install` in the environment, its progress on the terminal.
+
+    Raises SetupError, with the cause in plain words, where pip fails.
+    """
+    command = [str(environment.python), "-m", "pip", "install", *arguments]
+    variables = child_variables(environment)
+    variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUNBUFFERED="1")
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    complaints = []
+    with running:
+        for line in running.stderr:
+            sys.stderr.write(line)
+            complaints.append(line)
+    if running.returncode:
+        raise SetupError(explain("".join(complaints), arguments))
+
+
+def explain(complaints: str, arguments: list[str]) -> str:
+    """What pip's messages mean for a student, and the remedy."""
+    text = complaints.lower()
+    if any(sign in text for sign in _SPACE):
+        return (
+            "The disk is full (pip also unpacks into the system's temporary folder).\n"
+            f"Make room, or point TMPDIR (on Windows TEMP) to a larger disk. {_AGAIN}"
+        )
+    if any(sign in text for sign in _CERTIFICATE):
+        return (
+            "A certificate was not accepted: usual behind the proxy of a school or company.\n"
+            "Ask for its certificate file and point PIP_CERT to it, or use another network.\n"
+            f"{_AGAIN}"
+        )
+    if any(sign in text for sign in _NETWORK):
+        return (
+            "The package index could not be reached. Check the network (and HTTPS_PROXY, where\n"
+            f"a proxy is needed); the setup is the only step that needs it. {_AGAIN}"
+        )
+    if any(sign in text for sign in _NO_WHEEL):
+        return (
+            f"No build of {arguments[-1]!r} fits this system and Python {sys.version.split()[0]}.\n"
+            f"The course runs on 64-bit CPython {pins.named(pins.PYTHONS)} on Linux\n"
+            "(glibc 2.28 or newer), Apple-silicon Macs and Windows; elsewhere use a hub (README)."
+        )
+    last = [line.strip() for line in complaints.splitlines() if line.strip()][-3:]
+    return "pip failed:\n" + "\n".join(f"    {line}" for line in last) + f"\n{_AGAIN}"
