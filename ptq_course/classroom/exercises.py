@@ -6,17 +6,24 @@ and differently written right answers. They live in `classroom/checks/chNN.py`, 
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import linecache
+import re
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptq_course.classroom.expect import Failure, brief, expect_close, expect_unchanged, same
+from ptq_course.classroom.expect import (
+    Failure,
+    brief,
+    expect_close,
+    expect_unchanged,
+    same,
+    snapshot,
+)
 
 Cases = Callable[[], Iterable[tuple[str, dict[str, Any]]]]
 
@@ -62,7 +69,7 @@ class Probe:
         self.calls: list[tuple[tuple, dict, Any]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        kept = copy.deepcopy((args, kwargs))
+        kept = snapshot((args, kwargs))
         try:
             got = self.fn(*args, **kwargs)
         except Exception as error:
@@ -70,7 +77,7 @@ class Probe:
             if _not_attempted(error, self.fn):
                 raise NotAttempted from error
             raise _located(error, self.fn, self.exercise) from error
-        self.calls.append((*kept, copy.deepcopy(got)))
+        self.calls.append((*kept, snapshot(got)))
         if not self.exercise.may_change_inputs:
             names = _names(self.exercise, args)
             for name, before, after in zip(names, kept[0], args, strict=False):
@@ -106,7 +113,7 @@ def get(id: str) -> Exercise:
 def chapters() -> list[str]:
     """Chapters with exercises, in order: "prep", "01", ..."""
     names = [p.stem for p in (Path(__file__).parent / "checks").glob("*.py")]
-    numbered = sorted(n.removeprefix("ch") for n in names if n.startswith("ch"))
+    numbered = sorted(n[2:] for n in names if re.fullmatch(r"ch\d\d", n))
     return (["prep"] if "prep" in names else []) + numbered
 
 
@@ -170,9 +177,9 @@ def _run(exercise: Exercise, probe: Probe) -> None:
             got=probe.fn,
         )
     for label, inputs in exercise.cases() if exercise.cases else ():
-        expected = exercise.reference(*copy.deepcopy(tuple(inputs.values())))
+        expected = exercise.reference(*snapshot(tuple(inputs.values())))
         try:
-            got = probe(*copy.deepcopy(tuple(inputs.values())))
+            got = probe(*snapshot(tuple(inputs.values())))
             if exercise.compare:
                 exercise.compare(got, expected, **inputs)
             else:
@@ -188,7 +195,7 @@ def _run_on(exercise: Exercise, probe: Probe) -> None:
     """Call the learner's function on the remaining cases, so that look-alikes can be told apart."""
     for _, inputs in list(exercise.cases() if exercise.cases else ())[len(probe.calls) :]:
         try:
-            probe(*copy.deepcopy(tuple(inputs.values())))
+            probe(*snapshot(tuple(inputs.values())))
         except (Failure, NotAttempted):
             continue
 
@@ -204,7 +211,7 @@ def _diagnose(exercise: Exercise, calls: list, failing: int) -> str:
 
 
 def _outcome(fn: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    args, kwargs = copy.deepcopy((args, kwargs))
+    args, kwargs = snapshot((args, kwargs))
     try:
         return fn(*args, **kwargs)
     except Exception as error:

@@ -6,6 +6,7 @@ types, unless a check asks for the type (`expect_integers`, `expect_dtype`).
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,20 @@ def same(a: Any, b: Any, rtol: float = 1e-6) -> bool:
             x.astype(np.float64), y.astype(np.float64), rtol=rtol, atol=1e-12, equal_nan=True
         )
     )
+
+
+def snapshot(value: Any) -> Any:
+    """A copy that later changes cannot reach; what cannot be copied is returned as it is."""
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(snapshot(v) for v in value)
+    if type(value) is dict:
+        return {k: snapshot(v) for k, v in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -46,8 +46,12 @@ def _ranges() -> Iterator[tuple[str, dict[str, Any]]]:
 def _same_qparams(got: Any, expected: tuple, lo: float, hi: float, grid: IntGrid) -> None:
     if lo == hi == 0.0:
         scale = got[0] if isinstance(got, tuple | list) and got else 0
-        expect(0 < float(scale) < float("inf"), "a range without width needs some positive scale",
-               expected="any positive scale", got=got)  # fmt: skip
+        expect(
+            0 < float(scale) < float("inf"),
+            "a range without width needs some positive scale",
+            expected="any positive scale",
+            got=got,
+        )
         return
     expect_close(got, expected, ("scale", "zero_point"), rtol=1e-4, atol=1e-9)
     expect_integers(got[1], "zero_point")
@@ -212,32 +216,54 @@ EXERCISES = [
         returns=("scale", "zero_point"),
         accepted=(_qparams_from_the_top, _qparams_numpy),
         diagnoses=(
-            (_steps_confused, "2^bits is the number of codes; between the lowest and the highest "
-                              "there are qmax - qmin steps"),
-            (_not_widened, "the range was not widened to contain 0: lo = min(lo, 0), "
-                           "hi = max(hi, 0) come first"),
-            (_not_widened_clamped, "the zero point was clamped, but the range was not widened to "
-                                   "contain 0, so 0 is not representable"),
+            (
+                _steps_confused,
+                "2^bits is the number of codes; between the lowest and the highest "
+                "there are qmax - qmin steps",
+            ),
+            (
+                _not_widened,
+                "the range was not widened to contain 0: lo = min(lo, 0), "
+                "hi = max(hi, 0) come first",
+            ),
+            (
+                _not_widened_clamped,
+                "the zero point was clamped, but the range was not widened to "
+                "contain 0, so 0 is not representable",
+            ),
             (_not_rounded, "the zero point was not rounded: it must be one of the integers"),
             (_cut_off, "the zero point was cut off by int(...) instead of rounded"),
             (_without_qmin, "lo should land on qmin; your zero point assumes codes from 0"),
             (_wrong_sign, "the sign of lo / scale is reversed in the zero point"),
-            (_symmetric, "this is the symmetric formula (max|x| / qmax, zero point 0); "
-                         "the affine one uses both ends"),
-            (_no_width, "a range without width (lo = hi = 0) divides by zero: "
-                        "give it any positive scale"),
+            (
+                _symmetric,
+                "this is the symmetric formula (max|x| / qmax, zero point 0); "
+                "the affine one uses both ends",
+            ),
+            (
+                _no_width,
+                "a range without width (lo = hi = 0) divides by zero: give it any positive scale",
+            ),
         ),
         hints=(
-            ("I do not know where to begin",
-             "Two conditions fix a straight line: lo must land on qmin and hi on qmax. The scale "
-             "is the real distance divided by the number of steps between codes."),
-            ("My zero point is a fraction",
-             "The code of 0.0 is qmin - lo / scale. Round it: then 0.0 is exactly representable."),
-            ("A range such as [2, 6] fails",
-             "0 must lie inside the range, or no code stands for it. Widen first: min(lo, 0), "
-             "max(hi, 0)."),
-            ("ZeroDivisionError",
-             "A tensor of zeros gives lo = hi = 0. Return any positive scale, such as 1.0."),
+            (
+                "I do not know where to begin",
+                "Two conditions fix a straight line: lo must land on qmin and hi on qmax. The "
+                "scale is the real distance divided by the number of steps between codes.",
+            ),
+            (
+                "My zero point is a fraction",
+                "The code of 0.0 is qmin - lo / scale. Round it: then 0.0 is exact.",
+            ),
+            (
+                "A range such as [2, 6] fails",
+                "0 must lie inside the range, or no code stands for it. Widen first: min(lo, 0), "
+                "max(hi, 0).",
+            ),
+            (
+                "ZeroDivisionError",
+                "A tensor of zeros gives lo = hi = 0. Return any positive scale, such as 1.0.",
+            ),
         ),
     ),
     Exercise(
@@ -253,26 +279,39 @@ EXERCISES = [
         accepted=(_quantize_numpy, _quantize_reciprocal),
         diagnoses=(
             (_no_clamp, "there is no clamp: codes beyond the grid wrap around or leave it"),
-            (_wrap_then_clamp, "your output equals casting before clamping: the cast wraps around, "
-                               "and then nothing is left to clamp"),
+            (
+                _wrap_then_clamp,
+                "your output equals casting before clamping: the cast wraps around, "
+                "and then nothing is left to clamp",
+            ),
             (_floor, "floor instead of round: the error grows up to a whole scale"),
             (_no_round, "no rounding: the cast to integers cuts off towards zero"),
-            (_full_range, "the lowest code of a narrow grid is -127: clamp to grid.qmin, "
-                          "not to -2^(bits-1)"),
+            (
+                _full_range,
+                "the lowest code of a narrow grid is -127: clamp to grid.qmin, not to -2^(bits-1)",
+            ),
             (_zero_point_late, "clamped before the zero point was added: add it, then clamp"),
-            (_zero_point_minus, "the zero point is added when quantizing; it is subtracted on the "
-                                "way back"),
+            (
+                _zero_point_minus,
+                "the zero point is added when quantizing; it is subtracted on the way back",
+            ),
             (_zero_point_first, "the zero point counts codes: add it after dividing by the scale"),
             (_multiplied, "x was multiplied by the scale; divide to quantize"),
             (_still_float, "the numbers are right; store them with .to(grid.dtype) at the end"),
         ),
         hints=(
-            ("Large values come back negative",
-             "An int8 that is asked to hold 130 shows -126. Saturate first (clamp), cast last."),
-            ("I am off by one here and there",
-             "torch.round goes to the nearest whole number; a cast alone cuts off the fraction."),
-            ("Everything is right on [-128, 127] and wrong on the narrow grid",
-             "Use grid.qmin and grid.qmax instead of numbers."),
+            (
+                "Large values come back negative",
+                "An int8 that is asked to hold 130 shows -126. Saturate first (clamp), cast last.",
+            ),
+            (
+                "I am off by one here and there",
+                "torch.round goes to the nearest whole number; a cast alone cuts off the fraction.",
+            ),
+            (
+                "Everything is right on [-128, 127] and wrong on the narrow grid",
+                "Use grid.qmin and grid.qmax instead of numbers.",
+            ),
         ),
     ),
-]  # fmt: skip
+]

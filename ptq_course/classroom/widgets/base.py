@@ -15,8 +15,9 @@ from typing import Any
 
 import ipywidgets as w
 from matplotlib.figure import Figure
+from PIL import Image
 
-from ptq_course.classroom.plots.base import DPI, img
+from ptq_course.classroom.plots.base import img
 
 PAUSE = 0.02  # seconds: changes that arrive meanwhile are drawn as one
 
@@ -174,12 +175,10 @@ class Explorer:
         if not self.redraws:
             self.fig.canvas.draw()
             self.fig.set_layout_engine("none")
+        canvas = self.fig.canvas
+        canvas.draw()
+        size = canvas.get_width_height()
         out = io.BytesIO()
-        self.fig.savefig(
-            out,
-            format="png",
-            dpi=DPI,
-            metadata={"Software": None},
-            pil_kwargs={"compress_level": 1},
-        )
+        picture = Image.frombuffer("RGBA", size, canvas.buffer_rgba()).convert("RGB")
+        picture.save(out, format="png", compress_level=1)
         return out.getvalue()
