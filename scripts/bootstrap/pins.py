@@ -5,6 +5,7 @@ Only syntax that every Python knows, down to 2.7: this file has to explain itsel
 
 import os
 import platform
+import subprocess
 import sys
 
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
@@ -28,7 +29,10 @@ def named(versions):
 
 
 def found(path=None):
-    """The Pythons that serve and that this machine already has, as commands, newest first."""
+    """The Pythons that serve and that this machine already has, as commands, newest first.
+
+    Each is run once: a version manager also puts commands on the path that do not work.
+    """
     folders = (os.environ.get("PATH", "") if path is None else path).split(os.pathsep)
     ending = ".exe" if os.name == "nt" else ""
     commands = []
@@ -36,10 +40,22 @@ def found(path=None):
         name = "python%d.%d" % pair
         for folder in folders:
             candidate = os.path.join(folder, name + ending)
-            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            if os.path.isfile(candidate) and runs(candidate):
                 commands.append(name)
                 break
     return commands
+
+
+def runs(command):
+    """Whether this Python starts."""
+    try:
+        started = subprocess.Popen(
+            [command, "-c", "pass"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        started.communicate()
+        return started.returncode == 0
+    except OSError:
+        return False
 
 
 def refusal(version, system, processor, path=None):

@@ -98,8 +98,8 @@ def check_build(environment: Environment) -> None:
     say(f"GPUs: it works, but its other libraries take about {NEED_GB_CUDA:.0f} GB")
     if free_gb() < NEED_GB_CUDA:
         raise SetupError(
-            f"The disk has {free_gb():.1f} GB free, too little for that. Delete the folder\n"
-            f".venv and run the same command again where {pins.TORCH_INDEX} answers."
+            f"The disk has {free_gb():.1f} GB free, too little for that. Delete .venv and run\n"
+            f"the same command again where {pins.TORCH_INDEX} answers."
         )
 
 
