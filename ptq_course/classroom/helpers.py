@@ -26,10 +26,10 @@ def hint(id: str, n: int | None = None) -> None:
     _given[id] = n
     symptom, text = exercise.hints[n - 1]
     print(f"Hint {n} of {total} for {id} {exercise.function}: {symptom}")
-    print(textwrap.indent(textwrap.dedent(text).strip(), "  "))
+    print(textwrap.fill(" ".join(text.split()), 88, initial_indent="  ", subsequent_indent="  "))
     rest = [f"{i} {title}" for i, (title, _) in enumerate(exercise.hints, 1) if i != n]
     if rest:
-        print(f'Others, hint("{id}", number): ' + "; ".join(rest))
+        print(f'Others, hint("{id}", number): {"; ".join(rest)}')
 
 
 def solution(id: str) -> None:

@@ -1,0 +1,106 @@
+"""Any value that an exercise may meet: shown in one line, compared, copied.
+
+Python numbers, lists, tuples, dicts, NumPy arrays, tensors and modules.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def number(value: Any) -> str:
+    """A number as short as it can be read: 0.25, -128, 1.2e-05."""
+    value = np.asarray(value).item()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def brief(value: Any, limit: int = 8) -> str:
+    """One line for any value: arrays with their shape, at most `limit` numbers of each."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = as_array(value)
+        if array.ndim == 0:
+            return number(array)
+        flat = array.reshape(-1)
+        text = ", ".join(number(v) for v in flat[:limit]) + (", ..." if flat.size > limit else "")
+        shape = f"  (shape {list(array.shape)})" if array.ndim > 1 or flat.size > limit else ""
+        return f"[{text}]{shape}"
+    if isinstance(value, tuple | list) and all(
+        isinstance(v, int | float | tuple | list | np.generic | np.ndarray | torch.Tensor)
+        for v in value
+    ):
+        text = ", ".join(brief(v, limit) for v in value[:limit])
+        text += ", ..." if len(value) > limit else ""
+        return f"({text})" if isinstance(value, tuple) else f"[{text}]"
+    if isinstance(value, float | np.floating):
+        return number(value)
+    if callable(value) and not isinstance(value, torch.nn.Module):
+        return f"{getattr(value, '__name__', type(value).__name__)} (a function)"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Any numeric value as a NumPy array; ValueError when it holds no numbers."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+        value = [as_array(v) for v in value]
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{brief(value)} holds no numbers")
+    return array
+
+
+def same(a: Any, b: Any, rtol: float = 1e-6) -> bool:
+    """Equal structure and (almost) equal numbers; used for diagnosis and change detection."""
+    if isinstance(a, BaseException) or isinstance(b, BaseException):
+        return type(a) is type(b) and str(a) == str(b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(same(x, y, rtol) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k], rtol) for k in a)
+    if isinstance(a, torch.nn.Module) and isinstance(b, torch.nn.Module):
+        return same(dict(a.state_dict()), dict(b.state_dict()), rtol) and a.training == b.training
+    try:
+        x, y = as_array(a), as_array(b)
+    except (ValueError, TypeError):
+        return _equal(a, b)
+    if x.shape != y.shape:
+        return x.size == y.size == 1 and same(x.item(), y.item(), rtol)
+    return bool(
+        np.allclose(
+            x.astype(np.float64), y.astype(np.float64), rtol=rtol, atol=1e-12, equal_nan=True
+        )
+    )
+
+
+def snapshot(value: Any) -> Any:
+    """A copy that later changes cannot reach; what cannot be copied is returned as it is."""
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(snapshot(v) for v in value)
+    if type(value) is dict:
+        return {k: snapshot(v) for k, v in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, int | float | str | bytes | bool | type(None)):
+        return a == b
+    fields = getattr(a, "__dict__", None)
+    return fields == getattr(b, "__dict__", None) if fields and _simple(fields) else True
+
+
+def _simple(fields: dict) -> bool:
+    return all(isinstance(v, int | float | str | bool | type(None)) for v in fields.values())
