@@ -1,0 +1,117 @@
+"""Post-training quantization, step by step: small reference implementations that a course builds.
+
+A chapter is a module: 01 `affine`, 02 `summaries`, `histograms`, `ranges`, `calibrators`, 03 `kl`,
+04 `fusion`, `graph`, 06 `quantizer`. Names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    **dict.fromkeys(
+        (
+            "IntGrid",
+            "QParams",
+            "QTensor",
+            "block_minmax",
+            "choose_qparams",
+            "dequantize",
+            "fake_quantize",
+            "quantize",
+        ),
+        "affine",
+    ),
+    **dict.fromkeys(
+        (
+            "CALIBRATORS",
+            "KLCalibrator",
+            "MSECalibrator",
+            "MinMaxCalibrator",
+            "MovingAverageCalibrator",
+            "PercentileCalibrator",
+        ),
+        "calibrators",
+    ),
+    **dict.fromkeys(
+        ("CalibrationError", "DataIntegrityError", "QuantizationError", "UnsupportedError"),
+        "errors",
+    ),
+    **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
+    **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "metrics"),
+    "QConfig": "qconfig",
+    **dict.fromkeys(("PTQQuantizer", "QuantizedModel"), "quantizer"),
+    "trace": "graph",
+}
+__all__ = [
+    "CALIBRATORS",
+    "CalibrationError",
+    "DataIntegrityError",
+    "IntGrid",
+    "KLCalibrator",
+    "MSECalibrator",
+    "MinMaxCalibrator",
+    "MovingAverageCalibrator",
+    "PTQQuantizer",
+    "PercentileCalibrator",
+    "QConfig",
+    "QParams",
+    "QTensor",
+    "QuantizationError",
+    "QuantizedModel",
+    "UnsupportedError",
+    "block_minmax",
+    "choose_qparams",
+    "dequantize",
+    "fake_quantize",
+    "flips",
+    "fold_batch_norm",
+    "fuse",
+    "paired_bootstrap",
+    "quantize",
+    "sqnr_db",
+    "top1",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ptq_course' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ptq_course.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+if TYPE_CHECKING:
+    from .affine import (
+        IntGrid,
+        QParams,
+        QTensor,
+        block_minmax,
+        choose_qparams,
+        dequantize,
+        fake_quantize,
+        quantize,
+    )
+    from .calibrators import (
+        CALIBRATORS,
+        KLCalibrator,
+        MinMaxCalibrator,
+        MovingAverageCalibrator,
+        MSECalibrator,
+        PercentileCalibrator,
+    )
+    from .errors import CalibrationError, DataIntegrityError, QuantizationError, UnsupportedError
+    from .fusion import fold_batch_norm, fuse
+    from .graph import trace
+    from .metrics import flips, paired_bootstrap, sqnr_db, top1
+    from .qconfig import QConfig
+    from .quantizer import PTQQuantizer, QuantizedModel

@@ -1,0 +1,127 @@
+"""Execution in ONNX Runtime, guarded against processors whose INT8 products saturate.
+
+Chapters 00, 08 and 15. On x86 without VNNI the fast kernel multiplies unsigned by signed bytes and
+adds pairs of products in 16 bits, where 255 * 127 * 2 does not fit: large sums come out silently
+wrong. A known-answer test finds such processors, and the exact mode of ONNX Runtime serves them.
+"""
+
+from __future__ import annotations
+
+import collections
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from ..errors import QuantizationError
+
+EXACT_MODE = "session.x64quantprecision"
+SILENT = 3  # ONNX Runtime's level for errors only
+
+
+class Session:
+    """An ONNX file ready to run: call it with the model's inputs, get its first output.
+
+    Tensors in, tensor out; NumPy arrays in, array out. ``exact`` None runs the known-answer test
+    and chooses; True and False force a mode. ``saturation_guard`` says what was chosen.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 2, exact: bool | None = None) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise QuantizationError(f"session: there is no file {path}; export the model first.")
+        self.path = path
+        self.threads = threads
+        self.saturation_guard = products_saturate() if exact is None else exact
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            self._session = _open(path, threads, self.saturation_guard, optimized)
+            nodes = onnx.load(optimized, load_external_data=False).graph.node
+        self._operators = collections.Counter(node.op_type for node in nodes)
+        self._names = [given.name for given in self._session.get_inputs()]
+
+    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in inputs]
+        output = self._session.run(None, dict(zip(self._names, arrays, strict=True)))[0]
+        return torch.from_numpy(output) if isinstance(inputs[0], Tensor) else output
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How often each operator occurs after the runtime's fusions (QLinearConv, Conv, ...)."""
+        return dict(sorted(self._operators.items()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+
+def session(path: str | Path, threads: int = 2, exact: bool | None = None) -> Session:
+    """Open an ONNX file in ONNX Runtime on the CPU with that many threads (see `Session`)."""
+    return Session(path, threads, exact)
+
+
+def latency(
+    sessions: Mapping[str, Session], x: Tensor | np.ndarray, rounds: int = 20
+) -> dict[str, float]:
+    """Median seconds a call of each session on ``x``, measured in turns.
+
+    Taking turns lets a slow moment of the machine hit all of them; quote ratios, not seconds.
+    """
+    if rounds < 1 or not sessions:
+        raise QuantizationError("latency: needs at least one session and one round.")
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for warm in (True, *[False] * rounds):
+        for name, run in sessions.items():
+            start = time.perf_counter()
+            run(x)
+            if not warm:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+@cache
+def products_saturate() -> bool:
+    """Known-answer test: does this processor's fast uint8 x int8 kernel give wrong sums?
+
+    A matrix product of extreme codes, [4, 64] of 255 with [64, 16] of 127, against the exact
+    integers. True on x86 processors without VNNI.
+    """
+    inputs = np.full((4, 64), 255, np.uint8)
+    weights = np.full((64, 16), 127, np.int8)
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "known_answer",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [4, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [4, 16])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    run = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    exact = inputs.astype(np.int32) @ weights.astype(np.int32)
+    return bool((run.run(None, {"x": inputs})[0] != exact).any())
+
+
+def _open(path: Path, threads: int, exact: bool, optimized: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = SILENT
+    options.optimized_model_filepath = str(optimized)
+    if exact:
+        options.add_session_config_entry(EXACT_MODE, "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

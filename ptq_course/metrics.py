@@ -1,0 +1,120 @@
+"""How much did quantization change? Signal-to-noise ratio, paired flips, a paired interval.
+
+Pure functions on arrays; nothing here knows a model. Chapters 00, 01 and 06 use them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import QuantizationError
+
+
+def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
+    """Signal-to-quantization-noise ratio in decibels: 10 log10(mean x^2 / mean (x - x_hat)^2).
+
+    Both tensors have the same shape, any float dtype. Equal tensors give ``inf``; a reference of
+    zeros with any error gives ``-inf``. Raises QuantizationError where the shapes differ.
+    """
+    if reference.shape != approximation.shape:
+        raise QuantizationError(
+            f"sqnr_db: shapes differ, {tuple(reference.shape)} and {tuple(approximation.shape)}; "
+            "compare the same tensor before and after quantization."
+        )
+    signal = reference.double().square().mean().item()
+    noise = (reference.double() - approximation.double()).square().mean().item()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Share of rows of ``logits`` [N, classes] whose largest entry is at ``labels`` [N]."""
+    return _correct(logits, labels).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What two models did on the same examples, counted in examples."""
+
+    total: int
+    both_right: int
+    lost: int  # the first was right, the second is wrong
+    gained: int  # the first was wrong, the second is right
+    both_wrong: int
+    changed: int  # predictions that differ, right or wrong
+
+    @property
+    def net(self) -> int:
+        """Examples lost, net of those gained: the drop in accuracy times ``total``."""
+        return self.lost - self.gained
+
+    def __str__(self) -> str:
+        return (
+            f"{self.changed} of {self.total} predictions changed: {self.lost} lost, "
+            f"{self.gained} gained, net {-self.net:+d}"
+        )
+
+
+def flips(reference_logits: Tensor, other_logits: Tensor, labels: Tensor) -> Flips:
+    """Compare two models example by example; logits are [N, classes], labels [N].
+
+    Two accuracies that differ by 0.1 points can hide a hundred changed answers; flips show them.
+    """
+    right = _correct(reference_logits, labels)
+    other = _correct(other_logits, labels)
+    changed = reference_logits.argmax(1) != other_logits.argmax(1)
+    return Flips(
+        total=len(labels),
+        both_right=int((right & other).sum()),
+        lost=int((right & ~other).sum()),
+        gained=int((~right & other).sum()),
+        both_wrong=int((~right & ~other).sum()),
+        changed=int(changed.sum()),
+    )
+
+
+def paired_bootstrap(
+    first: Tensor, second: Tensor, *, samples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of ``second - first`` over the same examples, with a bootstrap percentile interval.
+
+    ``first`` and ``second`` are [N] scores an example (0 or 1 for right or wrong). Returns
+    (difference, low, high). The difference is significant where the interval excludes zero.
+    Pairing matters: both models find the same images hard (Efron, "Bootstrap methods", 1979).
+    """
+    if first.shape != second.shape or first.dim() != 1 or len(first) == 0:
+        raise QuantizationError(
+            f"paired_bootstrap: needs two equally long vectors of scores, got shapes "
+            f"{tuple(first.shape)} and {tuple(second.shape)}."
+        )
+    differences = (second.double() - first.double()).cpu().numpy()
+    # The bootstrap only needs how often each distinct difference is drawn: a multinomial.
+    values, counts = np.unique(differences, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(differences), counts / counts.sum(), size=samples
+    )
+    means = drawn @ values / len(differences)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(differences.mean()), float(low), float(high)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1.0 where the prediction is right, 0.0 elsewhere: [N], ready for ``paired_bootstrap``."""
+    return _correct(logits, labels).double()
+
+
+def _correct(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+        raise QuantizationError(
+            f"logits must be [N, classes] and labels [N] with N > 0, got {tuple(logits.shape)} "
+            f"and {tuple(labels.shape)}."
+        )
+    if torch.isnan(logits).any():
+        raise QuantizationError("logits contain NaN: find the layer that makes it before scoring.")
+    return logits.argmax(1) == labels

@@ -1,0 +1,98 @@
+"""Observation: run calibration data through a traced model and collect statistics of its values.
+
+The second of the five steps (chapter 06). Nothing is decided here: a summary per tensor value comes
+out, and any range rule can read it later without a second pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .errors import CalibrationError, QuantizationError
+from .summaries import Summary
+
+
+class Observer(nn.Module):
+    """Passes a tensor on unchanged and updates its summaries."""
+
+    def __init__(self, name: str, summaries: dict[type[Summary], Summary]) -> None:
+        super().__init__()
+        self.name = name
+        self.summaries = summaries
+
+    def forward(self, x: Tensor) -> Tensor:
+        for summary in self.summaries.values():
+            try:
+                summary.update(x)
+            except QuantizationError as error:
+                raise CalibrationError(f"value {self.name!r}: {error}") from error
+        return x
+
+
+def run(
+    model: nn.Module,
+    loader: Iterable,
+    *,
+    input_names: list[str],
+    num_batches: int | None = None,
+    progress: bool = True,
+) -> int:
+    """Forward ``loader``'s batches through ``model`` without gradients; returns how many it ran.
+
+    A batch is a tensor, a tuple ``(x, y, ...)`` whose first entries are the model's inputs, or a
+    dict from which the model's inputs are taken by name (labels are never needed). Raises
+    CalibrationError where no batch came or a batch does not fit.
+    """
+    if num_batches is not None and num_batches < 1:
+        raise CalibrationError(f"num_batches must be at least 1, got {num_batches}.")
+    total = len(loader) if hasattr(loader, "__len__") else None
+    if num_batches is not None:
+        total = num_batches if total is None else min(total, num_batches)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    done = 0
+    batches = tqdm(loader, total=total, desc="calibrating", unit="batch", disable=not progress)
+    with torch.no_grad():
+        for batch in batches:
+            if num_batches is not None and done >= num_batches:
+                break
+            model(*[x.to(device) for x in model_inputs(batch, input_names)])
+            done += 1
+    if done == 0:
+        raise CalibrationError("the calibration loader gave no batch: pass at least one.")
+    return done
+
+
+def model_inputs(batch: Any, input_names: list[str]) -> list[Tensor]:
+    """The tensors of a batch that the model takes, in the order of its arguments."""
+    if isinstance(batch, Mapping):
+        missing = [name for name in input_names if name not in batch]
+        if missing:
+            raise CalibrationError(
+                f"the batch has keys {sorted(batch)}, the model also needs {missing}."
+            )
+        found = [batch[name] for name in input_names]
+    elif isinstance(batch, Tensor):
+        found = [batch]
+    elif isinstance(batch, (tuple, list)):
+        found = list(batch[: len(input_names)])
+    else:
+        raise CalibrationError(
+            f"a batch must be a tensor, a tuple or a dict of tensors, got {type(batch).__name__}."
+        )
+    if len(found) != len(input_names):
+        raise CalibrationError(
+            f"the model takes {len(input_names)} inputs ({', '.join(input_names)}), "
+            f"the batch holds {len(found)}."
+        )
+    for name, x in zip(input_names, found, strict=True):
+        if not isinstance(x, Tensor):
+            raise CalibrationError(
+                f"input {name!r} must be a tensor, got {type(x).__name__}; "
+                "convert it in the loader."
+            )
+    return found

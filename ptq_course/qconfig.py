@@ -1,0 +1,87 @@
+"""QConfig: what to quantize, with how many bits, and how. One preset for each kind of runtime.
+
+Chapters 05, 06 and 15.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .affine import IntGrid
+from .errors import QuantizationError
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """Every choice that chapter 06 teaches, in one place; ``dataclasses.replace`` changes one.
+
+    weight_bits, activation_bits: 2 to 16, or None to leave them in floating point (W8A32, W32A8).
+    weight_granularity: "per_tensor", "per_channel", or a group length along the input channels.
+    weight_narrow: leave out the lowest code, [-127, 127] at 8 bits (symmetric weights).
+    activation_signed, activation_symmetric: the grid of activations and whether zero_point is 0.
+    activation_range: rule that turns statistics into a range: "minmax", "moving_average",
+        "percentile", "kl" or "mse".
+    float_layers: module paths that stay in floating point (chapter 10).
+    quantize_bias: int32 bias with scale s_x * s_w, as integer runtimes add it.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    weight_granularity: str | int = "per_channel"
+    weight_symmetric: bool = True
+    weight_narrow: bool = True
+    activation_signed: bool = False
+    activation_symmetric: bool = False
+    activation_range: str = "minmax"
+    quantize_bias: bool = True
+    float_layers: tuple[str, ...] = ()
+    target: str = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        # Building the grids checks the bits.
+        _ = self.weight_grid, self.activation_grid
+        if isinstance(self.float_layers, str):
+            raise QuantizationError(
+                f"float_layers is a tuple of names, got the string {self.float_layers!r}; "
+                f"write ({self.float_layers!r},)."
+            )
+        if self.activation_symmetric and not self.activation_signed:
+            raise QuantizationError(
+                "symmetric activations have zero_point 0 and need a signed grid: "
+                "set activation_signed=True."
+            )
+
+    @property
+    def weight_grid(self) -> IntGrid | None:
+        if self.weight_bits is None:
+            return None
+        return IntGrid(self.weight_bits, signed=True, narrow=self.weight_narrow)
+
+    @property
+    def activation_grid(self) -> IntGrid | None:
+        if self.activation_bits is None:
+            return None
+        return IntGrid(self.activation_bits, signed=self.activation_signed)
+
+    def with_bits(self, bits: int) -> QConfig:
+        """The same choices with ``bits`` for all that is quantized (None stays None)."""
+        return replace(
+            self,
+            weight_bits=None if self.weight_bits is None else bits,
+            activation_bits=None if self.activation_bits is None else bits,
+        )
+
+    @classmethod
+    def onnxruntime(cls) -> QConfig:
+        """Affine uint8 activations, narrow int8 weights per channel: what ONNX Runtime fuses."""
+        return cls()
+
+    @classmethod
+    def tensorrt(cls) -> QConfig:
+        """Symmetric int8 everywhere, zero point 0: TensorRT's explicit quantization."""
+        return cls(activation_signed=True, activation_symmetric=True, target="tensorrt")
+
+    @classmethod
+    def arm(cls) -> QConfig:
+        """Affine int8 activations, narrow int8 weights per channel: LiteRT and CMSIS-NN kernels."""
+        return cls(activation_signed=True, target="arm")
