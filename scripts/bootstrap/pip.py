@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -31,14 +32,19 @@ _NO_WHEEL = ("no matching distribution found", "could not find a version")
 _AGAIN = "Then run the same command again: it continues where it stopped."
 
 
+_LARGE = re.compile(r"^\s*Downloading .*\([\d.]+ [MG]B\)")
+
+
 class SetupError(Exception):
     """A setup that cannot go on; its text says why and what to do."""
 
 
-def install(environment: Environment, arguments: list[str]) -> None:
-    """Run `pip install` in the environment, its progress on the terminal.
+def install(environment: Environment, arguments: list[str], progress: bool = False) -> None:
+    """Run `pip install` in the environment; all that it says goes to `.venv/setup.log`.
 
-    Raises SetupError, with the cause in plain words, where pip fails.
+    On the terminal: pip's own progress where asked for (for one large download), otherwise a line
+    for each download of a megabyte and more. Raises SetupError, with the cause in plain words,
+    where pip fails.
     """
     command = [str(environment.python), "-m", "pip", "install", *arguments]
     variables = child_variables(environment)
@@ -47,18 +53,23 @@ def install(environment: Environment, arguments: list[str]) -> None:
         command,
         cwd=ROOT,
         env=variables,
-        stderr=subprocess.PIPE,
+        stdout=None if progress else subprocess.PIPE,
+        stderr=subprocess.PIPE if progress else subprocess.STDOUT,
         text=True,
         encoding="utf-8",
         errors="replace",
     )
-    complaints = []
-    with running:
-        for line in running.stderr:
-            sys.stderr.write(line)
-            complaints.append(line)
+    said = []
+    with running, open(environment.folder / "setup.log", "a", encoding="utf-8") as log:
+        for line in running.stderr if progress else running.stdout:
+            log.write(line)
+            said.append(line)
+            if _LARGE.search(line):
+                print("        " + line.strip(), flush=True)
+            if line.startswith("Installing collected packages:"):
+                print(f"        installing {line.count(',') + 1} of them", flush=True)
     if running.returncode:
-        raise SetupError(explain("".join(complaints), arguments))
+        raise SetupError(explain("".join(said), arguments))
 
 
 def explain(complaints: str, arguments: list[str]) -> str:
@@ -86,5 +97,7 @@ def explain(complaints: str, arguments: list[str]) -> str:
             f"The course runs on 64-bit CPython {pins.named(pins.PYTHONS)} on Linux\n"
             "(glibc 2.28 or newer), Apple-silicon Macs and Windows; elsewhere use a hub (README)."
         )
-    last = [line.strip() for line in complaints.splitlines() if line.strip()][-3:]
-    return "pip failed:\n" + "\n".join(f"    {line}" for line in last) + f"\n{_AGAIN}"
+    errors = [line.strip() for line in complaints.splitlines() if "error" in line.lower()]
+    last = errors or [line.strip() for line in complaints.splitlines() if line.strip()]
+    reason = "\n".join(f"    {line}" for line in last[-3:])
+    return f"pip failed (all that it said is in .venv/setup.log):\n{reason}\n{_AGAIN}"

@@ -53,7 +53,7 @@ def setup(environment: Environment, again: bool = False) -> None:
     environment.stamp_file.unlink(missing_ok=True)
     make_venv(environment)
     say(f"PyTorch {pins.TORCH}, the large one (about 200 MB, the build without CUDA)")
-    install(environment, torch_arguments())
+    install(environment, torch_arguments(), progress=True)
     check_build(environment)
     say("the other libraries, as pyproject.toml lists them")
     install(environment, rest_arguments())
@@ -98,8 +98,8 @@ def check_build(environment: Environment) -> None:
     say(f"GPUs: it works, but its other libraries take about {NEED_GB_CUDA:.0f} GB")
     if free_gb() < NEED_GB_CUDA:
         raise SetupError(
-            f"The disk has {free_gb():.1f} GB free, too little for that. Delete .venv and run\n"
-            f"the same command again where {pins.TORCH_INDEX} answers."
+            f"The disk has {free_gb():.1f} GB free, too little for that. Delete .venv\n"
+            f"and run the same command again where {pins.TORCH_INDEX} answers."
         )
 
 
