@@ -318,11 +318,10 @@ def _tensor_nodes(traced: fx.GraphModule) -> set[fx.Node]:
     """The nodes that compute tensors, not shapes or numbers taken from shapes."""
     found: set[fx.Node] = set()
     for node in traced.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "call_module"):
+        from_tensors = any(source in found for source in node.all_input_nodes)
+        calls = node.op.startswith("call") and node.target not in _NOT_TENSORS
+        if node.op in ("placeholder", "get_attr", "call_module") or (calls and from_tensors):
             found.add(node)
-        elif node.op.startswith("call") and node.target not in _NOT_TENSORS:
-            if any(source in found for source in node.all_input_nodes):
-                found.add(node)
     return found
 
 

@@ -72,7 +72,7 @@ class QuantizedLayer(nn.Module):
 
     ``layer`` is the float layer (kept unchanged, for comparison); ``weight_qparams`` fit its
     weight; ``input_qparams`` (per-tensor) quantize the bias with scale s_x * s_w and zero point 0,
-    as integer hardware adds it. Without them the bias stays in floating point (weight-only quantization).
+    as integer hardware adds it. Without them the bias stays in floating point (weight-only).
 
     A channel so quiet that its bias would not fit int32 ("dead channels" are common after folding
     batch norm) gets a larger weight scale: ``raised_channels`` counts them. Raises
