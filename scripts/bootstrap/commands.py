@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from .environment import ROOT, Environment, child_variables, current
 from .pip import SetupError
@@ -15,7 +14,7 @@ from .setup import setup
 
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
-COPIER = "ptq_course.classroom.learner_copy"
+COPIER = ROOT / "ptq_course" / "classroom" / "learner_copy.py"
 
 
 def run(arguments: list[str], help_text: str) -> int:
@@ -58,10 +57,13 @@ def set_up(arguments: list[str]) -> int:
 def lab(arguments: list[str]) -> int:
     """`lab [JupyterLab's arguments]`"""
     environment = ready()
-    refresh_copy(environment)
+    if any(NOTEBOOKS.glob("*.ipynb")):
+        refresh_copy()
     command = ["-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
     if first := next(iter(sorted(COPY.glob("00_*.ipynb"))), None):
         command.append(f"--LabApp.default_url=/lab/tree/{first.relative_to(ROOT).as_posix()}")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # a container's only user; the server listens on localhost
     return hand_over(environment, [*command, *arguments])
 
 
@@ -88,35 +90,21 @@ def ready() -> Environment:
     return environment
 
 
-def refresh_copy(environment: Environment) -> None:
-    """Make or refresh the learner's copy; nothing to do while notebooks and copier are the same."""
-    mark, now = COPY / ".made_from", state_of_notebooks()
-    names = [notebook.name for notebook in NOTEBOOKS.glob("*.ipynb")]
-    if all((COPY / name).exists() for name in names):
-        try:
-            if mark.read_text(encoding="utf-8") == now:
-                return
-        except OSError:
-            pass
-    command = [str(environment.python), "-m", COPIER]
-    made = subprocess.run(command, cwd=ROOT, env=child_variables(environment))
-    if made.returncode:
-        raise SetupError(
-            "The learner's copy my_course/ could not be made; the reason stands above.\n"
-            "The notebooks themselves are in notebooks/."
-        )
-    if COPY.is_dir():
-        mark.write_text(now, encoding="utf-8")
+def refresh_copy() -> None:
+    """Make or refresh the learner's copy, never overwriting what the learner wrote.
 
-
-def state_of_notebooks() -> str:
-    """A hash of everything that the learner's copy is made from."""
-    package = ROOT / "ptq_course" / "classroom"
-    digest = hashlib.sha256()
-    for file in [*sorted(NOTEBOOKS.glob("*.ipynb")), package / "learner_copy.py"]:
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes() if file.exists() else b"")
-    return digest.hexdigest()
+    The copier is standard library only and is loaded by its file: importing it by name would import
+    the package, and PyTorch with it, for nothing.
+    """
+    spec = importlib.util.spec_from_file_location("learner_copy", COPIER)
+    copier = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copier)
+    try:
+        done = copier.make(ROOT)
+    except OSError as problem:
+        raise SetupError(f"The learner's copy my_course/ could not be made: {problem}") from problem
+    for line in done:
+        print(f"[my_course] {line}")
 
 
 def hand_over(environment: Environment, arguments: list[str]) -> int:
@@ -130,8 +118,3 @@ def hand_over(environment: Environment, arguments: list[str]) -> int:
         os.execve(command[0], command, variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that now runs
     return subprocess.call(command, env=variables)
-
-
-def relative(path: Path) -> str:
-    """A path as seen from the course's folder, for messages."""
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

@@ -99,7 +99,7 @@ def check_build(environment: Environment) -> None:
     if free_gb() < NEED_GB_CUDA:
         raise SetupError(
             f"The disk has {free_gb():.1f} GB free, too little for that. Delete .venv\n"
-            f"and run the same command again where {pins.TORCH_INDEX} answers."
+            f"and run this command again where {pins.TORCH_INDEX} answers."
         )
 
 
@@ -108,9 +108,8 @@ def check_disk(environment: Environment) -> None:
     free, needed = free_gb(), needed_gb(environment)
     if free < needed:
         raise SetupError(
-            f"The disk that holds this folder has {free:.1f} GB free;\n"
-            f"the setup needs {needed:.0f} GB. Make room (or move the folder to a larger disk) and\n"
-            "run the same command again."
+            f"The disk of this folder has {free:.1f} GB free; the setup needs {needed:.0f} GB.\n"
+            "Make room (or move the folder to a larger disk) and run the same command again."
         )
 
 
