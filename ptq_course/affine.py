@@ -1,4 +1,4 @@
-"""Affine quantization: from real numbers to integers and back (chapter 01; granularity: chapter 05).
+"""Affine quantization: from real numbers to integers and back (chapter 01; block sizes: 05).
 
     q     = clamp(round(x / scale) + zero_point, qmin, qmax)      quantize
     x_hat = (q - zero_point) * scale                              dequantize
@@ -130,11 +130,12 @@ def choose_qparams(
                scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale).
 
     low, high: numbers or tensors of equal shape: 0-d for block_size None, else one entry per block,
-    as block_minmax returns them. Computed in float64, stored as float32 with a floor at the smallest
-    normal number (1.2e-38). A range that is only zero gets scale 1.
-    Error of a value inside the range: half a step, plus the rounding of the float32 scale, which is
-    under (qmax - qmin) * 2^-24 of a step. Where the last code would decode beyond float32 (ranges
-    within a step of 3.4e38) the scale shrinks until it does not, and the end clips by up to a step.
+    as block_minmax returns them. Computed in float64, stored as float32 with a floor at the
+    smallest normal number (1.2e-38). A range that is only zero gets scale 1.
+    Error of a value inside the range: half a step, plus the rounding of the float32 scale, which
+    is under (qmax - qmin) * 2^-24 of a step. Where the last code would decode beyond float32
+    (ranges within a step of 3.4e38) the scale shrinks until it does not, and the end clips by up
+    to a step.
 
     Raises QuantizationError for bounds that are NaN, infinite, beyond float32, or low > high.
     """
@@ -188,8 +189,8 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
 def dequantize(codes: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The reals that integer codes stand for: (codes - zero_point) * scale.
 
-    codes: integer tensor, taken to lie inside the grid. Computed in float64 for dtype float64, else
-    in float32; where float16 or bfloat16 cannot hold the last step, its largest finite value stands.
+    codes: integer tensor, taken to lie inside the grid. Computed in float64 for dtype float64,
+    else in float32; a value that float16 or bfloat16 cannot hold becomes their largest finite one.
     """
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise QuantizationError(f"dequantize: codes must be integers, got {codes.dtype}")
@@ -300,7 +301,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _largest_scale(zero_point: Tensor, grid: IntGrid) -> Tensor:
-    """The largest float32 scale (less one unit in the last place) whose last code decodes finite."""
+    """The largest float32 scale, less one ulp, whose last code decodes finite."""
     steps = torch.maximum(grid.qmax - zero_point, zero_point - grid.qmin)
     bound = (FLOAT32_MAX / steps).to(torch.float32)
     return torch.nextafter(bound, torch.zeros_like(bound))

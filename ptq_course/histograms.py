@@ -1,0 +1,257 @@
+"""Histograms that merge exactly (chapters 02 and 03).
+
+An ordinary histogram must know its range before it counts; widening it later moves the bin edges,
+and the result depends on what came first. Here the edges are given by arithmetic instead:
+
+- `FloatBitHistogram`: a bin is the upper half of a float32. Nothing to agree on, every bin is under
+  1 % wide, from 1e-38 to 3e38. For percentiles.
+- `DyadicHistogram`: bins of equal width 2^k at whole multiples of 2^k. When the data outgrow them,
+  neighbours are added in pairs and k grows by one: every edge of the wider bins was an edge before.
+  For KL and mean squared error, which need equal widths.
+
+Both states are functions of the values seen: batches, order and processes leave no trace.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ptq_course.errors import CalibrationError
+from ptq_course.summaries import SMALLEST_EXPONENT, Summary, check_group
+
+BLOCK = 2**18  # values counted at a time: their scratch space stays in the cache
+
+
+class FloatBitHistogram(Summary):
+    """Counts of float32 values by sign, exponent and the first 7 bits of the mantissa.
+
+    counts: int64 [65536] in the order of the values: bin 0 is the most negative, bin 32768 begins
+    at +0.0 (float_bit_edges gives the edges). A bin is at most 2^-7 = 0.8 % of its values wide,
+    but for those below 1.2e-38 in magnitude.
+    """
+
+    def __init__(self, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.counts = np.zeros(2**16, dtype=np.int64)
+
+    def percentile(self, p: float) -> float:
+        """The value below which p percent of the data lie, p from 0 to 100.
+
+        As torch.quantile does, it interpolates between the two order statistics around rank
+        p / 100 * (count - 1). Each of them is known to its bin, so the result is within 2^-7 of the
+        larger of the two in magnitude; 0 and 100 are the exact extremes.
+        Raises CalibrationError for p outside 0..100 and before the first update.
+        """
+        if not 0 <= p <= 100:
+            raise CalibrationError(f"percentile must lie in [0, 100], got {p}")
+        self.require_data()
+        rank = p / 100 * (self.count - 1)
+        lower, upper = (self._order_statistic(f(rank)) for f in (math.floor, math.ceil))
+        return lower + (rank - math.floor(rank)) * (upper - lower)
+
+    def _order_statistic(self, rank: int) -> float:
+        """The value of the given rank (0: smallest), as if its bin's were evenly spread."""
+        if rank == 0:
+            return self.min_val
+        if rank >= self.count - 1:
+            return self.max_val
+        until = np.cumsum(self.counts)
+        bin_ = int(np.searchsorted(until, rank, side="right"))
+        in_bin = int(self.counts[bin_])
+        share = (rank - (int(until[bin_]) - in_bin) + 0.5) / in_bin
+        left, right = float_bit_edges()[bin_ : bin_ + 2]
+        return min(max(float(left + share * (right - left)), self.min_val), self.max_val)
+
+    def _collect(self, values: Tensor, low: float, high: float) -> None:
+        counts = np.zeros(2**16, dtype=np.int64)
+        for block in in_memory_order(values).split(BLOCK):
+            upper_half = (block.view(torch.int32) >> 16).add_(2**15)
+            counts += torch.bincount(upper_half, minlength=2**16).cpu().numpy()
+        counts[: 2**15] = counts[: 2**15][::-1]  # negative floats grow in magnitude with their bits
+        self.counts += counts
+        self.min_val, self.max_val = min(self.min_val, low), max(self.max_val, high)
+
+    def _absorb(self, other: FloatBitHistogram) -> None:
+        self.counts += other.counts
+        self.min_val = min(self.min_val, other.min_val)
+        self.max_val = max(self.max_val, other.max_val)
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Sum the counts of all processes (see Summary.all_reduce)."""
+        check_group(group, self._label())
+        low, high = agree_on_extremes(self.min_val, self.max_val, group)
+        *counts, count = sum_over_processes(np.append(self.counts, self.count), group)
+        self.counts, self.count = np.array(counts), int(count)
+        self.min_val, self.max_val = low, high
+
+
+class DyadicHistogram(Summary):
+    """Counts in bins of width 2^k at whole multiples of 2^k; exact zeros are counted apart.
+
+    max_bins: how many bins there may be. The lattice (dyadic_lattice) always contains zero and is
+    the finest that covers the data, so one-sided data use all bins on one side.
+
+    exponent: k. first: the number j of the first bin. counts: int64, counts[j - first] is the
+    number of values in [j * 2^k, (j + 1) * 2^k) that are not 0. zeros: how many are 0 (or -0).
+    """
+
+    def __init__(self, max_bins: int = 2**16, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if isinstance(max_bins, bool) or not isinstance(max_bins, int):
+            raise CalibrationError(f"max_bins must be an integer, got {max_bins!r}")
+        if not 2 <= max_bins <= 2**24:
+            raise CalibrationError(f"max_bins must lie in 2..2^24, got {max_bins}")
+        self.max_bins = max_bins
+        self.exponent, self.first, bins = dyadic_lattice(0.0, 0.0, max_bins)
+        self.counts = np.zeros(bins, dtype=np.int64)
+        self.zeros = 0
+
+    @property
+    def width(self) -> float:
+        """2^k, the width of a bin."""
+        return math.ldexp(1.0, self.exponent)
+
+    def edges(self) -> np.ndarray:
+        """The len(counts) + 1 edges of the bins, float64 (exact)."""
+        return np.ldexp(self.first + np.arange(len(self.counts) + 1.0), self.exponent)
+
+    def magnitudes(self) -> tuple[np.ndarray, float]:
+        """Counts of |x| in bins of `width` from 0 up: the bins below zero folded onto those above.
+
+        Folded bins keep their own closed end: -x from (j * width, (j + 1) * width].
+        """
+        below, above = self.counts[: -self.first][::-1], self.counts[-self.first :]
+        folded = np.zeros(max(len(below), len(above)), dtype=np.int64)
+        folded[: len(below)] += below
+        folded[: len(above)] += above
+        return folded, self.width
+
+    def _collect(self, values: Tensor, low: float, high: float) -> None:
+        low, high = min(low, self.min_val), max(high, self.max_val)
+        exponent, first, bins = dyadic_lattice(low, high, self.max_bins)
+        counts = self._counts_on(exponent, first, bins)
+        zeros = self.zeros
+        for block in in_memory_order(values).split(BLOCK):
+            block_counts, block_zeros = count_block(block, exponent, first, bins)
+            counts += block_counts
+            zeros += block_zeros
+        counts[-first] -= zeros - self.zeros  # they were counted in bin 0
+        self._assign(exponent, first, counts, zeros, low, high)
+
+    def _absorb(self, other: DyadicHistogram) -> None:
+        low, high = min(self.min_val, other.min_val), max(self.max_val, other.max_val)
+        lattice = dyadic_lattice(low, high, self.max_bins)
+        counts = self._counts_on(*lattice) + other._counts_on(*lattice)
+        self._assign(*lattice[:2], counts, self.zeros + other.zeros, low, high)
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Agree on k, coarsen, sum (see Summary.all_reduce)."""
+        check_group(group, self._label())
+        smallest, largest = agree_on_extremes(self.max_bins, self.max_bins, group)
+        if smallest != largest:
+            raise CalibrationError(
+                f"{self._label()}: the processes use max_bins from {smallest:g} to {largest:g}: "
+                "construct the histograms alike"
+            )
+        low, high = agree_on_extremes(self.min_val, self.max_val, group)
+        lattice = dyadic_lattice(low, high, self.max_bins)
+        mine = np.append(self._counts_on(*lattice), [self.zeros, self.count])
+        *counts, zeros, count = sum_over_processes(mine, group)
+        self._assign(*lattice[:2], np.array(counts), int(zeros), low, high)
+        self.count = int(count)
+
+    def _counts_on(self, exponent: int, first: int, bins: int) -> np.ndarray:
+        """A copy of the counts on a lattice that is as coarse or coarser and covers this one."""
+        counts, own_first = self.counts, self.first
+        for _ in range(exponent - self.exponent):
+            counts, own_first = halve(counts, own_first)
+        placed = np.zeros(bins, dtype=np.int64)
+        # Before the first values there is only a count of 0, which may lie outside.
+        if counts.any():
+            placed[own_first - first : own_first - first + len(counts)] = counts
+        return placed
+
+    def _assign(
+        self, exponent: int, first: int, counts: np.ndarray, zeros: int, low: float, high: float
+    ) -> None:
+        self.exponent, self.first, self.counts, self.zeros = exponent, first, counts, zeros
+        self.min_val, self.max_val = low, high
+
+    def _settings(self) -> dict[str, Any]:
+        return {"max_bins": self.max_bins}
+
+
+def dyadic_lattice(low: float, high: float, max_bins: int) -> tuple[int, int, int]:
+    """The finest dyadic bins that cover low, high and 0: (k, number of the first, how many).
+
+    k is the smallest for which the bins from floor(low / 2^k) to floor(high / 2^k) are at most
+    max_bins. It depends on the extremes alone, and never falls when these widen.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    _, peak_exponent = math.frexp(max(-low, high))  # the peak is at least 2^(peak_exponent - 1)
+    exponent = max(SMALLEST_EXPONENT, peak_exponent - max_bins.bit_length())  # none finer can do
+    while True:
+        first, last = (math.floor(math.ldexp(bound, -exponent)) for bound in (low, high))
+        if last - first + 1 <= max_bins:
+            return exponent, first, last - first + 1
+        exponent += 1
+
+
+def count_block(block: Tensor, exponent: int, first: int, bins: int) -> tuple[np.ndarray, int]:
+    """Counts of floor(x / 2^k) - first for float32 x [N], N at most 2^18, and the number of zeros.
+
+    A product with a power of two is exact unless it underflows. In float32 it cannot for k <= 0
+    (|x| grows), which covers data up to about 2^15; beyond, and where 2^-k is no float32, the
+    product is taken in float64. So the tiniest negative value, too, lands in bin -1 and not in 0.
+    """
+    if not -126 <= exponent <= 0:
+        block = block.to(torch.float64)
+    number = (block * math.ldexp(1.0, -exponent)).floor_().to(torch.int32)
+    counts = torch.bincount(number.sub_(first), minlength=bins)
+    not_zero = int(block.sign().abs_().sum())  # whole numbers below 2^24 add exactly in float32
+    return counts.cpu().numpy(), block.numel() - not_zero
+
+
+def halve(counts: np.ndarray, first: int) -> tuple[np.ndarray, int]:
+    """Bins of twice the width: bins 2j and 2j + 1 become bin j."""
+    counts = np.pad(counts, (first % 2, (first + len(counts)) % 2))
+    return counts[0::2] + counts[1::2], first // 2
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """The elements of x as [N], in the order in which they lie in memory, to avoid a copy."""
+    by_stride = sorted(range(x.ndim), key=lambda d: x.stride(d), reverse=True)
+    return x.permute(by_stride).reshape(-1)
+
+
+@lru_cache(maxsize=1)
+def float_bit_edges() -> np.ndarray:
+    """The 65537 edges of a FloatBitHistogram's bins, float64, in order; the outermost infinite."""
+    magnitudes = np.full(2**15 + 1, np.inf)
+    finite = (np.arange(0x7F80, dtype=np.uint32) << 16).view(np.float32)
+    magnitudes[: len(finite)] = finite
+    magnitudes[len(finite)] = 2.0**128  # where infinity's bits begin
+    return np.concatenate([-magnitudes[:0:-1], magnitudes])
+
+
+def agree_on_extremes(
+    low: float, high: float, group: dist.ProcessGroup | None
+) -> tuple[float, float]:
+    """The smallest `low` and the largest `high` of all processes."""
+    extremes = torch.tensor([-low, high], dtype=torch.float64)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
+    return 0.0 - float(extremes[0]), float(extremes[1])
+
+
+def sum_over_processes(numbers: np.ndarray, group: dist.ProcessGroup | None) -> np.ndarray:
+    """The sum of int64 `numbers` over all processes."""
+    total = torch.from_numpy(numbers)
+    dist.all_reduce(total, dist.ReduceOp.SUM, group)
+    return total.numpy()
