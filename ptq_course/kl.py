@@ -41,7 +41,7 @@ from ptq_course.errors import CalibrationError, QuantizationError
 
 TIE = 1e-9  # nats: below it two divergences differ by rounding, not by merit
 TINY = np.finfo(np.float64).tiny
-BLOCK = 2**16  # (candidate, group) pairs evaluated at a time: temporaries that fit the L2 cache
+BLOCK = 2**17  # (candidate, group) pairs evaluated at a time: temporaries that fit the L2 cache
 
 
 # --- the algorithm as it is told ---------------------------------------------------------------

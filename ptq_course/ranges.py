@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import QuantizationError
 from ptq_course.sweeps import CANDIDATES, Range, Sweep, kl_sweep, mse_sweep
 
 if TYPE_CHECKING:
@@ -39,11 +37,9 @@ __all__ = [
 
 
 def minmax_range(summary: Summary) -> Range:
-    """[min_val, max_val] of any summary that has them. Raises CalibrationError before any data."""
-    low, high = float(summary.min_val), float(summary.max_val)
-    if not low <= high:
-        raise CalibrationError("no range without data: call update(x) before asking for a range")
-    return Range(low, high)
+    """[min_val, max_val] of any summary. Raises CalibrationError before any data."""
+    summary.require_data()
+    return Range(summary.min_val, summary.max_val)
 
 
 def percentile_range(
@@ -57,13 +53,11 @@ def percentile_range(
     """
     if not 50 < percentile <= 100:
         raise QuantizationError(f"percentile must lie in (50, 100], got {percentile}")
-    if not np.any(np.asarray(hist.counts)):
-        raise CalibrationError("no percentile without data: call update(x) before asking for one")
-    low, high = float(hist.percentile(100 - percentile)), float(hist.percentile(percentile))
+    low, high = hist.percentile(100 - percentile), hist.percentile(percentile)
     if not symmetric:
         return Range(low, high)
     threshold = max(abs(low), abs(high))
-    return Range(-threshold if hist.percentile(0) < 0 else 0.0, threshold)
+    return Range(-threshold if hist.min_val < 0 else 0.0, threshold)
 
 
 def kl_range(

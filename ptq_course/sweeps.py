@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptq_course import kl, mse
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import QuantizationError
 
 if TYPE_CHECKING:
     from ptq_course.affine import IntGrid
@@ -91,8 +91,8 @@ def kl_sweep(
     candidates = _affordable(candidates, levels)
     if not symmetric and len(negative) and len(positive):
         return _two_sided_kl_sweep(hist, negative, positive, levels, candidates)
-    magnitudes = _folded(negative, positive)
-    if not len(magnitudes):
+    magnitudes = np.trim_zeros(hist.magnitudes()[0], "b")
+    if not len(magnitudes):  # nothing but zeros
         return _sweep_from_zero(hist, [0.0], [0.0], symmetric, "kl", "nats")
     stops = kl.candidate_stops(len(magnitudes), levels, candidates)
     scores = kl.kl_divergences(magnitudes, levels, stops)
@@ -150,8 +150,9 @@ def mse_sweep(
     candidates = _affordable(candidates, grid.qmax + 1 if symmetric else grid.levels)
     if not len(negative) and not len(positive):
         return _sweep_from_zero(hist, [0.0], [0.0], symmetric, "mse", "squared error")
-    values = negative.sum() + positive.sum() + int(hist.zeros)
-    unit = hist.width**2 / values  # from a sum in bins squared to a mean in the data's unit squared
+    unit = (
+        hist.width**2 / hist.count
+    )  # from a sum in bins squared to a mean in the data's unit squared
 
     if not symmetric and len(negative) and len(positive):
         widths = (hist.max_val - hist.min_val) * _fractions(max(2, candidates // 4))
@@ -175,28 +176,14 @@ def _sides(
     hist: DyadicHistogram, grid: IntGrid, symmetric: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Counts of |x| from zero outwards, of the negative and the positive values; no empty tail."""
-    counts, first = np.asarray(hist.counts), int(hist.first)
-    if not counts.any() and not int(hist.zeros):
-        raise CalibrationError("no range without data: call update(x) before asking for a range")
-    origin = min(first, 0)
-    dense = np.zeros(max(first + len(counts), 0) - origin, np.int64)
-    dense[first - origin :][: len(counts)] = counts
-    sides = dense[:-origin][::-1], dense[-origin:]
-    negative, positive = (np.trim_zeros(side, "b") for side in sides)
-    if symmetric and not grid.signed and len(negative):
+    hist.require_data()
+    if symmetric and not grid.signed and hist.min_val < 0:
         raise QuantizationError(
-            f"a symmetric range on an unsigned grid needs data >= 0, its minimum is "
-            f"{hist.min_val:g}: use a signed grid or symmetric=False"
+            f"{hist.name or 'range'}: a symmetric range on an unsigned grid needs data >= 0, the "
+            f"minimum is {hist.min_val:g}: use a signed grid or symmetric=False"
         )
-    return negative, positive
-
-
-def _folded(negative: NDArray, positive: NDArray) -> NDArray[np.int64]:
-    """Counts of |x|: the two sides added."""
-    magnitudes = np.zeros(max(len(negative), len(positive)), np.int64)
-    magnitudes[: len(negative)] += negative
-    magnitudes[: len(positive)] += positive
-    return magnitudes
+    sides = hist.counts[: -hist.first][::-1], hist.counts[-hist.first :]
+    return tuple(np.trim_zeros(side, "b") for side in sides)
 
 
 def _sweep_from_zero(
