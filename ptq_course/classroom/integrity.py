@@ -1,0 +1,58 @@
+"""What ships in data/ and how it is told from a damaged copy: SHA-256 sums in data/manifest.json."""
+
+import hashlib
+import io
+import json
+from functools import cache
+from pathlib import Path
+
+from ptq_course.errors import DataIntegrityError
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+REMEDY = "restore it with `git checkout -- data` or see data/README.md for the script that makes it"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@cache
+def read_manifest(folder: Path = DATA) -> dict:
+    """data/manifest.json: {"files": {name: {"sha256", "bytes", ...}}}."""
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataIntegrityError(f"{path} cannot be read ({error}); {REMEDY}") from error
+
+
+def verified(name: str, folder: Path | None = None) -> io.BytesIO:
+    """The bytes of data/`name`, once their SHA-256 is the manifest's; else `DataIntegrityError`."""
+    folder = DATA if folder is None else folder
+    path = folder / name
+    entry = read_manifest(folder)["files"].get(name)
+    if entry is None:
+        raise DataIntegrityError(f"{path} is not listed in manifest.json; {REMEDY}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataIntegrityError(f"{path} cannot be read ({error}); {REMEDY}") from error
+    found = sha256(data)
+    if found != entry["sha256"]:
+        raise DataIntegrityError(
+            f"{path} is damaged: its SHA-256 begins {found[:12]}, the manifest says "
+            f"{entry['sha256'][:12]}; {REMEDY}"
+        )
+    return io.BytesIO(data)
+
+
+def record(name: str, folder: Path | None = None, **facts: object) -> None:
+    """Enter data/`name` as it is now into the manifest, with `facts` about it (for the scripts)."""
+    folder = DATA if folder is None else folder
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"files": {}}
+    data = (folder / name).read_bytes()
+    manifest["files"][name] = {"sha256": sha256(data), "bytes": len(data), **facts}
+    manifest["files"] = dict(sorted(manifest["files"].items()))
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    read_manifest.cache_clear()

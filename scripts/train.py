@@ -1,0 +1,173 @@
+"""Train one of the course's two networks on freshly drawn pictures; resumable.
+
+    python scripts/train.py --arch resnet       # about a quarter of an hour on two cores
+    python scripts/train.py --arch mobilenet
+
+Writes data/<arch>.safetensors and its entry in data/manifest.json. Interrupted, the same command continues
+from the last chunk (checkpoints in training/, no pickles). One-cycle learning rate (Smith and Topin,
+"Super-Convergence", 2019), SGD with Nesterov momentum, label smoothing.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from ptq_course.classroom.camera import to_input
+from ptq_course.classroom.classes import CLASS_NAMES
+from ptq_course.classroom.evaluate import accuracy, logits
+from ptq_course.classroom.generator import EmojiGenerator
+from ptq_course.classroom.integrity import record
+from ptq_course.classroom.models import ARCHITECTURES, multiply_adds
+
+ROOT = Path(__file__).resolve().parents[1]
+CHUNK = 8192  # pictures drawn, learned from and thrown away
+
+
+def momentum_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"momentum.{i}": s["momentum_buffer"] for i, s in state.items()}
+
+
+def restore(
+    folder: Path, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """(chunks done, minutes spent) of an interrupted run with the same settings, else (0, 0)."""
+    if not (folder / "progress.json").exists():
+        return 0, 0.0
+    progress = json.loads((folder / "progress.json").read_text())
+    if progress["settings"] != settings:
+        raise SystemExit(f"{folder} holds a run with other settings; remove it or use --fresh")
+    tensors = load_file(folder / progress["file"])
+    momentum = {k: tensors.pop(k) for k in list(tensors) if k.startswith("momentum.")}
+    model.load_state_dict(tensors)
+    state = optimizer.state_dict()
+    state["state"] = {
+        int(key.split(".")[1]): {"momentum_buffer": value} for key, value in momentum.items()
+    }
+    optimizer.load_state_dict(state)
+    return progress["chunks"], progress["minutes"]
+
+
+def checkpoint(
+    folder: Path,
+    settings: dict,
+    chunks: int,
+    minutes: float,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Save the run; an interruption at any moment leaves either the old or the new state."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"state-{chunks % 2}.safetensors"
+    tensors = {**model.state_dict(), **momentum_state(optimizer)}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
+    progress = {"settings": settings, "file": name, "chunks": chunks, "minutes": minutes}
+    temporary = folder / "progress.tmp"
+    temporary.write_text(json.dumps(progress))
+    temporary.replace(folder / "progress.json")
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """One cycle: up in a straight line over the first fifth, then half a cosine down to zero."""
+    rise = max(1, steps // 5)
+    if step < rise:
+        return peak * (0.04 + 0.96 * step / rise)
+    fall = torch.tensor((step - rise) / max(1, steps - rise) * torch.pi)
+    return peak * 0.5 * (1 + fall.cos().item())
+
+
+def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
+    """The trained network in eval mode and the minutes it took."""
+    torch.manual_seed(arguments.seed)
+    model = ARCHITECTURES[arguments.arch](len(CLASS_NAMES)).to(memory_format=torch.channels_last)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": plain}],
+        lr=arguments.lr,
+        momentum=0.9,
+        nesterov=True,
+    )
+    chunk_steps = CHUNK // arguments.batch
+    chunks = -(-arguments.images // CHUNK)
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("fresh", "output", "work")}
+    folder = arguments.work / arguments.arch
+    if arguments.fresh and (folder / "progress.json").exists():
+        (folder / "progress.json").unlink()
+    done, minutes = restore(folder, settings, model, optimizer)
+    criterion = nn.CrossEntropyLoss(label_smoothing=arguments.smoothing)
+    model.train()
+    bar = tqdm(range(done, chunks), initial=done, total=chunks, desc=arguments.arch, unit="chunk")
+    for chunk in bar:
+        start = time.perf_counter()
+        images, labels = EmojiGenerator(seed=1_000_000 + arguments.seed * 10_000 + chunk).batch(
+            CHUNK
+        )
+        hits = total = 0.0
+        for step in range(chunk_steps):
+            rate = learning_rate(chunk * chunk_steps + step, chunks * chunk_steps, arguments.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            part = slice(step * arguments.batch, (step + 1) * arguments.batch)
+            inputs = to_input(images[part]).contiguous(memory_format=torch.channels_last)
+            outputs = model(inputs)
+            loss = criterion(outputs, labels[part])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            hits += (outputs.argmax(1) == labels[part]).sum().item()
+            total += loss.item()
+        minutes += (time.perf_counter() - start) / 60
+        bar.set_postfix(loss=f"{total / chunk_steps:.3f}", accuracy=f"{hits / CHUNK:.3f}")
+        checkpoint(folder, settings, chunk + 1, minutes, model, optimizer)
+    return model.to(memory_format=torch.contiguous_format).eval(), minutes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
+    parser.add_argument("--images", type=int, default=400_000, help="pictures to learn from")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--weight-decay", type=float, default=1e-4)
+    parser.add_argument("--smoothing", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="ignore an interrupted run")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "training", help="folder of checkpoints"
+    )
+    parser.add_argument("--output", type=Path, help="write here and leave data/ alone (a trial)")
+    arguments = parser.parse_args()
+    model, minutes = train(arguments)
+    output = arguments.output or ROOT / "data" / f"{arguments.arch}.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output)
+    print(f"{output.name}: {arguments.images} pictures, {minutes:.1f} minutes")
+    if arguments.output:
+        return
+    from ptq_course.classroom.datasets import load_split
+
+    split = load_split("test")
+    top1 = accuracy(logits(model, split), split.labels)
+    record(
+        output.name,
+        licence="MIT",
+        fp32_accuracy=round(top1, 5),
+        multiply_adds=multiply_adds(model),
+        seed=arguments.seed,
+        pictures=-(-arguments.images // CHUNK) * CHUNK,
+        minutes=round(minutes, 1),
+        torch=torch.__version__.split("+")[0],
+        command=f"python scripts/train.py --arch {arguments.arch}",
+    )
+    print(f"FP32 accuracy on the test split: {100 * top1:.2f} %")
+
+
+if __name__ == "__main__":
+    main()
