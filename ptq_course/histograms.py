@@ -57,17 +57,21 @@ class FloatBitHistogram(Summary):
         return lower + (rank - math.floor(rank)) * (upper - lower)
 
     def _order_statistic(self, rank: int) -> float:
-        """The value of the given rank (0: smallest), as if its bin's were evenly spread."""
+        """The value of the given rank (0: smallest), as if its bin's were evenly spread.
+
+        The two bins next to zero hold nearly always nothing but zeros, and count as such.
+        """
         if rank == 0:
             return self.min_val
         if rank >= self.count - 1:
             return self.max_val
         until = np.cumsum(self.counts)
-        bin_ = int(np.searchsorted(until, rank, side="right"))
-        in_bin = int(self.counts[bin_])
-        share = (rank - (int(until[bin_]) - in_bin) + 0.5) / in_bin
-        left, right = float_bit_edges()[bin_ : bin_ + 2]
-        return min(max(float(left + share * (right - left)), self.min_val), self.max_val)
+        number = int(np.searchsorted(until, rank, side="right"))
+        in_bin = int(self.counts[number])
+        share = (rank - (int(until[number]) - in_bin) + 0.5) / in_bin
+        left, right = float_bit_edges()[number : number + 2]
+        value = 0.0 if 0.0 in (left, right) else float(left + share * (right - left))
+        return min(max(value, self.min_val), self.max_val)
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
         counts = np.zeros(2**16, dtype=np.int64)

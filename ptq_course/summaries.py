@@ -129,8 +129,8 @@ class Moments(Summary):
     """Mean, variance and extremes, from exact sums of x and x^2.
 
     The sums are Python integers in units of 2^-149 and 2^-298, in which every float32 and every
-    square of one is whole; nothing is rounded before `mean` or `var` is asked for. (Kulisch, "Computer
-    Arithmetic and Validity", 2008, adds the same way in a long fixed-point register.)
+    square of one is whole; nothing is rounded before `mean` or `var` is asked for. (Kulisch,
+    "Computer Arithmetic and Validity", 2008, adds the same way in a long fixed-point register.)
     """
 
     def __init__(self, *, name: str | None = None) -> None:
@@ -191,8 +191,8 @@ class MovingAverage(Summary):
 
     def merge(self, other: Summary) -> None:
         raise UnsupportedError(
-            f"{self._label()}: a moving average depends on the order of the batches, so two of them "
-            "have no merged value: use BatchExtremaMean, or MinMax, which merge"
+            f"{self._label()}: a moving average depends on the order of the batches, so two of "
+            "them have no merged value: use BatchExtremaMean, or MinMax, which merge"
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
@@ -270,9 +270,9 @@ def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
 def exact_sums(values: Tensor) -> tuple[int, int]:
     """Sum of x in units of 2^-149 and sum of x^2 in units of 2^-298, both exact.
 
-    x = mantissa * 2^shift units with a whole mantissa below 2^24. Mantissas of equal shift are added
-    in float64, where whole numbers below 2^53 add exactly (squares in two halves of 24 bits);
-    Python's integers then add over the shifts.
+    x = mantissa * 2^shift units with a whole mantissa below 2^24. Mantissas of equal shift are
+    added in float64, where whole numbers below 2^53 add exactly (squares in two halves of 24
+    bits); Python's integers then add over the shifts.
     """
     added = squared = 0
     for block in values.reshape(-1).split(2**18):
@@ -302,8 +302,8 @@ def check_group(group: dist.ProcessGroup | None, label: str) -> None:
         )
     if "gloo" not in str(dist.get_backend(group)):
         raise UnsupportedError(
-            f"{label}: the counts live on the CPU, backend {dist.get_backend(group)} does not reach "
-            "them: pass group=torch.distributed.new_group(backend='gloo')"
+            f"{label}: the counts live on the CPU, where backend {dist.get_backend(group)} does "
+            "not reach: pass group=torch.distributed.new_group(backend='gloo')"
         )
 
 
