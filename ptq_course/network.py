@@ -22,13 +22,17 @@ class TracedNetwork:
 
     def __init__(self, model: nn.Module, float_layers: Collection[str] = ()) -> None:
         self.module: fx.GraphModule = fuse(trace(model))
-        self.plan: Plan = plan(self.module, float_layers)
+        self.replan(float_layers)
+        self.full_plan: Plan = plan(self.module)  # float_layers may change after observation
 
     def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule]) -> None:
         """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
         self.module = step(self.module)
+        self.full_plan = plan(self.module)
+        self.replan(self.float_layers)
 
     def replan(self, float_layers: Collection[str]) -> None:
+        self.float_layers = float_layers
         self.plan = plan(self.module, float_layers)
 
     @property
@@ -42,7 +46,7 @@ class TracedNetwork:
         module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
         nodes = {node.name: node for node in module.graph.nodes}
         for name, observer in observers.items():
-            _insert_after(module, nodes[self.plan.values[name].node], observer, "observer")
+            _insert_after(module, nodes[self.full_plan.values[name].node], observer, "observer")
         module.recompile()
         return module.eval()
 
@@ -73,6 +77,8 @@ class UntracedNetwork:
 
     def __init__(self, model: nn.Module, float_layers: Collection[str] = ()) -> None:
         self.module = copy.deepcopy(model).eval()
+        self.replan(())
+        self.full_plan = self.plan
         self.replan(float_layers)
 
     def replan(self, float_layers: Collection[str]) -> None:
@@ -99,7 +105,7 @@ class UntracedNetwork:
     def with_observers(self, observers: Mapping[str, nn.Module]) -> nn.Module:
         module = _shallow_copy(self.module)
         for name, observer in observers.items():
-            path = self.plan.values[name].node
+            path = self.full_plan.values[name].node
             _replace_submodule(module, path, Preceded(observer, module.get_submodule(path)))
         return module
 

@@ -41,12 +41,12 @@ def run(
     input_names: list[str],
     num_batches: int | None = None,
     progress: bool = True,
-) -> int:
-    """Forward ``loader``'s batches through ``model`` without gradients; returns how many it ran.
+) -> tuple[int, Any]:
+    """Forward ``loader``'s batches through ``model`` without gradients.
 
     A batch is a tensor, a tuple ``(x, y, ...)`` whose first entries are the model's inputs, or a
-    dict from which the model's inputs are taken by name (labels are never needed). Raises
-    CalibrationError where no batch came or a batch does not fit.
+    dict from which the model's inputs are taken by name (labels are never needed). Returns how many
+    batches it ran, and the first one. Raises CalibrationError where none came or one does not fit.
     """
     if num_batches is not None and num_batches < 1:
         raise CalibrationError(f"num_batches must be at least 1, got {num_batches}.")
@@ -54,17 +54,18 @@ def run(
     if num_batches is not None:
         total = num_batches if total is None else min(total, num_batches)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    done = 0
+    done, first = 0, None
     batches = tqdm(loader, total=total, desc="calibrating", unit="batch", disable=not progress)
     with torch.no_grad():
         for batch in batches:
             if num_batches is not None and done >= num_batches:
                 break
             model(*[x.to(device) for x in model_inputs(batch, input_names)])
+            first = batch if done == 0 else first
             done += 1
     if done == 0:
         raise CalibrationError("the calibration loader gave no batch: pass at least one.")
-    return done
+    return done, first
 
 
 def model_inputs(batch: Any, input_names: list[str]) -> list[Tensor]:

@@ -119,34 +119,39 @@ class PTQQuantizer:
     ) -> PTQQuantizer:
         """Collect statistics of every tensor value from the loader; further calls add to them.
 
-        ranges: the rules to collect for; None collects for all that merge, so that
-        `compute_qparams` can be repeated with any of them. Either the whole call counts or, on an
-        error, none of it.
+        ranges: the rules to collect for, decided by the first call; None collects for all that
+        merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
+        counts or, on an error, none of it.
         """
-        rules = _rules(ranges)
         summaries = copy.deepcopy(self._summaries)
-        for name, value in self._network.plan.values.items():
-            if value.range is None:
-                mine = summaries.setdefault(name, {})
-                for rule in rules:
-                    kind = CALIBRATORS[rule].summary_type
-                    if kind not in mine and self.num_batches:
-                        raise CalibrationError(
-                            f"ranges={rule!r} was not collected by the first call of observe(); "
-                            "start with a new PTQQuantizer, or collect with ranges=None."
-                        )
-                    mine.setdefault(kind, kind())
+        if not summaries:
+            kinds = {CALIBRATORS[rule].summary_type for rule in _rules(ranges)}
+            for name, value in self._network.full_plan.values.items():
+                if value.range is None:
+                    summaries[name] = {kind: kind() for kind in kinds}
+        elif ranges is not None:
+            self._check_collected(_rules(ranges))
         observed = self._network.with_observers(
             {name: Observer(name, mine) for name, mine in summaries.items()}
         )
-        first = _FirstBatch(loader)
         names = self._network.input_names
-        done = run(observed, first, input_names=names, num_batches=num_batches, progress=progress)
+        done, first = run(
+            observed, loader, input_names=names, num_batches=num_batches, progress=progress
+        )
         if self.num_batches == 0:
-            self._check_fusion(first.batch)
+            self._check_fusion(first)
         self._summaries = summaries
         self.num_batches += done
         return self
+
+    def _check_collected(self, rules: list[str]) -> None:
+        for rule in rules:
+            kind = CALIBRATORS[rule].summary_type
+            if any(kind not in mine for mine in self._summaries.values()):
+                raise CalibrationError(
+                    f"ranges={rule!r} was not collected by the first call of observe(). Start with a "
+                    f"new PTQQuantizer and observe(loader, ranges={rule!r}), or ranges=None for all."
+                )
 
     def _check_fusion(self, batch: object) -> None:
         """The fused graph must compute what the user's model computes."""
@@ -188,6 +193,7 @@ class PTQQuantizer:
         self.value_calibrators, self.qparams = {}, {}
         if grid is None:
             return self
+        self._check_collected([rule])
         for name, value in self._network.plan.values.items():
             if value.range is not None:
                 self.qparams[name] = _fixed_qparams(value, self.config)
@@ -202,11 +208,7 @@ class PTQQuantizer:
 
     def _calibrator(self, name: str, rule: str, options: dict[str, float]) -> Calibrator:
         kind = CALIBRATORS[rule]
-        summary = self._summaries.get(name, {}).get(kind.summary_type)
-        if summary is None:
-            raise CalibrationError(
-                f"ranges={rule!r} was not collected; call observe(loader, ranges={rule!r})."
-            )
+        summary = self._summaries[name][kind.summary_type]
         if summary.count == 0:
             raise CalibrationError(
                 f"value {name!r}: no calibration data reached it. Use data that exercises this "
@@ -320,23 +322,6 @@ class PTQQuantizer:
     def _by_layer(self, by_value: dict) -> dict:
         sites = self._network.plan.layers.items()
         return {n: by_value[s.input_value] for n, s in sites if s.input_value in by_value}
-
-
-class _FirstBatch:
-    """Iterates a loader and keeps its first batch."""
-
-    def __init__(self, loader: Iterable) -> None:
-        self.loader = loader
-        self.batch: object = None
-
-    def __iter__(self):
-        for number, batch in enumerate(self.loader):
-            if number == 0:
-                self.batch = batch
-            yield batch
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
 
 def _rules(ranges: str | Sequence[str] | None) -> list[str]:
