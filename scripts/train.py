@@ -133,7 +133,7 @@ def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
-    parser.add_argument("--images", type=int, default=400_000, help="pictures to learn from")
+    parser.add_argument("--images", type=int, default=300_000, help="pictures to learn from")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--weight-decay", type=float, default=1e-4)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 class Difficulty:
     """Ranges that one picture's parameters are drawn from."""
 
-    size: tuple[float, float] = (0.6, 0.95)  # side of the emoji over the side of the picture
-    rotation: float = 25.0  # degrees, both ways
+    size: tuple[float, float] = (0.5, 0.95)  # side of the emoji over the side of the picture
+    rotation: float = 30.0  # degrees, both ways
     stretch: float = 0.2  # log of the aspect ratio, both ways
-    shift: float = 0.15  # of the picture's side, both ways
-    hue: float = 25.0  # degrees, both ways
-    saturation: tuple[float, float] = (0.5, 1.3)
-    exposure: tuple[float, float] = (0.7, 1.4)
-    texture: tuple[float, float] = (0.1, 0.4)  # contrast of the background
-    occlusion: float = 0.35  # share of pictures with a bar across them
-    occluder: tuple[float, float] = (0.1, 0.25)  # width of that bar over the picture's side
-    clutter: float = 0.3  # share of pictures with a piece of another emoji in them
-    noise: tuple[float, float] = (2.0, 6.0)  # standard deviation, in byte values
+    shift: float = 0.18  # of the picture's side, both ways
+    hue: float = 30.0  # degrees, both ways
+    saturation: tuple[float, float] = (0.3, 1.3)
+    exposure: tuple[float, float] = (0.6, 1.4)
+    texture: tuple[float, float] = (0.1, 0.45)  # contrast of the background
+    occlusion: float = 0.5  # share of pictures with a bar across them
+    occluder: tuple[float, float] = (0.1, 0.3)  # width of that bar over the picture's side
+    clutter: float = 0.4  # share of pictures with a piece of another emoji in them
+    noise: tuple[float, float] = (2.0, 8.0)  # standard deviation, in byte values
 
 
 DIFFICULTIES: dict[str, Difficulty] = {
