@@ -91,7 +91,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .affine import (
+    from ptq_course.affine import (
         IntGrid,
         QParams,
         QTensor,
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
         fake_quantize,
         quantize,
     )
-    from .calibrators import (
+    from ptq_course.calibrators import (
         CALIBRATORS,
         KLCalibrator,
         MinMaxCalibrator,
@@ -109,9 +109,14 @@ if TYPE_CHECKING:
         MSECalibrator,
         PercentileCalibrator,
     )
-    from .errors import CalibrationError, DataIntegrityError, QuantizationError, UnsupportedError
-    from .fusion import fold_batch_norm, fuse
-    from .graph import trace
-    from .metrics import flips, paired_bootstrap, sqnr_db, top1
-    from .qconfig import QConfig
-    from .quantizer import PTQQuantizer, QuantizedModel
+    from ptq_course.errors import (
+        CalibrationError,
+        DataIntegrityError,
+        QuantizationError,
+        UnsupportedError,
+    )
+    from ptq_course.fusion import fold_batch_norm, fuse
+    from ptq_course.graph import trace
+    from ptq_course.metrics import flips, paired_bootstrap, sqnr_db, top1
+    from ptq_course.qconfig import QConfig
+    from ptq_course.quantizer import PTQQuantizer, QuantizedModel

@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import QuantizationError
+from ptq_course.errors import QuantizationError
 
 FOLDABLE = (
     nn.Conv1d,

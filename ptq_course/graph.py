@@ -25,7 +25,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .errors import UnsupportedError
+from ptq_course.errors import UnsupportedError
 
 
 class Kind(Enum):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .affine import (
+from ptq_course.affine import (
     IntGrid,
     QParams,
     block_minmax,
@@ -22,7 +22,7 @@ from .affine import (
     fake_quantize,
     quantize,
 )
-from .errors import QuantizationError, UnsupportedError
+from ptq_course.errors import QuantizationError, UnsupportedError
 
 # A float layer's operation with a weight and a bias of our choosing.
 OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]] = {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import QuantizationError
+from ptq_course.errors import QuantizationError
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:

@@ -13,8 +13,16 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor, fx, nn
 
-from .fusion import fuse
-from .graph import WEIGHTED_MODULES, LayerSite, Plan, Value, check_float_layers, plan, trace
+from ptq_course.fusion import fuse
+from ptq_course.graph import (
+    WEIGHTED_MODULES,
+    LayerSite,
+    Plan,
+    Value,
+    check_float_layers,
+    plan,
+    trace,
+)
 
 
 class TracedNetwork:

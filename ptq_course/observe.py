@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .errors import CalibrationError, QuantizationError
-from .summaries import Summary
+from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.summaries import Summary
 
 
 class Observer(nn.Module):

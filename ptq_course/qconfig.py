@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .affine import IntGrid
-from .errors import QuantizationError
+from ptq_course.affine import IntGrid
+from ptq_course.errors import QuantizationError
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from .affine import IntGrid, QParams, choose_qparams
-from .calibrators import CALIBRATORS, Calibrator
-from .errors import CalibrationError, QuantizationError, UnsupportedError
-from .graph import Value
-from .layers import ActivationQuantizer, QuantizedLayer, weight_qparams
-from .network import TracedNetwork, UntracedNetwork
-from .observe import Observer, model_inputs, run
-from .qconfig import QConfig
-from .report import Report, make_report
-from .summaries import Summary
+from ptq_course.affine import IntGrid, QParams, choose_qparams
+from ptq_course.calibrators import CALIBRATORS, Calibrator
+from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
+from ptq_course.graph import Value
+from ptq_course.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
+from ptq_course.network import TracedNetwork, UntracedNetwork
+from ptq_course.observe import Observer, model_inputs, run
+from ptq_course.qconfig import QConfig
+from ptq_course.report import Report, make_report
+from ptq_course.summaries import Summary
 
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
 
@@ -149,8 +149,8 @@ class PTQQuantizer:
             kind = CALIBRATORS[rule].summary_type
             if any(kind not in mine for mine in self._summaries.values()):
                 raise CalibrationError(
-                    f"ranges={rule!r} was not collected by the first call of observe(). Start with a "
-                    f"new PTQQuantizer and observe(loader, ranges={rule!r}), or ranges=None for all."
+                    f"ranges={rule!r} was not collected by the first call of observe(). Start with "
+                    f"a new PTQQuantizer and observe(loader, ranges={rule!r}), or None for all."
                 )
 
     def _check_fusion(self, batch: object) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from .affine import QParams, fake_quantize
-from .errors import QuantizationError
-from .graph import Plan
-from .layers import weight_qparams
-from .metrics import sqnr_db
-from .qconfig import QConfig
+from ptq_course.affine import QParams, fake_quantize
+from ptq_course.errors import QuantizationError
+from ptq_course.graph import Plan
+from ptq_course.layers import weight_qparams
+from ptq_course.metrics import sqnr_db
+from ptq_course.qconfig import QConfig
 
 COLUMNS = ("layer", "type", "weight", "bits", "scales", "weight dB", "input range", "scale", "zero")
 

@@ -17,13 +17,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..errors import QuantizationError, UnsupportedError
-from ..fusion import fuse
-from ..graph import trace
-from ..layers import ActivationQuantizer, QuantizedLayer
-from ..quantizer import QuantizedModel
-from .onnx_ops import ExportedLayer, ExportedQuantizer, implied_clamp, translation_table
-from .session import Session, session
+from ptq_course.deploy.onnx_ops import (
+    ExportedLayer,
+    ExportedQuantizer,
+    implied_clamp,
+    translation_table,
+)
+from ptq_course.deploy.session import Session, session
+from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.fusion import fuse
+from ptq_course.graph import trace
+from ptq_course.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.quantizer import QuantizedModel
 
 __all__ = ["Session", "export", "session"]
 

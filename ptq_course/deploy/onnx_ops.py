@@ -12,9 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..affine import QParams, fake_quantize
-from ..errors import UnsupportedError
-from ..layers import OPERATIONS, ActivationQuantizer, QuantizedLayer
+from ptq_course.affine import QParams, fake_quantize
+from ptq_course.errors import UnsupportedError
+from ptq_course.layers import OPERATIONS, ActivationQuantizer, QuantizedLayer
 
 
 @torch.library.custom_op("ptq::quantize_dequantize", mutates_args=())

@@ -22,7 +22,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from ..errors import QuantizationError
+from ptq_course.errors import QuantizationError
 
 EXACT_MODE = "session.x64quantprecision"
 SILENT = 3  # ONNX Runtime's level for errors only
