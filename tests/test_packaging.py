@@ -1,0 +1,182 @@
+"""What surrounds the code: one list of dependencies, licences, nothing of anyone's machine."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from bootstrap import environment, pins, setup
+
+TEXT = {".py", ".md", ".toml", ".yml", ".cfg", ".json", ".ipynb", ".sh", ""}
+
+
+@pytest.fixture(scope="module")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def conda(root):
+    return yaml.safe_load((root / "environment.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tracked(root):
+    """Every file that git tracks or would track; skips outside a clone."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    if listing.returncode:
+        pytest.skip("not a git clone")
+    files = [root / name for name in listing.stdout.splitlines()]
+    return [file for file in files if file.is_file()]
+
+
+def test_environment_yml_installs_what_course_py_installs(conda):
+    (from_pip,) = (entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    assert conda["name"] == "ptq-course"
+    assert from_pip == [
+        f"--extra-index-url {pins.TORCH_INDEX}",
+        f"torch=={pins.TORCH}",
+        f"-e .[{environment.EXTRAS}]",
+    ]
+    assert setup.torch_arguments()[-3:] == [
+        "--extra-index-url",
+        pins.TORCH_INDEX,
+        f"torch=={pins.TORCH}",
+    ]
+    assert setup.rest_arguments() == ["-e", f".[{environment.EXTRAS}]"]
+
+
+def test_environment_yml_names_nothing_beyond_python_and_pip(conda):
+    plain = [entry for entry in conda["dependencies"] if isinstance(entry, str)]
+    python, pip = plain
+    assert pip == "pip"
+    assert tuple(map(int, python.removeprefix("python=").split("."))) in pins.PYTHONS
+
+
+def test_the_pinned_torch_fits_pyproject(project):
+    from packaging.requirements import Requirement
+
+    (wanted,) = (text for text in project["dependencies"] if text.startswith("torch"))
+    assert pins.TORCH in Requirement(wanted).specifier
+
+
+def test_the_pythons_agree(project, root):
+    served = [f"{major}.{minor}" for major, minor in pins.PYTHONS]
+    assert project["requires-python"] == f">={served[0]}"
+    named = [text.rsplit(" ", 1)[1] for text in project["classifiers"] if "Python :: 3" in text]
+    assert named == served
+    ci = (root / ".ci" / "run").read_text(encoding="utf-8")
+    assert all(f"python{version}" in ci for version in served)
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = (root / page).read_text(encoding="utf-8")
+        assert f"{served[0]} to {served[-1]}" in text
+
+
+def test_every_dependency_says_what_it_is_for(root):
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    part = text[text.index("dependencies = [") : text.index("[tool.setuptools.packages.find]")]
+    lines = [line.strip() for line in part.splitlines() if line.strip().startswith('"')]
+    assert len(lines) > 15
+    assert [line for line in lines if not re.fullmatch(r'"[^"]+",  # .{10,}', line)] == []
+
+
+def test_every_dependency_is_bounded_below(project):
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    every = [text for names in lists for text in names]
+    assert [text for text in every if ">=" not in text] == []
+
+
+def test_the_extras_are_what_a_learner_can_do_without(project):
+    assert set(project["optional-dependencies"]) == {"test", "data"}
+
+
+def test_no_lock_file_and_no_private_index(tracked):
+    names = {file.name for file in tracked}
+    locks = {"poetry.lock", "uv.lock", "Pipfile.lock", "pdm.lock", "conda-lock.yml"}
+    assert names & locks == set()
+    assert not any(re.fullmatch(r"requirements.*\.txt|pip\.conf", name) for name in names)
+
+
+PUBLIC_INDEXES = {pins.TORCH_INDEX}
+INDEX = re.compile(
+    r"""(?:--(?:extra-)?index-url|--find-links|--trusted-host)[ =,"']+([^\s,"'\]]+)"""
+)
+# Folders of one machine. (Outputs may name a kernel's temporary folder: the sanitizer cuts it out.)
+MACHINE = re.compile(r"(?<![\w.])/(?:work|opt|home|root|Users)/[\w.-]+")
+
+
+def test_no_place_of_anyones_machine(tracked, root):
+    found = []
+    for file in tracked:
+        if file.suffix not in TEXT or file.stat().st_size > 3_000_000:
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        name = file.relative_to(root).as_posix()
+        found += [f"{name}: index {url}" for url in INDEX.findall(text) if url not in allowed(url)]
+        found += [f"{name}: {place}" for place in MACHINE.findall(text)]
+    assert found == []
+
+
+def allowed(url):
+    """The indexes a file may name: the public one, or a variable that holds it."""
+    return PUBLIC_INDEXES | ({url} if url.startswith(("pins.", "{")) else set())
+
+
+def test_the_search_for_places_finds_them():
+    assert MACHINE.findall("see /" + "home/ada/course and https://x.org/home/y") == [
+        "/" + "home/ada"
+    ]
+    assert INDEX.findall("--extra-index-url https://mirror.example/simple ")
+
+
+def test_the_licences(root, project):
+    code = (root / "LICENSE").read_text(encoding="utf-8")
+    assert code.startswith("MIT License")
+    assert "WITHOUT WARRANTY OF ANY KIND" in code
+    text = (root / "LICENSE-notebooks.md").read_text(encoding="utf-8")
+    for phrase in (
+        "CC-BY-4.0",
+        "Attribution",
+        "No additional restrictions",
+        "https://creativecommons.org/licenses/by/4.0/legalcode",
+        "not a substitute",
+    ):
+        assert phrase in text
+    assert project["license"] == "MIT AND CC-BY-4.0"
+    assert all((root / name).is_file() for name in project["license-files"])
+
+
+@pytest.mark.parametrize("name", [".ci/run", "postBuild"])
+def test_what_is_run_is_executable(root, name):
+    index = subprocess.run(
+        ["git", "ls-files", "--stage", name], cwd=root, capture_output=True, text=True
+    )
+    if index.returncode or not index.stdout:
+        pytest.skip("not a git clone")
+    assert index.stdout.startswith("100755")
+
+
+def test_the_ci_script_is_a_script_that_bash_accepts(root):
+    checked = subprocess.run(["bash", "-n", ".ci/run"], cwd=root, capture_output=True, text=True)
+    assert checked.stderr == ""
+
+
+def test_git_ignores_what_is_made(root):
+    made = [
+        ".venv/x",
+        "my_course/00.ipynb",
+        "a/__pycache__/b.pyc",
+        "notebooks/.ipynb_checkpoints/x",
+    ]
+    answer = subprocess.run(
+        ["git", "check-ignore", *made], cwd=root, capture_output=True, text=True
+    )
+    if answer.returncode == 128:
+        pytest.skip("not a git clone")
+    assert answer.stdout.split() == made
