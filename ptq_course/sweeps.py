@@ -83,8 +83,15 @@ def kl_sweep(
     Affine and data of both signs: coordinate descent. From the full range the best upper end is
     searched with the lower one held, then the best lower end, until neither helps; each search
     tries a quarter of the candidates. That finds a local optimum, not always the best pair.
-    Ties: the smallest divergence, then the wider range. Raises CalibrationError before any data and
-    QuantizationError for a symmetric range of negative values on an unsigned grid.
+    Ties: the smallest divergence, then the wider range.
+
+    Meant for few levels, 8 bits at most. A histogram of N values in B filled bins differs from its
+    groups by about (B - levels) / 2N nats of sampling noise alone. Where rounding costs less than
+    that, KL clips to be rid of noise: at 12 bits, on 50,000 Laplace values, its signal-to-noise
+    ratio is more than 20 dB below that of min-max. Use mse_sweep there.
+
+    Raises CalibrationError before any data and QuantizationError for a symmetric range of negative
+    values on an unsigned grid.
     """
     negative, positive = _sides(hist, grid, symmetric)
     levels = grid.qmax + 1 if symmetric else grid.levels

@@ -217,6 +217,13 @@ def test_divergence_of_equal_distributions_is_zero_and_otherwise_positive():
     assert kl_divergence([0, 1], [1, 1]) == pytest.approx(np.log(2))
 
 
+def test_sampling_noise_costs_half_a_nat_per_free_bin():
+    """Uniform data, nothing clipped or lost: what remains is (bins - levels) / 2N on average."""
+    counts = np.random.default_rng(0).poisson(100, size=8192)
+    (divergence,) = kl_divergences(counts, 128, [8192])
+    assert divergence == pytest.approx((8192 - 128) / (2 * counts.sum()), rel=0.05)
+
+
 def test_counts_are_not_changed():
     counts = np.array([5, 0, 3, 1, 0, 2])
     before = counts.copy()
