@@ -19,9 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptq_course.blocks import (
+    BlockSize,
+    check_block_size,
+    parameter_for_blocks,
+    split_into_blocks,
+)
 from ptq_course.errors import QuantizationError
-
-BlockSize = tuple[int, ...] | None
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 SCALE_FLOOR = torch.finfo(torch.float32).tiny  # smallest normal float32: 1 / SCALE_FLOOR is finite
@@ -96,7 +100,12 @@ class QParams:
                 f"scale must be float32 and zero_point int32, got {scale.dtype} and "
                 f"{zero_point.dtype}: convert them, or call choose_qparams"
             )
-        _check_parameter_shapes(scale, zero_point, self.block_size)
+        if scale.shape != zero_point.shape:
+            raise QuantizationError(
+                f"scale has shape {tuple(scale.shape)}, zero_point {tuple(zero_point.shape)}: they "
+                "must be alike"
+            )
+        check_block_size(self.block_size, scale)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise QuantizationError("every scale must be positive and finite: call choose_qparams")
         if bool(((zero_point < self.grid.qmin) | (zero_point > self.grid.qmax)).any()):
@@ -139,6 +148,7 @@ def choose_qparams(
 
     Raises QuantizationError for bounds that are NaN, infinite, beyond float32, or low > high.
     """
+    device = low.device if isinstance(low, Tensor) else torch.device("cpu")
     low, high = _as_bounds(low, high)
     if symmetric:
         if not grid.signed and bool((low < 0).any()):
@@ -157,7 +167,8 @@ def choose_qparams(
     else:
         zero_point = (grid.qmin - low / scale.double()).round().clamp(grid.qmin, grid.qmax)
     scale = torch.minimum(scale, _largest_scale(zero_point, grid))
-    return QParams(scale, zero_point.to(torch.int32), grid, block_size)
+    zero_point = zero_point.to(torch.int32)
+    return QParams(scale.to(device), zero_point.to(device), grid, block_size)
 
 
 def block_minmax(x: Tensor, block_size: BlockSize = None) -> tuple[Tensor, Tensor]:
@@ -172,7 +183,7 @@ def block_minmax(x: Tensor, block_size: BlockSize = None) -> tuple[Tensor, Tenso
     if block_size is None:
         low, high = torch.aminmax(x)
         return low, high
-    blocks = _split_into_blocks(x, block_size)
+    blocks = split_into_blocks(x, block_size)
     inside = tuple(range(1, blocks.ndim, 2))
     return blocks.amin(dim=inside), blocks.amax(dim=inside)
 
@@ -272,8 +283,7 @@ class QTensor:
 def _codes_as_float(x: Tensor, qparams: QParams) -> Tensor:
     """The codes as floats, which is all that fake_quantize needs."""
     _check_floating(x, "quantize")
-    values = _view_for(qparams, x.to(_compute_dtype(x.dtype)))
-    scale, zero_point = _parameters_for(qparams, values)
+    values, scale, zero_point = _aligned(x.to(_compute_dtype(x.dtype)), qparams)
     codes = (values / scale).round_().add_(zero_point)
     codes.clamp_(qparams.grid.qmin, qparams.grid.qmax)  # saturate, then cast: never the other way
     if bool(torch.isnan(codes.sum())):  # clamped codes are finite, so only a NaN makes the sum NaN
@@ -285,15 +295,23 @@ def _codes_as_float(x: Tensor, qparams: QParams) -> Tensor:
 
 
 def _decode(codes: Tensor, qparams: QParams, dtype: torch.dtype) -> Tensor:
-    """(codes - zero_point) * scale; `codes` is a fresh float tensor and is used up."""
-    shape = codes.shape
-    codes = _view_for(qparams, codes)
-    scale, zero_point = _parameters_for(qparams, codes)
-    values = codes.sub_(zero_point).mul_(scale)
+    """(codes - zero_point) * scale; `codes` is a fresh float tensor and is overwritten."""
+    values, scale, zero_point = _aligned(codes, qparams)
+    values.sub_(zero_point).mul_(scale)
     if dtype in (torch.float16, torch.bfloat16):
         largest = torch.finfo(dtype).max
         values = values.clamp_(-largest, largest).to(dtype)
-    return values.reshape(shape)
+    return values.reshape(codes.shape)
+
+
+def _aligned(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
+    """x cut into blocks, with scale and zero point on its device, ready to broadcast against it."""
+    scale = qparams.scale.to(x.device, x.dtype)
+    zero_point = qparams.zero_point.to(x.device, x.dtype)
+    if qparams.block_size is None:
+        return x, scale, zero_point
+    blocks = split_into_blocks(x, qparams.block_size)
+    return blocks, parameter_for_blocks(scale, blocks), parameter_for_blocks(zero_point, blocks)
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -307,46 +325,6 @@ def _largest_scale(zero_point: Tensor, grid: IntGrid) -> Tensor:
     return torch.nextafter(bound, torch.zeros_like(bound))
 
 
-# --- blocks: every dimension d becomes two, (blocks, elements in a block) ------------------------
-
-
-def _split_into_blocks(x: Tensor, block_size: tuple[int, ...]) -> Tensor:
-    """View x [D0, D1, ...] as [D0 / b0, b0, D1 / b1, b1, ...]."""
-    if len(block_size) != x.ndim:
-        raise QuantizationError(
-            f"block_size {block_size} has {len(block_size)} entries for a tensor of {x.ndim} "
-            f"dimensions (shape {tuple(x.shape)}): give one entry for each, -1 for the whole"
-        )
-    split: list[int] = []
-    for dimension, (size, block) in enumerate(zip(x.shape, block_size, strict=True)):
-        block = size if block == -1 else block
-        if size % block:
-            raise QuantizationError(
-                f"block_size {block_size}: dimension {dimension} has {size} elements, which blocks "
-                f"of {block} do not divide: choose a divisor of {size}, or -1 for the whole"
-            )
-        split += [size // block, block]
-    return x.reshape(split)
-
-
-def _view_for(qparams: QParams, x: Tensor) -> Tensor:
-    return x if qparams.block_size is None else _split_into_blocks(x, qparams.block_size)
-
-
-def _parameters_for(qparams: QParams, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point in the dtype of `blocks`, shaped to broadcast against it."""
-    scale, zero_point = qparams.scale, qparams.zero_point
-    if qparams.block_size is not None:
-        if tuple(scale.shape) != tuple(blocks.shape[0::2]):
-            raise QuantizationError(
-                f"the scales have shape {tuple(scale.shape)}, but block_size {qparams.block_size} "
-                f"cuts this tensor into {tuple(blocks.shape[0::2])} blocks: choose_qparams on it"
-            )
-        broadcast = [n for blocks_here in scale.shape for n in (blocks_here, 1)]
-        scale, zero_point = scale.reshape(broadcast), zero_point.reshape(broadcast)
-    return scale.to(blocks.device, blocks.dtype), zero_point.to(blocks.device, blocks.dtype)
-
-
 # --- checks --------------------------------------------------------------------------------------
 
 
@@ -356,32 +334,13 @@ def _check_floating(x: Tensor, where: str) -> None:
         raise QuantizationError(f"{where}: x must be a floating-point tensor, got {found}")
 
 
-def _check_parameter_shapes(scale: Tensor, zero_point: Tensor, block_size: BlockSize) -> None:
-    if scale.shape != zero_point.shape:
-        raise QuantizationError(
-            f"scale {tuple(scale.shape)} and zero_point {tuple(zero_point.shape)} differ in shape"
-        )
-    if block_size is None:
-        if scale.ndim != 0:
-            raise QuantizationError(
-                f"per-tensor parameters (block_size None) are 0-d, got shape {tuple(scale.shape)}: "
-                "name the blocks, for example block_size=(1, -1) for the rows of a matrix"
-            )
-        return
-    if any(isinstance(b, bool) or not isinstance(b, int) or b == 0 or b < -1 for b in block_size):
-        raise QuantizationError(f"block_size {block_size}: entries are positive integers or -1")
-    if scale.ndim != len(block_size):
-        raise QuantizationError(
-            f"scale of shape {tuple(scale.shape)} does not fit block_size {block_size}: one "
-            "dimension for each entry (block_minmax returns such shapes)"
-        )
-
-
 def _as_bounds(low: float | Tensor, high: float | Tensor) -> tuple[Tensor, Tensor]:
-    low, high = torch.as_tensor(low).double(), torch.as_tensor(high).double()
+    """Both as float64 on the CPU (some devices have no float64), checked."""
+    low, high = (b.detach().cpu() if isinstance(b, Tensor) else b for b in (low, high))
+    low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (low, high))
     if low.shape != high.shape:
         raise QuantizationError(
-            f"low {tuple(low.shape)} and high {tuple(high.shape)} differ in shape"
+            f"low has shape {tuple(low.shape)}, high {tuple(high.shape)}: they must be alike"
         )
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise QuantizationError("a bound is NaN or infinite: look for NaN or infinity in the data")

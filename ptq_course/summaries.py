@@ -256,6 +256,8 @@ def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
             f"{label}: the tensor is empty (shape {tuple(x.shape)}): leave it out"
         )
     values = x.detach().to(torch.float32)
+    if values.device.type == "mps":  # has no float64, which a histogram of huge values needs
+        values = values.cpu()
     low, high = torch.stack(torch.aminmax(values)).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
