@@ -1,0 +1,217 @@
+"""The machinery of `check`: what it accepts, and what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ptq_course.classroom import check, exercises, expect
+from ptq_course.classroom.examine import examine
+from ptq_course.classroom.exercises import Exercise
+from ptq_course.classroom.expect import Failure, expect_close
+
+
+def double(x):
+    return 2 * x
+
+
+def _cases():
+    yield "small", {"x": torch.tensor([1.0, -2.0, 3.0])}
+    yield "matrix", {"x": torch.arange(6.0).reshape(2, 3)}
+    yield "scalar", {"x": torch.tensor(4.0)}
+
+
+def make(**changes) -> Exercise:
+    given = {
+        "id": "99.1", "title": "Double", "minutes": 3, "difficulty": 1, "signature": "double(x)",
+        "reference": double, "cases": _cases, "returns": "the double",
+        "hints": (("a", "b"), ("c", "d")), "accepted": (lambda x: x + x,),
+        "diagnoses": (
+            (lambda x: x**2, "squared"),
+            (lambda x: 2 * x + 1, "one too many"),
+            (lambda x: x.clamp(min=0) * 2, "negative values were lost"),
+        ),
+    }  # fmt: skip
+    return Exercise(**{**given, **changes})
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch):
+    def put(exercise: Exercise) -> None:
+        monkeypatch.setattr(exercises, "get", lambda id: exercise)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: 2 * x,
+        lambda x: 2 * x.numpy(),
+        lambda x: (2 * x).tolist(),
+        lambda x: 2 * x.double(),
+        lambda x: (2 * x).bfloat16(),
+        lambda x: x.clone().mul_(2).requires_grad_(),
+    ],
+)
+def test_tensors_arrays_and_lists_are_all_accepted(answer):
+    assert examine(make(), answer).status == "passed"
+
+
+def test_message_has_expected_got_element_input_and_cause(registered, capsys):
+    registered(make())
+    check("99.1", lambda x: x.clamp(min=0) * 2)
+    said = capsys.readouterr().out
+    for part in (
+        "✗ 99.1 double: wrong double (1 of 3 elements)",
+        "case         small",
+        "input        x = [1, -2, 3]",
+        "expected     [2, -4, 6]",
+        "got          [2, 0, 6]",
+        "at [1]: expected -4, got 0",
+        "likely cause negative values were lost",
+        'hint("99.1")',
+    ):
+        assert part in said
+
+
+def test_a_look_alike_on_one_input_is_not_named():
+    def near(x):
+        return x.clamp(min=0) * 2 if x.ndim == 1 else x * 7
+
+    failure = examine(make(), near).failure
+    assert failure.cause == ""
+
+
+def test_index_of_a_matrix():
+    def off(x):
+        y = 2 * x
+        return y if x.ndim < 2 else y + (torch.arange(6).reshape(2, 3) == 4)
+
+    failure = examine(make(), off).failure
+    assert failure.index == (1, 1)
+    assert (failure.case, failure.expected[1, 1], failure.got[1, 1]) == ("matrix", 8, 9)
+
+
+def test_in_place_change_is_noticed():
+    failure = examine(make(), lambda x: x.mul_(2)).failure
+    assert "changed its input `x` in place" in failure.headline
+    assert examine(make(may_change_inputs=True), lambda x: x.mul_(2)).status == "passed"
+
+
+def test_the_learners_own_line_is_shown():
+    def broken(x):
+        return helper(x)
+
+    def helper(x):
+        return x.reshape(7)
+
+    failure = examine(make(), broken).failure
+    assert "RuntimeError" in failure.headline
+    assert failure.location.endswith("in helper: return x.reshape(7)")
+
+
+def test_a_librarys_not_implemented_is_an_error_not_a_stub():
+    def sparse(x):
+        return torch.linalg.svd(x.to_sparse())
+
+    result = examine(make(), sparse)
+    assert result.status == "failed"
+    assert "NotImplementedError" in result.failure.headline
+
+
+def test_wrong_signature_is_said():
+    failure = examine(make(), lambda: 1).failure
+    assert failure.headline == "could not be called as double(x)"
+    assert "argument" in failure.got
+
+
+def test_missing_return_and_wrong_types():
+    assert "return" in examine(make(), lambda x: None).failure.cause
+    assert "hold numbers" in examine(make(), lambda x: "two").failure.headline
+    assert "shape" in examine(make(), lambda x: 2 * x.reshape(-1, 1)).failure.headline
+    assert examine(make(), lambda x: 2 * x * float("nan")).status == "failed"
+    assert "function itself" in examine(make(), 3).failure.headline
+
+
+def test_strict_raises(registered, capsys):
+    def stub(x):
+        raise NotImplementedError
+
+    registered(make())
+    check("99.1", double, strict=True)
+    with pytest.raises(Failure, match="wrong double"):
+        check("99.1", lambda x: x, strict=True)
+    with pytest.raises(Failure, match="not attempted"):
+        check("99.1", stub, strict=True)
+    assert "✓ 99.1 double passes" in capsys.readouterr().out
+
+
+def test_own_check_and_its_inputs():
+    def zero_stays(fn):
+        expect.expect(float(fn(torch.zeros(1))) == 0, "zero must stay zero")
+
+    exercise = make(cases=None, check=zero_stays)
+    assert examine(exercise, double).status == "passed"
+    failure = examine(exercise, lambda x: 2 * x + 1).failure
+    assert failure.headline == "zero must stay zero"
+    assert failure.cause == "one too many"
+    assert torch.equal(failure.inputs["x"], torch.zeros(1))
+
+
+def test_expect_raises():
+    def refuses_negatives(fn):
+        expect.expect_raises(ValueError, fn, torch.tensor(-1.0))
+
+    def strict(x):
+        if x < 0:
+            raise ValueError("negative")
+        return 2 * x
+
+    exercise = make(cases=None, check=refuses_negatives)
+    assert examine(exercise, strict).status == "passed"
+    assert "ValueError was expected" in examine(exercise, double).failure.headline
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "message"),
+    [
+        ((1.0, 3), (1.0, 2), "wrong zero_point"),
+        ((1.0,), (1.0, 2), "should return 2 values: scale, zero_point"),
+        (None, (1.0, 2), "should return 2 values"),
+        ([1.0, 2], (1.0, 2), None),
+        ((torch.tensor(1.0), np.int8(2)), (1.0, 2), None),
+        (float("nan"), float("nan"), None),
+        (np.inf, np.inf, None),
+        (1.0, np.inf, "wrong"),
+        ({"a": 1}, {"a": 1, "b": 2}, "keys a, b"),
+        ({"b": 2, "a": [1, 2]}, {"a": [1, 2], "b": 2}, None),
+        ([], [], None),
+        (True, 1, None),
+    ],
+)
+def test_expect_close(got, expected, message):
+    where = ("scale", "zero_point") if isinstance(expected, tuple) else ""
+    if message is None:
+        expect_close(got, expected, where)
+        return
+    with pytest.raises(Failure, match=message):
+        expect_close(got, expected, where)
+
+
+def test_integers_and_types():
+    expect.expect_integers([1.0, -2.0])
+    with pytest.raises(Failure, match="whole numbers"):
+        expect.expect_integers([1.5])
+    expect.expect_dtype(np.int8(3), torch.int8)
+    expect.expect_dtype(3, torch.int8)
+    with pytest.raises(Failure, match="stored as float32, not as int8"):
+        expect.expect_dtype(torch.tensor(3.0), torch.int8)
+
+
+def test_unknown_ids_are_named():
+    with pytest.raises(KeyError, match="no exercises for chapter '98'"):
+        exercises.get("98.1")
+    with pytest.raises(KeyError, match=r"chapter 01 has 01.1, 01.2"):
+        exercises.get("01.9")

@@ -1,0 +1,123 @@
+"""Explorer, headless: linked controls, one redraw for many changes, errors shown, static frames."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import numpy as np
+import pytest
+from example_explorer import Staircase, X, explorer
+
+
+def test_frame_is_a_pure_function_of_its_values():
+    stairs = Staircase()
+    readout, alt = stairs.frame(bits=2, high=1.0, rounding="nearest")
+    assert sorted(set(stairs.line.get_ydata().tolist())) == [-1.0, 0.0, 1.0]
+    error = float(readout.removeprefix("scale 1.0000, root mean square error "))
+    assert error == pytest.approx(math.sqrt((9 + 2 / 24) / 4), rel=0.01)  # integrated by hand
+    assert alt == "Staircase of 3 steps from -1 to 1."
+    stairs.frame(bits=8, high=4.0, rounding="nearest")
+    assert np.abs(stairs.line.get_ydata() - X).max() <= 4.0 / 127 / 2 + 1e-12
+    assert stairs.frame(bits=2, high=1.0, rounding="nearest") == (readout, alt)
+
+
+def test_slider_box_and_picture_follow_each_other():
+    e = explorer()
+    box = e.box.children[1].children[1]
+    before = e.picture.value
+    box.value = 6  # typed into the numeric box
+    assert e.values["bits"] == 6
+    assert e.picture.value != before
+    assert "scale 0.0645" in e.readout.value
+    assert 'role="status"' in e.readout.value
+    e.inputs["bits"].value = 3
+    assert box.value == 3
+    assert 'alt="Staircase of 7 steps from -2 to 2."' in e.picture.value
+
+
+def test_artists_are_reused():
+    e = explorer()
+    artists = [id(a) for a in e.fig.axes[0].get_children()]
+    for bits in range(2, 9):
+        e.set(bits=bits)
+    assert [id(a) for a in e.fig.axes[0].get_children()] == artists
+
+
+def test_several_controls_at_once_are_one_redraw():
+    e = explorer()
+    count = e.redraws
+    _, alt = e.set(bits=2, high=1.0, rounding="floor")
+    assert e.redraws == count + 1
+    assert alt == "Staircase of 3 steps from -1 to 1."
+
+
+def test_dragging_does_not_queue():
+    e = explorer()
+    count = e.redraws
+
+    async def drag() -> None:
+        for step in range(30):
+            e.inputs["high"].value = 0.5 + step / 10
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(drag())
+    assert e.redraws - count <= 3
+    assert "0.4857" in e.readout.value  # 3.4 / 7: the last position is the one shown
+
+
+def test_an_error_is_shown_and_does_not_stick():
+    e = explorer()
+    good = e.frame
+
+    def frame(**values):
+        if values["bits"] == 3:
+            raise ZeroDivisionError("no <steps>")
+        return good(**values)
+
+    e.frame = frame
+    e.inputs["bits"].value = 3
+    assert "ZeroDivisionError: no &lt;steps&gt;" in e.readout.value
+    e.inputs["bits"].value = 4
+    assert "scale" in e.readout.value
+
+
+def test_static_frames_and_restored_state():
+    e = explorer()
+    line = e.fig.axes[0].lines[1]
+    before = line.get_ydata().copy()
+    page = e.static([{"bits": b} for b in (2, 4, 8)])
+    assert page.count("<img alt=") == 3
+    assert page.count("figcaption") == 6
+    assert "Staircase of 255 steps" in page
+    assert np.array_equal(line.get_ydata(), before)
+    assert e.static([{"bits": 2}]) == e.static([{"bits": 2}])
+
+
+def test_show_displays_widget_and_static_pictures(monkeypatch: pytest.MonkeyPatch):
+    import IPython.display
+
+    shown: list = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw=False: shown.append(data))
+    e = explorer()
+    e.show(static=[{"bits": 2}, {"bits": 8}])
+    assert shown[0] is e
+    assert shown[1]["text/plain"].splitlines() == [
+        "Staircase of 3 steps from -2 to 2.",
+        "Staircase of 255 steps from -2 to 2.",
+    ]
+    bundle = e._repr_mimebundle_()
+    assert bundle["text/plain"] == "Widget: Staircase"
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_a_redraw_is_quick():
+    e = explorer()
+    times = []
+    for step in range(9):
+        start = time.process_time()
+        e.set(high=1.0 + step / 10)
+        times.append(time.process_time() - start)
+    assert sorted(times)[4] < 0.3  # measured 0.04 to 0.08 s; loose for a busy machine
