@@ -1,8 +1,8 @@
 """Render the emoji atlas that the picture generator draws from: data/emoji_atlas.npz.
 
-Run once by a maintainer; learners never need the font. The glyphs come from Noto Color Emoji (Debian
-package fonts-noto-color-emoji; artwork Apache-2.0, font SIL OFL 1.1), whose only bitmap size is 109.
-Every glyph is cropped to its ink, centred in a square and reduced to 96 pixels.
+Run once by a maintainer; learners never need the font. The glyphs come from Noto Color Emoji
+(Debian package fonts-noto-color-emoji; artwork Apache-2.0, font SIL OFL 1.1), whose only bitmap
+size is 109. Every glyph is cropped to its ink, centred in a square and reduced to 96 pixels.
 
     python scripts/make_atlas.py [--font NotoColorEmoji.ttf] [--sheet sheet.png]
 """
@@ -60,6 +60,7 @@ def contact_sheet(images: np.ndarray, columns: int = 12) -> Image.Image:
 
 
 def main() -> None:
+    """Render every class and enter the file in the manifest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--font", default=DEFAULT_FONT)
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet (PNG)")

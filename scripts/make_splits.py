@@ -1,7 +1,7 @@
-"""Draw the two fixed splits, data/test.npz and data/calibration.npz, and enter them in the manifest.
+"""Draw the two fixed splits, data/test.npz and data/calibration.npz, and list them.
 
-Run by a maintainer; the files ship as bytes, because the same seed may give a few other bytes on another
-processor.
+Run by a maintainer; the files ship as bytes, because the same seed may give a few other bytes on
+another processor.
 
     python scripts/make_splits.py            # write
     python scripts/make_splits.py --check    # draw again, compare with what ships, write nothing
@@ -44,6 +44,7 @@ def plan(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(count: int, seed: int) -> tuple[Planes, np.ndarray, np.ndarray]:
+    """Stored planes, labels and mode codes of a whole split."""
     labels, modes = plan(count, seed)
     generator = EmojiGenerator(seed)
     parts = []
@@ -55,6 +56,7 @@ def draw(count: int, seed: int) -> tuple[Planes, np.ndarray, np.ndarray]:
 
 
 def main() -> None:
+    """Write the splits, or compare them with what ships."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     arguments = parser.parse_args()

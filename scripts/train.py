@@ -3,9 +3,9 @@
     python scripts/train.py --arch resnet       # about a quarter of an hour on two cores
     python scripts/train.py --arch mobilenet
 
-Writes data/<arch>.safetensors and its entry in data/manifest.json. Interrupted, the same command continues
-from the last chunk (checkpoints in training/, no pickles). One-cycle learning rate (Smith and Topin,
-"Super-Convergence", 2019), SGD with Nesterov momentum, label smoothing.
+Writes data/<arch>.safetensors and its entry in data/manifest.json. Interrupted, the same command
+continues from the last chunk (checkpoints in training/, no pickles). One-cycle learning rate
+(Smith and Topin, "Super-Convergence", 2019), SGD with Nesterov momentum, label smoothing.
 """
 
 import argparse
@@ -30,6 +30,7 @@ CHUNK = 8192  # pictures drawn, learned from and thrown away
 
 
 def momentum_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The momentum buffers by parameter number, as flat tensors for safetensors."""
     state = optimizer.state_dict()["state"]
     return {f"momentum.{i}": s["momentum_buffer"] for i, s in state.items()}
 
@@ -64,6 +65,7 @@ def checkpoint(
 ) -> None:
     """Save the run; an interruption at any moment leaves either the old or the new state."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")  # checkpoints never enter the repository
     name = f"state-{chunks % 2}.safetensors"
     tensors = {**model.state_dict(), **momentum_state(optimizer)}
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
@@ -131,6 +133,7 @@ def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
 
 
 def main() -> None:
+    """Train, save, measure, enter in the manifest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--images", type=int, default=300_000, help="pictures to learn from")

@@ -21,7 +21,7 @@ def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def pack(planes: Planes) -> dict[str, np.ndarray]:
-    """Stored planes as differences to the left neighbour (uint8, modulo 256), which compress better."""
+    """Stored planes as differences to the left neighbour, uint8 modulo 256, to compress better."""
     arrays = {"luma": planes.luma.numpy(), "chroma": planes.chroma.numpy().view(np.uint8)}
     return {name: np.diff(array, axis=-1, prepend=np.uint8(0)) for name, array in arrays.items()}
 

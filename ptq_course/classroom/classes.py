@@ -1,4 +1,4 @@
-"""The 48 classes of the course's pictures: emoji by their CLDR English short names, in coarse groups."""
+"""The 48 classes of the pictures: emoji by their CLDR English short names, in coarse groups."""
 
 # (character, CLDR short name in English) by coarse group.
 EMOJI: dict[str, list[tuple[str, str]]] = {

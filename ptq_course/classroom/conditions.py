@@ -1,4 +1,4 @@
-"""Knobs of the generator: how hard the pictures are, and how a deployment may differ from the laboratory."""
+"""Knobs of the generator: how hard the pictures are, and how a deployment may differ."""
 
 from dataclasses import dataclass
 

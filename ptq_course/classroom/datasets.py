@@ -43,8 +43,9 @@ SPLITS = ("test", "calibration")
 class Split:
     """Pictures uint8 [N, 3, 48, 48], labels int64 [N] and modes, an array of N strings.
 
-    `split[:1000]` or `split[split.modes == "flash"]` is a smaller split. The first 1,000 pictures hold as
-    many of each class (within one) and exactly as many of each rare mode as any other thousand.
+    `split[:1000]` or `split[split.modes == "flash"]` is a smaller split. The first 1,000 pictures
+    hold as many of each class (within one) and exactly as many of each rare mode as any other
+    thousand.
     """
 
     images: Tensor
@@ -64,10 +65,11 @@ class Split:
 
 @lru_cache(maxsize=len(SPLITS))
 def load_split(name: str) -> Split:
-    """The "test" split (4,000 pictures) or the "calibration" split (1,000 others), SHA-256 verified.
+    """The "test" split (4,000 pictures) or the "calibration" split (1,000 others), verified.
 
-    Loaded once a process and shared: copy `images` before writing into it. Raises ValueError for another
-    name and `DataIntegrityError` where the file is not the one that the manifest describes.
+    Loaded once a process and shared: copy `images` before writing into it. Raises ValueError for
+    another name and `DataIntegrityError` where the file is not the one that the manifest
+    describes.
     """
     if name not in SPLITS:
         raise ValueError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
@@ -81,7 +83,7 @@ def load_split(name: str) -> Split:
 def loader(
     split: Split, batch_size: int = 64, limit: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Batches (inputs float32 [n, 3, 48, 48], labels int64 [n]) of the first `limit` pictures, in order."""
+    """Batches (inputs float32 [n, 3, 48, 48], labels int64 [n]) of the first `limit` pictures."""
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size {batch_size} and limit {limit} must be at least 1")
     count = len(split) if limit is None else min(limit, len(split))

@@ -16,10 +16,11 @@ def logits(
     batch_size: int = 250,
     progress: bool = False,
 ) -> Tensor:
-    """Logits float32 [N, classes] of `model` for a `Split` or a uint8 tensor of pictures [N, 3, 48, 48].
+    """Logits float32 [N, classes] of `model` for a `Split` or pictures uint8 [N, 3, 48, 48].
 
-    `model` is a module (evaluated in eval mode, which is restored) or any callable that takes float32
-    inputs [n, 3, 48, 48] and gives a tensor or an array, such as `ptq_course.deploy.onnx.session(...)`.
+    `model` is a module (evaluated in eval mode, which is restored) or any callable that takes
+    float32 inputs [n, 3, 48, 48] and gives a tensor or an array, such as
+    `ptq_course.deploy.onnx.session(...)`.
     """
     pictures: Tensor = getattr(images, "images", images)
     if not isinstance(pictures, Tensor) or pictures.dim() != 4 or len(pictures) == 0:

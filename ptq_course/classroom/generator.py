@@ -1,8 +1,9 @@
 """An endless, seeded stream of emoji pictures, drawn a whole batch at a time.
 
-Each picture is one emoji (turned, scaled, stretched, recoloured, perhaps mirrored) on a background whose
-amplitude spectrum falls like 1/f, as in photographs (Field, "Relations between the statistics of natural
-images and the response properties of cortical cells", 1987), under uneven light, partly covered, noisy.
+Each picture is one emoji (turned, scaled, stretched, recoloured, perhaps mirrored) on a background
+whose amplitude spectrum falls like 1/f, as in photographs (Field, "Relations between the
+statistics of natural images and the response properties of cortical cells", 1987), under uneven
+light, partly covered, noisy.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ptq_course.classroom import camera
+from ptq_course.classroom import camera, scene
 from ptq_course.classroom.atlas import load_atlas
 from ptq_course.classroom.classes import CLASS_NAMES
 from ptq_course.classroom.conditions import DIFFICULTIES, RARE_MODES, SHIFTS, Difficulty, Shift
@@ -24,7 +25,7 @@ CHUNK = 64  # pictures drawn at a time: what fits the cache
 
 
 class Pictures(NamedTuple):
-    """A drawn batch: images uint8 [N, 3, 48, 48], labels int64 [N], modes (N names), stored planes."""
+    """A batch: images uint8 [N, 3, 48, 48], labels int64 [N], modes (N names), stored planes."""
 
     images: Tensor
     labels: Tensor
@@ -40,21 +41,12 @@ def _pick(table: dict, key: str | None, default: object, what: str) -> object:
     return table[key]
 
 
-def natural_textures(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Periodic 1/f noise, float32 [count, size, size], mean 0 and standard deviation 1 each."""
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.standard_normal((count, size, size))) / frequency
-    texture = np.fft.irfft2(spectrum, s=(size, size))
-    return (texture / texture.std((1, 2), keepdims=True)).astype(np.float32)
-
-
 class EmojiGenerator:
     """Endless pictures. The same arguments give the same pictures on the same machine.
 
-    `difficulty` is a name in DIFFICULTIES or a `Difficulty`, `shift` a name in SHIFTS or a `Shift`,
-    `rare` the shares of the planted modes (default RARE_MODES). The shipped splits are stored as bytes
-    because floating-point results may differ in the last digit between processors.
+    `difficulty` is a name in DIFFICULTIES or a `Difficulty`, `shift` a name in SHIFTS or a
+    `Shift`, `rare` the shares of the planted modes (default RARE_MODES). The shipped splits are
+    stored as bytes because floating-point results may differ in the last digit between processors.
     """
 
     def __init__(
@@ -76,7 +68,7 @@ class EmojiGenerator:
             self.rare = {"flash": shift.flash}
         self.rng = np.random.default_rng([seed, 48])
         self._emoji = load_atlas()  # premultiplied linear light [classes, 4, 48, 48]
-        self._textures = torch.from_numpy(natural_textures(self.rng, TEXTURES, TEXTURE_SIZE))
+        self._textures = torch.from_numpy(scene.natural_textures(self.rng, TEXTURES, TEXTURE_SIZE))
         weights = np.exp(-shift.skew * np.arange(len(CLASS_NAMES)) / len(CLASS_NAMES))
         self.class_weights = self.rng.permutation(weights / weights.sum())
 
@@ -89,6 +81,9 @@ class EmojiGenerator:
         self, n: int, labels: Tensor | None = None, modes: list[str] | None = None
     ) -> Pictures:
         """`n` new pictures with their modes; labels and modes may be prescribed (a fixed split)."""
+        given = [len(prescribed) for prescribed in (labels, modes) if prescribed is not None]
+        if n < 1 or any(length != n for length in given):
+            raise ValueError(f"draw({n}) wants n >= 1 and as many labels and modes, got {given}")
         if labels is None:
             labels = torch.from_numpy(self.rng.choice(len(CLASS_NAMES), n, p=self.class_weights))
         if modes is None:
@@ -116,7 +111,7 @@ class EmojiGenerator:
             light[flash] = self._flash(light[flash])
         light *= self.shift.gain
         if self.shift.blur:
-            light = _blur(light, self.shift.blur)
+            light = scene.blur(light, self.shift.blur)
         return self._photograph(light, night)
 
     def _uniform(self, n: int, low: float, high: float) -> Tensor:
@@ -124,18 +119,18 @@ class EmojiGenerator:
 
     def _compose(self, labels: Tensor) -> Tensor:
         n, d = len(labels), self.difficulty
-        scene = self._background(n)
+        picture = self._background(n)
         clutter = torch.from_numpy(self.rng.random(n) < d.clutter)
         if clutter.any():
             other = torch.from_numpy(self.rng.integers(0, len(CLASS_NAMES), int(clutter.sum())))
-            scene[clutter] = _over(self._emoji_layer(other, away=True), scene[clutter])
-        scene = _over(self._emoji_layer(labels), scene)
+            picture[clutter] = scene.over(self._emoji_layer(other, away=True), picture[clutter])
+        picture = scene.over(self._emoji_layer(labels), picture)
         covered = torch.from_numpy(self.rng.random(n) < d.occlusion)
         if covered.any():
             count = int(covered.sum())
             mask = self._bar(count)
-            scene[covered] = torch.lerp(scene[covered], self._background(count), mask)
-        return scene
+            picture[covered] = torch.lerp(picture[covered], self._background(count), mask)
+        return picture
 
     def _background(self, n: int) -> Tensor:
         which = torch.from_numpy(self.rng.integers(0, TEXTURES, (n, 2)))
@@ -172,7 +167,7 @@ class EmojiGenerator:
             torch.cat([matrix, offset], 2), [n, 4, IMAGE_SIZE, IMAGE_SIZE], align_corners=False
         )
         layer = functional.grid_sample(self._emoji[labels], grid, align_corners=False)
-        colour = _colour_matrix(
+        colour = scene.colour_matrix(
             self._uniform(n, -d.hue, d.hue) * (math.pi / 180), self._uniform(n, *d.saturation)
         )
         rgb = torch.bmm(colour, layer[:, :3].flatten(2)).view(n, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -198,7 +193,7 @@ class EmojiGenerator:
         return exposure * (1 + slope * self._ramp(n)) * tint
 
     def _flash(self, light: Tensor) -> Tensor:
-        """Glare of a flash: a hot spot up to `camera.PEAK` times white, and a faint veil around it."""
+        """Glare of a flash: a hot spot many times brighter than white, and a faint veil."""
         n = len(light)
         axis = torch.arange(IMAGE_SIZE, dtype=torch.float32)
         row, column = (self._uniform(n, 4, IMAGE_SIZE - 4).view(n, 1, 1, 1) for _ in range(2))
@@ -221,25 +216,3 @@ class EmojiGenerator:
         if self.shift.gray:
             planes.chroma.zero_()
         return planes
-
-
-def _over(layer: Tensor, scene: Tensor) -> Tensor:
-    return layer[:, :3] + scene * (1 - layer[:, 3:])
-
-
-def _colour_matrix(hue: Tensor, saturation: Tensor) -> Tensor:
-    """Turn colours about the grey axis by `hue` radians and scale their distance from it: [n, 3, 3]."""
-    grey = torch.full((3, 3), 1 / 3)
-    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    cos, sin = hue.cos().view(-1, 1, 1), hue.sin().view(-1, 1, 1)
-    turned = (torch.eye(3) - grey) * cos + cross * sin
-    return grey + saturation.view(-1, 1, 1) * turned
-
-
-def _blur(light: Tensor, sigma: float) -> Tensor:
-    reach = math.ceil(3 * sigma)
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = functional.pad(light, (reach,) * 4, mode="replicate")
-    blurred = functional.conv2d(padded, kernel, groups=3)
-    return functional.conv2d(blurred, kernel.transpose(2, 3), groups=3)

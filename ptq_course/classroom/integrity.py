@@ -1,4 +1,4 @@
-"""What ships in data/ and how it is told from a damaged copy: SHA-256 sums in data/manifest.json."""
+"""What ships in data/, told from a damaged copy by the SHA-256 sums in data/manifest.json."""
 
 import hashlib
 import io
@@ -13,6 +13,7 @@ REMEDY = "restore it with `git checkout -- data` or see data/README.md for the s
 
 
 def sha256(data: bytes) -> str:
+    """The SHA-256 of `data`, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 

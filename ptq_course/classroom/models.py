@@ -1,10 +1,11 @@
 """The two trained networks of the course: a residual one and a depthwise one.
 
-`resnet` is made of Conv-BN-ReLU and residual adds (after He, Zhang, Ren, Sun, "Deep Residual Learning for
-Image Recognition", 2016), `mobilenet` of inverted residuals with depthwise convolutions and ReLU6 (after
-Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018).
-Both are written plainly so that torch.fx traces them, stay below 10 million multiply-adds a 48x48 image,
-and keep their channels wide at low resolution, where integer kernels gain most.
+`resnet` is made of Conv-BN-ReLU and residual adds (after He, Zhang, Ren, Sun, "Deep Residual
+Learning for Image Recognition", 2016), `mobilenet` of inverted residuals with depthwise
+convolutions and ReLU6 (after Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted
+Residuals and Linear Bottlenecks", 2018). Both are written plainly so that torch.fx traces them,
+stay below 10 million multiply-adds a 48x48 image, and keep their channels wide at low resolution,
+where integer kernels gain most.
 """
 
 from collections.abc import Callable
@@ -117,7 +118,7 @@ class MobileNet(nn.Module):
 
 
 def multiply_adds(model: nn.Module, image_size: int = 48) -> int:
-    """Multiply-adds of the convolutions and linear layers for one image [3, image_size, image_size]."""
+    """Multiply-adds of the convolutions and linear layers for one image [3, size, size]."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -156,7 +157,7 @@ def mobilenet(num_classes: int = 48) -> MobileNet:
 
 
 def manifest(name: str) -> dict:
-    """What data/manifest.json says of a network: sha256, fp32_accuracy, multiply_adds, seed, command."""
+    """What data/manifest.json says of a network: sha256, fp32_accuracy, multiply_adds, ..."""
     _known(name)
     return dict(read_manifest()["files"][f"{name}.safetensors"])
 

@@ -1,0 +1,66 @@
+"""Training can be interrupted anywhere and goes on to the same weights."""
+
+import argparse
+import json
+
+import pytest
+import torch
+import train
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHUNK", 32)
+    return argparse.Namespace(
+        arch="resnet",
+        images=96,
+        batch=16,
+        lr=0.05,
+        weight_decay=1e-4,
+        smoothing=0.05,
+        seed=3,
+        fresh=False,
+        work=tmp_path / "work",
+        output=None,
+    )
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(arguments, tmp_path, monkeypatch):
+    whole, _ = train.train(arguments)
+    arguments.work = tmp_path / "other"
+    generator = train.EmojiGenerator
+    drawn = []
+
+    def broken(seed):
+        drawn.append(seed)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return generator(seed=seed)
+
+    monkeypatch.setattr(train, "EmojiGenerator", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(arguments)
+    progress = json.loads((arguments.work / "resnet" / "progress.json").read_text())
+    assert progress["chunks"] == 1
+    resumed, _ = train.train(arguments)
+    assert len(drawn) == 4, "the first chunk is not learned from twice"
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert not whole.training
+
+
+def test_other_settings_do_not_continue_a_run(arguments):
+    train.train(arguments)
+    arguments.lr = 0.1
+    with pytest.raises(SystemExit, match="other settings"):
+        train.train(arguments)
+    arguments.fresh = True
+    train.train(arguments)
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    rates = [train.learning_rate(step, 100, 0.2) for step in range(101)]
+    assert max(rates) == pytest.approx(0.2)
+    assert rates.index(max(rates)) == 20
+    assert rates[0] < 0.01
+    assert rates[100] == pytest.approx(0, abs=1e-9)
