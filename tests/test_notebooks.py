@@ -1,0 +1,276 @@
+"""Rules that every notebook keeps, read from the file; running them is nbval's part.
+
+`faults` lists what is wrong with one notebook. Each rule is also shown to find its fault.
+"""
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_LINES = 25
+MAX_CORE_CELLS = 20
+MAX_BYTES = 1_500_000
+EXERCISE_TAGS = {"stub", "check", "solution"}
+TAGS = EXERCISE_TAGS | {"core", "extension", "exercise", "hide-input"}
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|opt|Users)/[\w.-]+|[A-Z]:\\+Users\\")
+SKIPPED_BY_NBVAL = re.compile(r"NBVAL_|nbval-|PYTEST_VALIDATE_IGNORE", re.IGNORECASE)
+
+
+class Pictures(HTMLParser):
+    """Collects the attributes of every <img>."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.found.append(dict(attributes))
+
+
+def text_of(value):
+    return value if isinstance(value, str) else "".join(value)
+
+
+def code_cells(notebook):
+    return [(n, c) for n, c in enumerate(notebook.cells) if c.cell_type == "code"]
+
+
+def tags_of(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def execution_faults(notebook):
+    run = [(n, c) for n, c in code_cells(notebook) if text_of(c.source).strip()]
+    for expected, (number, cell) in enumerate(run, start=1):
+        if cell.execution_count != expected:
+            yield f"cell {number} has execution count {cell.execution_count}, not {expected}"
+    for number, cell in run:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield f"cell {number} ends in {output.ename}"
+            if output.get("name") == "stderr":
+                yield f"cell {number} prints to stderr: {text_of(output.text)[:60]!r}"
+
+
+def html_faults(place, html):
+    for picture in Pictures(html).found:
+        if not (picture.get("alt") or "").strip():
+            yield f"{place} shows a picture without alt text"
+        if (picture.get("src") or "").startswith(("http:", "https:", "//")):
+            yield f"{place} shows a picture from the network"
+
+
+def picture_faults(notebook):
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            yield from html_faults(f"cell {number}", text_of(cell.source))
+            for alt, source in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", text_of(cell.source)):
+                if not alt.strip():
+                    yield f"cell {number} shows a picture without alt text"
+                if source.startswith("http"):
+                    yield f"cell {number} shows a picture from the network"
+        for output in cell.get("outputs", []):
+            html = text_of(output.get("data", {}).get("text/html", ""))
+            bare = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            if bare and not any((p.get("alt") or "").strip() for p in Pictures(html).found):
+                yield f"cell {number} shows {bare[0]} without alt text"
+            yield from html_faults(f"cell {number}", html)
+    for model in widget_models(notebook).values():
+        if model["model_name"] == "ImageModel":
+            yield "an Image widget has no alt text: use HTML with <img alt>"
+        if model["model_name"] == "HTMLModel":
+            yield from html_faults("a widget", model["state"].get("value", ""))
+
+
+def widget_models(notebook):
+    return notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+
+
+def length_faults(notebook, name):
+    for number, cell in code_cells(notebook):
+        lines = len(text_of(cell.source).splitlines())
+        if lines > MAX_LINES and "solution" not in tags_of(cell):
+            yield f"cell {number} has {lines} lines, more than {MAX_LINES}"
+    if not name[:1].isdigit():
+        return  # a self-test has neither core nor extension
+    marks = {tag: number for number, c in enumerate(notebook.cells) for tag in tags_of(c)}
+    missing = {"core", "extension"} - set(marks)
+    if missing:
+        yield f"no cell is tagged {' or '.join(sorted(missing))}"
+        return
+    before = [c for n, c in code_cells(notebook) if n < marks["extension"]]
+    core = [c for c in before if not tags_of(c) & EXERCISE_TAGS]
+    if len(core) > MAX_CORE_CELLS:
+        yield f"{len(core)} code cells before the extension, more than {MAX_CORE_CELLS}"
+
+
+def metadata_faults(notebook):
+    known = {"kernelspec", "language_info", "ptq", "widgets"}
+    for key in sorted(set(notebook.metadata) - known):
+        yield f"metadata {key!r} of the notebook"
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield "the kernel is not called python3"
+    if "version" in notebook.metadata.get("language_info", {}):
+        yield "the version of Python is recorded"
+    models = widget_models(notebook)
+    if sorted(models) != [f"{number:032x}" for number in range(len(models))]:
+        yield "widget ids are not numbered"
+    for number, cell in enumerate(notebook.cells):
+        for key in sorted(set(cell.metadata) - {"tags", "ptq", "jupyter"}):
+            yield f"metadata {key!r} of cell {number}"
+        for tag in sorted(tags_of(cell) - TAGS):
+            yield f"unknown tag {tag!r} of cell {number}"
+        if SKIPPED_BY_NBVAL.search(text_of(cell.source)) or any(
+            map(SKIPPED_BY_NBVAL.search, tags_of(cell))
+        ):
+            yield f"cell {number} asks nbval to look away"
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        if "solution" in tags_of(cell) and not folded:
+            yield f"the solution in cell {number} is not folded"
+
+
+def machine_faults(notebook):
+    for number, cell in enumerate(notebook.cells):
+        text = json.dumps(cell).replace("\\\\", "\\").replace("\\n", "\n")
+        for place in sorted(set(MACHINE.findall(text))):
+            yield f"cell {number} names {place}"
+
+
+def faults(notebook, name="00_name"):
+    return [
+        *execution_faults(notebook),
+        *picture_faults(notebook),
+        *length_faults(notebook, name),
+        *metadata_faults(notebook),
+        *machine_faults(notebook),
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_keeps_the_rules(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert faults(notebook, path.name) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_file_is_small_and_written_as_the_script_writes(path):
+    written = path.read_text(encoding="utf-8")
+    assert len(written.encode()) < MAX_BYTES
+    assert written == nbformat.writes(nbformat.read(path, as_version=4)).rstrip("\n") + "\n"
+
+
+def test_the_table_of_the_readme_agrees_with_the_notebooks():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (prep|\d\d) \| (.+?) \|", readme, flags=re.MULTILINE)
+    present = {number for number, title in rows if "planned" not in title}
+    assert {path.stem.split("_")[0] for path in NOTEBOOKS} == present
+
+
+PNG = {"image/png": "iVBORw0KGgo="}
+WITH_ALT = {"text/html": '<img alt="a line rising" src="data:image/png;base64,iVBORw0KGgo=">'}
+
+
+def good():
+    """A small notebook that keeps every rule."""
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("# Title", metadata={"tags": ["core"]}),
+            new_code_cell(
+                "show(figure)",
+                execution_count=1,
+                outputs=[new_output("display_data", data=PNG | WITH_ALT)],
+            ),
+            new_code_cell(
+                "def f_solution():\n    return 1",
+                execution_count=2,
+                metadata={"tags": ["solution", "hide-input"], "jupyter": {"source_hidden": True}},
+            ),
+            new_markdown_cell("## Extension", metadata={"tags": ["extension"]}),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "P", "language": "python"}},
+    )
+    return copy.deepcopy(notebook)
+
+
+def test_a_good_notebook_has_no_faults():
+    assert faults(good()) == []
+
+
+def spoil(change):
+    notebook = good()
+    change(notebook, notebook.cells[1])
+    return faults(notebook)
+
+
+def stream(name, text):
+    return new_output("stream", name=name, text=text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n, c: c.update(execution_count=None), "execution count None"),
+        (lambda n, c: c.update(execution_count=7), "execution count 7"),
+        (lambda n, c: c.outputs.append(new_output("error", ename="E", evalue="")), "ends in E"),
+        (lambda n, c: c.outputs.append(stream("stderr", "careful")), "stderr: 'careful'"),
+        (lambda n, c: c.outputs[0].update(data=PNG), "image/png without alt"),
+        (lambda n, c: c.outputs[0].data.update({"text/html": '<img alt=" "'}), "without alt"),
+        (lambda n, c: c.outputs[0].data.update({"text/html": "<img src='a'>"}), "without alt"),
+        (lambda n, c: n.cells[0].update(source="![](a.png)"), "without alt"),
+        (lambda n, c: n.cells[0].update(source="![a](https://x.org/a.png)"), "from the network"),
+        (lambda n, c: c.update(source="\n".join("x" * 26)), "26 lines"),
+        (lambda n, c: n.cells[3].metadata.clear(), "no cell is tagged extension"),
+        (lambda n, c: n.metadata.update(toc={}), "metadata 'toc'"),
+        (lambda n, c: n.metadata.kernelspec.update(name="other"), "python3"),
+        (lambda n, c: n.metadata.update(language_info={"version": "3.11.7"}), "version of Python"),
+        (lambda n, c: c.metadata.update(execution={}), "'execution' of cell 1"),
+        (lambda n, c: c.metadata.update(tags=["nbval-skip"]), "look away"),
+        (lambda n, c: c.update(source="# NBVAL_IGNORE_OUTPUT\n1"), "look away"),
+        (lambda n, c: n.cells[2].metadata.pop("jupyter"), "not folded"),
+        (
+            lambda n, c: c.outputs.append(stream("stdout", "/" + "home/ada/x")),
+            "names /" + "home/ada",
+        ),
+        (lambda n, c: c.outputs.append(stream("stdout", "C:\\Users\\ada")), "names C:"),
+    ],
+)
+def test_each_fault_is_found(change, said):
+    found = spoil(change)
+    assert any(said in fault for fault in found), found
+
+
+def test_too_many_core_cells_are_found_and_exercises_are_not_counted():
+    notebook = good()
+    extra = [new_code_cell("1", execution_count=3 + i) for i in range(MAX_CORE_CELLS - 1)]
+    stubs = [new_code_cell("1", metadata={"tags": ["stub"]}, execution_count=22)]
+    notebook.cells[3:3] = [*extra, *stubs]
+    assert faults(notebook) == []
+    notebook.cells[-1:-1] = [new_code_cell("1", execution_count=23)]
+    assert "21 code cells before the extension" in faults(notebook)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"model_name": "ImageModel", "state": {}}, "Image widget"),
+        ({"model_name": "HTMLModel", "state": {"value": "<img src='x'>"}}, "a widget shows"),
+    ],
+)
+def test_faults_of_widgets_are_found(model, said):
+    notebook = good()
+    notebook.metadata.widgets = nbformat.from_dict({WIDGET_STATE: {"state": {"0" * 32: model}}})
+    assert [fault for fault in faults(notebook) if said in fault]
+    notebook.metadata.widgets = nbformat.from_dict({WIDGET_STATE: {"state": {"abc": model}}})
+    assert "widget ids are not numbered" in faults(notebook)
