@@ -71,11 +71,12 @@ class Environment:
             return False
 
 
-def stamp(environment: Environment, root: Path = ROOT) -> str:
+def stamp(environment: Environment) -> str:
     """A hash of what a setup depends on: dependencies, pin, Python, and the folder's place.
 
     The place counts because an editable installation points to it: a moved folder is set up again.
     """
+    root = environment.folder.parent
     parts = [
         hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest(),
         pins.TORCH,
