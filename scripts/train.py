@@ -151,6 +151,7 @@ def main() -> None:
     model, minutes = train(arguments)
     output = arguments.output or ROOT / "data" / f"{arguments.arch}.safetensors"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output)
+    output.chmod(0o644)  # safetensors makes files that only their owner may read
     print(f"{output.name}: {arguments.images} pictures, {minutes:.1f} minutes")
     if arguments.output:
         return
