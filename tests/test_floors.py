@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ptq_course"
 FLOORS = {
     "errors": 0,
+    "blocks": 1,
     "affine": 1,
     "metrics": 1,
     "summaries": 2,
