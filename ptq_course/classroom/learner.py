@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ptq_course.classroom import exercises
 
 HEADER = '''"""Your functions: `check` writes here whatever passes. Change them in the notebooks."""
@@ -49,8 +51,10 @@ def save(exercise: exercises.Exercise, fn: Callable[..., Any]) -> None:
         path = folder / "my_ptq.py"
         old = path.read_text(encoding="utf-8") if path.exists() else HEADER
         new = _replace(old, exercise.id, block)
-        compile(new, str(path), "exec")
-    except (OSError, TypeError, SyntaxError, ValueError) as error:
+        alone = exercises.examine(exercise, _load(new, exercise, path))
+        if alone.status != "passed":
+            raise ValueError(f"without the notebook around it, {alone.failure or 'it is a stub'}")
+    except Exception as error:  # whatever it is, a passed check stays passed
         print(f"  (not saved into my_ptq.py: {error})")
         return
     if not path.exists() or new != old:
@@ -78,18 +82,23 @@ def _own(exercise: exercises.Exercise) -> tuple[Callable[..., Any] | None, str]:
     if path is None or not path.exists():
         return None, "the course's version"
     text = path.read_text(encoding="utf-8")
-    start, end = _span(text, exercise.id)
-    if start < 0:
+    if _span(text, exercise.id)[0] < 0:
         return None, "the course's version (yours has not passed its check yet)"
-    # Only this block is run, at its own line numbers: helpers of other blocks cannot interfere.
-    source = HEADER + "\n" * (text[:start].count("\n") - HEADER.count("\n")) + text[start:end]
-    space: dict[str, Any] = {"__name__": "my_ptq"}
     linecache.checkcache(str(path))
     try:
-        exec(compile(source, str(path), "exec"), space)
-        return space[exercise.function], "yours, from my_ptq.py"
+        return _load(text, exercise, path), "yours, from my_ptq.py"
     except Exception as error:
         return None, f"the course's version (yours fails to load: {type(error).__name__}: {error})"
+
+
+def _load(text: str, exercise: exercises.Exercise, path: Path) -> Callable[..., Any]:
+    """Run one block, at its own line numbers; helpers of other blocks cannot interfere."""
+    compile(text, str(path), "exec")  # the file as a whole must stay valid Python
+    start, end = _span(text, exercise.id)
+    source = HEADER + "\n" * (text[:start].count("\n") - HEADER.count("\n")) + text[start:end]
+    space: dict[str, Any] = {"__name__": "my_ptq"}
+    exec(compile(source, str(path), "exec"), space)
+    return space[exercise.function]
 
 
 def _markers(id: str) -> tuple[str, str]:
@@ -145,14 +154,24 @@ def _provide(name: str, value: Any, lines: list[str], seen: set[str]) -> list[st
     if isinstance(value, types.ModuleType):
         return [f"import {value.__name__} as {name}"]
     home_module = getattr(value, "__module__", None)
-    if isinstance(value, bool | int | float | str | type(None)):
+    if isinstance(value, torch.dtype) or _literal(value):
         return [f"{name} = {value!r}"]
+    if getattr(torch, getattr(value, "__name__", ""), None) is value:
+        return [f"from torch import {value.__name__} as {name}"]
     if home_module and home_module != "__main__" and hasattr(value, "__name__"):
         return [f"from {home_module} import {value.__name__} as {name}"]
     if isinstance(value, types.FunctionType):
         _gather(value, lines, seen)
         return [] if value.__name__ == name else [f"{name} = {value.__name__}"]
     raise ValueError(f"it uses `{name}` of the notebook; pass it as an argument instead")
+
+
+def _literal(value: Any) -> bool:
+    """Whether Python reads the value's repr as the same value: numbers, strings, tuples, lists."""
+    try:
+        return ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError, TypeError):
+        return False
 
 
 def _globals_used(source: str) -> set[str]:
@@ -166,5 +185,5 @@ def _globals_used(source: str) -> set[str]:
             top = table.get_type() == "module"
             if symbol.is_referenced() and (symbol.is_global() or top):
                 used.add(symbol.get_name())
-        todo.extend(table.get_children())
+        todo.extend(t for t in table.get_children() if "annot" not in str(t.get_type()).lower())
     return used

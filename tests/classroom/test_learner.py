@@ -87,11 +87,30 @@ def test_imports_helpers_and_constants_come_along(here: Path):
     text = (here / "my_ptq.py").read_text(encoding="utf-8")
     assert "from ptq_course.affine import IntGrid as IntGrid" in text
     assert "TINY = 1e-09" in text
+    assert "import math as math" in text or "import math\n" in text
     assert "def nearest" in text
     assert learner.function("qparams")(-1.0, 3.0, IntGrid(8, signed=False))[1] == 64
     space: dict = {}
     exec(compile(text, "my_ptq.py", "exec"), space)  # the whole file also imports
     assert space["wrap"](128, 8) == -128
+
+
+def test_names_of_torch_and_types(here: Path):
+    cells = Cells()
+    cells.run(
+        "from torch import clamp as hold, round as nearest\nfrom torch.nn import functional as F"
+    )
+    cells.run("wide, ends = torch.float64, (0, 1)")
+    cells.run(
+        "def quantize(x, scale, zero_point, grid):\n"
+        "    y = F.pad(x.to(wide), (ends[0], ends[0])) / scale\n"
+        "    return hold(nearest(y) + zero_point, grid.qmin, grid.qmax).to(grid.dtype)\n"
+    )
+    check("01.2", cells.space["quantize"])
+    text = (here / "my_ptq.py").read_text(encoding="utf-8")
+    for line in ("from torch import clamp as hold", "wide = torch.float64", "ends = (0, 1)",
+                 "import torch.nn.functional as F"):  # fmt: skip
+        assert line in text
 
 
 def test_an_answer_under_another_name(here: Path):
@@ -107,10 +126,16 @@ def test_what_cannot_be_saved_says_why(here: Path, capsys):
               "    return (value + h) % (2 * h) - h\n")  # fmt: skip
     check("prep.2", cells.space["wrap"])
     check("prep.2", lambda value, bits: (value + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1))
+    cells.run("def half(bits):\n    return helper_of_helper(bits)")
+    cells.run("def wrap(value, bits):\n    h = eval('half')(bits)\n"
+              "    return (value + h) % (2 * h) - h\n")  # fmt: skip
+    cells.run("def helper_of_helper(bits):\n    return 2 ** (bits - 1)")
+    check("prep.2", cells.space["wrap"])
     said = capsys.readouterr().out
-    assert said.count("✓ prep.2") == 2
+    assert said.count("✓ prep.2") == 3
     assert "uses `table` of the notebook" in said
     assert "written with `def`" in said
+    assert "without the notebook around it, raised NameError" in said
     assert not (here / "my_ptq.py").exists()
 
 

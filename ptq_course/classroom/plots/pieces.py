@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from ptq_course.classroom.plots.base import COLORS, GREY, figure
 
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of labels
+
 
 def histogram(
     ax: Any,
@@ -103,6 +105,7 @@ def sweep_curve(
             xytext=(6, 10),
             textcoords="offset points",
             fontsize=9,
+            bbox=BEHIND,
         )
     if name:
         end = np.flatnonzero(np.isfinite(y))[-1]
@@ -156,6 +159,7 @@ def accuracy_bars(
             textcoords="offset points",
             va="center",
             fontsize=9,
+            bbox=BEHIND,
         )
     if reference is not None:
         ax.axvline(reference, color=GREY, linestyle="--", linewidth=1.2)
@@ -171,6 +175,7 @@ def accuracy_bars(
         )
     ax.set_yticks(place, labels)
     ax.invert_yaxis()
+    ax.margins(x=0.08)
     ax.set(xlabel=unit)
     return values
 
