@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 RECORD = ".course_state.json"
+NOT_COPIED = {"fingerprint.json"}  # on which machine the committed outputs were made
 
 
 def make(root: Path) -> list[str]:
@@ -91,7 +92,9 @@ def _beside(copy: Path, made: list[str]) -> Path:
 
 
 def _hidden(path: Path, base: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.relative_to(base).parts)
+    return path.name in NOT_COPIED or any(
+        part.startswith((".", "__")) for part in path.relative_to(base).parts
+    )
 
 
 def _digest(data: bytes) -> str:

@@ -58,7 +58,7 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def execute(path: Path) -> list[str]:
     """Run a notebook in its own folder; returns the text of each code cell."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=120, record_timing=False).execute(
+    NotebookClient(notebook, timeout=300, record_timing=False).execute(
         cwd=str(path.parent), env=dict(os.environ)
     )
     nbformat.write(notebook, path)
@@ -82,13 +82,13 @@ def test_the_committed_form_is_deterministic(course: Path):
     assert texts[8].startswith("Widget: Staircase")
     assert "Staircase of 255 steps" in texts[8]
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider"]
-    timeout = ["--nbval-cell-timeout", "120", f"--rootdir={course}"]
+    timeout = ["--nbval-cell-timeout", "300", f"--rootdir={course}"]
     ran = subprocess.run(
         [*command, *timeout, str(path)],
         cwd=course,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stdout[-3000:]
 

@@ -42,6 +42,7 @@ def root(tmp_path: Path) -> Path:
     (course / "notebooks" / ".ipynb_checkpoints").mkdir()
     (course / "notebooks" / ".ipynb_checkpoints" / "x.ipynb").write_text("{}")
     (course / "notebooks" / "images" / "p.png").write_bytes(b"png")
+    (course / "notebooks" / "fingerprint.json").write_text("{}")
     for name in ("00_start.ipynb", "01_affine.ipynb"):
         (course / "notebooks" / name).write_text(notebook(name, 1), encoding="utf-8")
     return course

@@ -88,10 +88,11 @@ def test_static_frames_and_restored_state():
     e = explorer()
     line = e.fig.axes[0].lines[1]
     before = line.get_ydata().copy()
-    page = e.static([{"bits": b} for b in (2, 4, 8)])
+    page, alts = e.static([{"bits": b} for b in (2, 4, 8)])
     assert page.count("<img alt=") == 3
     assert page.count("figcaption") == 6
     assert "Staircase of 255 steps" in page
+    assert len(alts.splitlines()) == 3
     assert np.array_equal(line.get_ydata(), before)
     assert e.static([{"bits": 2}]) == e.static([{"bits": 2}])
 

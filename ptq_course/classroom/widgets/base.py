@@ -131,18 +131,19 @@ class Explorer:
         self.redraws += 1
         return readout, alt
 
-    def static(self, settings: list[dict[str, Any]], width: int = 320) -> str:
-        """HTML of the same frames at several settings, for readers without a kernel."""
-        before, parts = self.values, []
+    def static(self, settings: list[dict[str, Any]], width: int = 320) -> tuple[str, str]:
+        """The frames of several settings, for readers without a kernel: (HTML, alt texts)."""
+        before, figures, alts = self.values, [], []
         for setting in settings:
             readout, alt = self.frame(**{**before, **setting})
-            caption = html.escape(readout)
-            parts.append(
+            alts.append(alt)
+            figures.append(
                 f'<figure style="margin:4px;width:{width}px">{img(self._bytes(), alt)}'
-                f'<figcaption style="font-size:85%">{caption}</figcaption></figure>'
+                f'<figcaption style="font-size:85%">{html.escape(readout)}</figcaption></figure>'
             )
         self.frame(**before)
-        return f'<div style="display:flex;flex-wrap:wrap">{"".join(parts)}</div>'
+        page = f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div>'
+        return page, "\n".join(alts)
 
     def show(self, static: list[dict[str, Any]] = ()) -> None:
         """Display the live widget and, for web readers, the static pictures of some settings."""
@@ -150,10 +151,8 @@ class Explorer:
 
         display(self)
         if static:
-            alts = [self.frame(**{**self.values, **setting})[1] for setting in static]
-            display(
-                {"text/html": self.static(list(static)), "text/plain": "\n".join(alts)}, raw=True
-            )
+            page, alts = self.static(static)
+            display({"text/html": page, "text/plain": alts}, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = self.box._repr_mimebundle_(**kwargs) or {}
