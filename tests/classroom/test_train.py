@@ -6,6 +6,10 @@ import json
 import pytest
 import torch
 import train
+from torch import nn
+
+from ptq_course.classroom.camera import to_input
+from ptq_course.classroom.generator import EmojiGenerator
 
 
 @pytest.fixture
@@ -18,6 +22,7 @@ def arguments(tmp_path, monkeypatch):
         lr=0.05,
         weight_decay=1e-4,
         smoothing=0.05,
+        freeze=0.6,
         seed=3,
         fresh=False,
         work=tmp_path / "work",
@@ -64,3 +69,13 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert rates.index(max(rates)) == 20
     assert rates[0] < 0.01
     assert rates[100] == pytest.approx(0, abs=1e-9)
+
+
+def test_batch_norm_is_estimated_over_all_pictures():
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    images = EmojiGenerator(1).batch(96)[0]
+    train.estimate_batch_norm(net, images, 32)
+    inputs = to_input(images)
+    assert torch.allclose(net[0].running_mean, inputs.mean((0, 2, 3)), atol=1e-4)
+    variances = torch.stack([part.var((0, 2, 3)) for part in inputs.split(32)])
+    assert torch.allclose(net[0].running_var, variances.mean(0), rtol=1e-3)
