@@ -66,7 +66,7 @@ def sum_of_squares(counts: ArrayLike) -> float:
     """Sum of x^2 over the histogram, values uniform inside their bin: j^2 + j + 1/3 for bin j."""
     counts = np.asarray(counts, np.float64)
     j = np.arange(len(counts), dtype=np.float64)
-    return float(counts @ (j * j + j + 1 / 3))
+    return float(np.sum(counts * (j * j + j + 1 / 3)))
 
 
 def squared_errors(
