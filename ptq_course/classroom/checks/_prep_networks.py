@@ -200,7 +200,7 @@ EXERCISES = [
     Exercise(
         id="prep.5",
         title="Shapes of a convolution",
-        minutes=4,
+        minutes=2,
         difficulty=2,
         signature="conv_out(size, kernel, stride, padding, dilation)",
         reference=conv_out,
@@ -244,7 +244,7 @@ EXERCISES = [
     Exercise(
         id="prep.6",
         title="Batch norm in eval mode",
-        minutes=5,
+        minutes=3,
         difficulty=2,
         signature="batch_norm(x, mean, var, gamma, beta, eps)",
         reference=batch_norm,
@@ -281,7 +281,7 @@ EXERCISES = [
     Exercise(
         id="prep.7",
         title="Hooks",
-        minutes=6,
+        minutes=3,
         difficulty=3,
         signature="linear_outputs(model, x)",
         reference=linear_outputs,

@@ -147,7 +147,7 @@ EXERCISES = [
     Exercise(
         id="prep.1",
         title="Broadcasting",
-        minutes=4,
+        minutes=2,
         difficulty=1,
         signature="scale_channels(w, s)",
         reference=scale_channels,
@@ -187,7 +187,7 @@ EXERCISES = [
     Exercise(
         id="prep.2",
         title="Integer wrap-around",
-        minutes=4,
+        minutes=2,
         difficulty=2,
         signature="wrap(value, bits)",
         reference=wrap,
@@ -221,7 +221,7 @@ EXERCISES = [
     Exercise(
         id="prep.3",
         title="A histogram",
-        minutes=5,
+        minutes=3,
         difficulty=2,
         signature="histogram(x, low, high, bins)",
         reference=histogram,
@@ -260,7 +260,7 @@ EXERCISES = [
     Exercise(
         id="prep.4",
         title="Decibels",
-        minutes=4,
+        minutes=2,
         difficulty=1,
         signature="sqnr_db(signal, noisy)",
         reference=sqnr_db,
