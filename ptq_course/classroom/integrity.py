@@ -27,13 +27,20 @@ def read_manifest(folder: Path = DATA) -> dict:
         raise DataIntegrityError(f"{path} cannot be read ({error}); {REMEDY}") from error
 
 
+def facts(name: str, folder: Path | None = None) -> dict:
+    """What the manifest says of data/`name`; `DataIntegrityError` where it does not list the file."""
+    folder = DATA if folder is None else folder
+    entry = read_manifest(folder)["files"].get(name)
+    if entry is None:
+        raise DataIntegrityError(f"{folder / name} is not listed in manifest.json; {REMEDY}")
+    return dict(entry)
+
+
 def verified(name: str, folder: Path | None = None) -> io.BytesIO:
     """The bytes of data/`name`, once their SHA-256 is the manifest's; else `DataIntegrityError`."""
     folder = DATA if folder is None else folder
     path = folder / name
-    entry = read_manifest(folder)["files"].get(name)
-    if entry is None:
-        raise DataIntegrityError(f"{path} is not listed in manifest.json; {REMEDY}")
+    entry = facts(name, folder)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -47,13 +54,13 @@ def verified(name: str, folder: Path | None = None) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def record(name: str, folder: Path | None = None, **facts: object) -> None:
-    """Enter data/`name` as it is now into the manifest, with `facts` about it (for the scripts)."""
+def record(name: str, folder: Path | None = None, **about: object) -> None:
+    """Enter data/`name` as it is now into the manifest, with what is known `about` it (for the scripts)."""
     folder = DATA if folder is None else folder
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"files": {}}
     data = (folder / name).read_bytes()
-    manifest["files"][name] = {"sha256": sha256(data), "bytes": len(data), **facts}
+    manifest["files"][name] = {"sha256": sha256(data), "bytes": len(data), **about}
     manifest["files"] = dict(sorted(manifest["files"].items()))
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     read_manifest.cache_clear()
