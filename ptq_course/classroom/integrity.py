@@ -28,7 +28,7 @@ def read_manifest(folder: Path = DATA) -> dict:
 
 
 def facts(name: str, folder: Path | None = None) -> dict:
-    """What the manifest says of data/`name`; `DataIntegrityError` where it does not list the file."""
+    """What the manifest says of data/`name`; `DataIntegrityError` where it says nothing."""
     folder = DATA if folder is None else folder
     entry = read_manifest(folder)["files"].get(name)
     if entry is None:
@@ -55,7 +55,7 @@ def verified(name: str, folder: Path | None = None) -> io.BytesIO:
 
 
 def record(name: str, folder: Path | None = None, **about: object) -> None:
-    """Enter data/`name` as it is now into the manifest, with what is known `about` it (for the scripts)."""
+    """Enter data/`name` as it is now into the manifest, with what is known `about` it."""
     folder = DATA if folder is None else folder
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"files": {}}
