@@ -472,8 +472,8 @@ EXERCISES = [
             (
                 "I do not know where to begin",
                 "Loop over the groups. Group g holds the bins g * i // levels up to, not "
-                "including, (g + 1) * i // levels. Add up its counts, divide by the number of its filled "
-                "bins, write the result into those bins.",
+                "including, (g + 1) * i // levels. Add up its counts, divide by the number of its "
+                "filled bins, write the result into those bins.",
             ),
             (
                 "Which bins are filled?",
