@@ -1,0 +1,107 @@
+"""Figures and widget of chapter 02: the plotted arrays and the pure frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ptq_course.affine import IntGrid, choose_qparams
+from ptq_course.classroom.plots import ch02_ranges as plots
+from ptq_course.classroom.prediction import Prediction
+from ptq_course.classroom.widgets import ch02_outlier
+from ptq_course.histograms import DyadicHistogram
+
+
+def test_levels_are_what_codes_stand_for():
+    qparams = choose_qparams(-1.0, 3.0, IntGrid(4, signed=False))
+    marks = plots.levels(qparams)
+    assert len(marks) == 16
+    assert 0.0 in marks
+    assert marks[-1] - marks[0] == pytest.approx(4.0, rel=1e-6)
+
+
+def test_marks_over_the_bulk_are_counted():
+    x = torch.linspace(-4, 4, 101)
+    wide = choose_qparams(-40.0, 40.0, IntGrid(4, narrow=True), symmetric=True)
+    fig, alt = plots.marks_over_bulk(x, {"wide": wide})
+    assert "wide 1 of 15" in alt
+    assert "1 of 15 marks" in fig.axes[0].get_title(loc="left")
+
+
+def test_loss_of_the_bulk_draws_the_rule_and_the_guess():
+    fig, alt = plots.loss_of_the_bulk([4, 40], [40.0, 20.5], 40.0, Prediction("02.0", 30.0, "dB"))
+    rule, measured, guess = fig.axes[0].lines
+    assert rule.get_ydata() == pytest.approx([40, 20])
+    assert list(measured.get_ydata()) == [40, 20.5]
+    assert guess.get_ydata()[0] == 10.0
+    assert "20.5 dB" in alt
+
+
+def test_percentile_sweep_plots_every_series():
+    fig, alt = plots.percentile_sweep(
+        [0.1, 1, 10], [80, 85, 60], 13, 90, by_mode={"flash": [70, 60, 20]}
+    )
+    drawn = [list(line.get_ydata()) for line in fig.axes[0].lines]
+    assert [80, 85, 60] in drawn
+    assert [70, 60, 20] in drawn
+    assert "best 85 at 1" in alt
+    assert "Min-max reaches 13" in alt
+
+
+def test_moving_average_and_shuffles():
+    fig, alt = plots.moving_average({"one": [1, 2, 3]}, {"one": [1, 1.5, 2]})
+    dots, line = fig.axes[0].lines
+    assert list(dots.get_ydata()) == [1, 2, 3]
+    assert list(line.get_ydata()) == [1, 1.5, 2]
+    assert "one: ends at 2" in alt
+    _, alt = plots.over_shuffles([1.0, 3.0, 2.0], 2.5, 5.0)
+    assert "between 1 and 3" in alt
+    assert "2.5" in alt
+
+
+def test_dyadic_growth_shows_each_lattice():
+    small, large = DyadicHistogram(max_bins=8), DyadicHistogram(max_bins=8)
+    small.update(torch.tensor([0.1, 0.9]))
+    large.update(torch.tensor([0.1, 7.9]))
+    fig, alt = plots.dyadic_growth({"a": small, "b": large})
+    assert [len(ax.patches) for ax in fig.axes] == [1, 1]
+    assert f"a: {len(small.counts)} bins of width {small.width:g}" in alt
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return ch02_outlier.OutlierAgainstPercentile()
+
+
+def test_minmax_follows_the_outlier(picture):
+    readout, alt = picture.frame(outlier=100.0, percentile=100.0, bits=5)
+    assert "range ±100" in readout
+    assert "the range ends at 100" in alt
+    assert list(picture.stems.get_xdata()) == [100.0, 100.0]
+    assert list(picture.edge.get_xdata()) == [100.0, 100.0]
+    assert len(picture.marks.get_segments()) == 1
+
+
+def test_a_percentile_below_the_outliers_brings_the_bulk_back(picture):
+    def decibels(percentile):
+        readout, _ = picture.frame(outlier=100.0, percentile=percentile, bits=5)
+        return float(readout.split("bulk ")[-1].split(" dB")[0])
+
+    assert decibels(99.9) > decibels(100.0) + 15
+    readout, _ = picture.frame(outlier=100.0, percentile=99.9, bits=5)
+    assert "0.100 % of the values clipped" in readout
+
+
+def test_the_outliers_are_where_the_slider_says():
+    x = ch02_outlier.data(50.0)
+    assert len(x) == ch02_outlier.COUNT
+    assert int((x.abs() == 50.0).sum()) == ch02_outlier.OUTLIERS
+
+
+def test_the_explorer_answers_to_its_sliders():
+    explorer = ch02_outlier.explorer()
+    first = explorer.set(outlier=40.0, percentile=100.0, bits=5)
+    second = explorer.set(percentile=99.0)
+    assert first != second
+    assert np.isclose(explorer.picture.edge.get_xdata()[0], 2.6, atol=0.2)
