@@ -40,26 +40,23 @@ class Excess(NamedTuple):
 
     at_edge: NDArray[np.float64]  # [bins + 1] sum of (x - j) over the values above edge j
     beyond: NDArray[np.float64]  # [bins + 1] how many values lie above edge j
-    counts: NDArray[np.float64]  # [bins + 1] how many lie in bin j; a 0 at the end
+    half: NDArray[np.float64]  # [bins + 1] half of how many lie in bin j; a 0 at the end
 
     def __call__(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
         """sum of max(x - t, 0) over the values x of the histogram; t >= 0 in bins, any shape."""
         t = np.minimum(t, len(self.at_edge) - 1)
         edge = t.astype(np.int64)
         inside = t - edge  # within bin j the values thin out evenly: a parabola
-        return (
-            self.at_edge[edge]
-            - inside * self.beyond[edge]
-            + inside * inside * (0.5 * self.counts)[edge]
-        )
+        return self.at_edge[edge] + inside * (inside * self.half[edge] - self.beyond[edge])
 
 
 def excess_table(counts: ArrayLike) -> Excess:
     """The suffix sums behind excess(t). counts: [bins] from |x| = 0 up; bin j covers [j, j + 1)."""
     counts = np.append(np.asarray(counts), 0).astype(np.float64)
+    half = 0.5 * counts
     beyond = np.cumsum(counts[::-1])[::-1]
-    steps = beyond - 0.5 * counts  # going down one edge, all above move 1 further, bin j half
-    return Excess(np.cumsum(steps[::-1])[::-1], beyond, counts)
+    steps = beyond - half  # one edge further down, the values above are 1 farther, bin j's 1/2
+    return Excess(np.cumsum(steps[::-1])[::-1], beyond, half)
 
 
 def sum_of_squares(counts: ArrayLike) -> float:
@@ -69,6 +66,14 @@ def sum_of_squares(counts: ArrayLike) -> float:
     return float(np.sum(counts * (j * j + j + 1 / 3)))
 
 
+def folded(negative: ArrayLike, positive: ArrayLike) -> NDArray:
+    """Counts of |x| from those of either side of zero, which may differ in length."""
+    shorter, longer = sorted((np.asarray(negative), np.asarray(positive)), key=len)
+    both = longer.copy()
+    both[: len(shorter)] += shorter.astype(both.dtype)
+    return both
+
+
 def squared_errors(
     negative: ArrayLike, positive: ArrayLike, scales: ArrayLike, below: int, above: int
 ) -> NDArray[np.float64]:
@@ -76,14 +81,20 @@ def squared_errors(
 
     negative, positive: [bins] counts of |x| from zero outwards, on either side; they may differ in
     length. scales: [candidates] positive, in bins. Returns [candidates], in bins squared.
+    Codes that exist on both sides are paid for once, on the histogram of |x|.
     """
     scales = np.asarray(scales, np.float64)
-    error = np.full(len(scales), sum_of_squares(negative) + sum_of_squares(positive))
-    for counts, codes in ((negative, below), (positive, above)):
-        if not codes or not np.any(counts):
+    both, shared = folded(negative, positive), min(below, above)
+    longer = negative if below > above else positive
+    error = np.full(len(scales), sum_of_squares(both))
+    for counts, codes in (
+        (both, np.arange(shared)),
+        (longer, np.arange(shared, max(below, above))),
+    ):
+        if not len(codes) or not np.any(counts):
             continue
-        excess, boundaries = excess_table(counts), np.arange(codes) + 0.5
-        for rows in _row_blocks(len(scales), codes):
+        excess, boundaries = excess_table(counts), codes + 0.5
+        for rows in _row_blocks(len(scales), len(codes)):
             gains = excess(scales[rows, None] * boundaries)
             error[rows] -= 2 * scales[rows] * gains.sum(axis=1)
     return np.maximum(error, 0.0)

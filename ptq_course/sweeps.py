@@ -9,6 +9,7 @@ both signs by the two-sided searches described at kl_sweep and mse_sweep.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,8 +82,9 @@ def kl_sweep(
     leaves one candidate, min-max: see Sweep.searched.
 
     Affine and data of both signs: coordinate descent. From the full range the best upper end is
-    searched with the lower one held, then the best lower end, until neither helps; each search
-    tries a quarter of the candidates. That finds a local optimum, not always the best pair.
+    searched with the lower one held, then the best lower end, and so on until a search no longer
+    helps; each tries a quarter of the candidates. That finds a local optimum, not always the best
+    pair.
     Ties: the smallest divergence, then the wider range.
 
     Meant for few levels, 8 bits at most. A histogram of N values in B filled bins differs from its
@@ -110,27 +112,26 @@ def kl_sweep(
 def _two_sided_kl_sweep(
     hist: DyadicHistogram, negative: NDArray, positive: NDArray, levels: int, candidates: int
 ) -> Sweep:
-    """The coordinate descent of kl_sweep, over windows of `left` bins below zero, `right` above."""
+    """The coordinate descent of kl_sweep; a window is the bins that it keeps on either side."""
     sums = kl.prefix_sums(np.concatenate([negative[::-1], positive]))
     zero, per_search = len(negative), max(2, candidates // 4)
-    tried = []
-
-    def best_of(left: NDArray, right: NDArray) -> int:
-        scores = kl.window_divergences(sums, levels, zero - left, zero + right)
-        tried.append((left, right, scores))
-        return kl.best_candidate(scores)
-
-    left, right, lowest = len(negative), len(positive), np.inf
-    while True:
-        rights = kl.candidate_stops(len(positive), max(1, levels - left), per_search)
-        right = int(rights[best_of(np.full_like(rights, left), rights)])
-        lefts = kl.candidate_stops(len(negative), max(1, levels - right), per_search)
-        left = int(lefts[best_of(lefts, np.full_like(lefts, right))])
-        score = min(scores.min() for _, _, scores in tried)
-        if score >= lowest - kl.TIE:
+    kept, tried, lowest = [len(negative), len(positive)], [], np.inf
+    for side, other in itertools.cycle([(1, 0), (0, 1)]):
+        lengths = kl.candidate_stops(
+            len((negative, positive)[side]), max(1, levels - kept[other]), per_search
+        )
+        windows = np.tile(kept, (len(lengths), 1))
+        windows[:, side] = lengths
+        starts, stops = zero - windows[:, 0], zero + windows[:, 1]
+        scores = kl.window_divergences(sums, levels, starts, stops)
+        tried.append((windows, scores))
+        kept[side] = int(lengths[kl.best_candidate(scores)])
+        if scores.min() >= lowest - kl.TIE:
             break
-        lowest = score
-    left, right, scores = (np.concatenate(parts) for parts in zip(*tried, strict=True))
+        lowest = scores.min()
+
+    windows, scores = (np.concatenate(parts) for parts in zip(*tried, strict=True))
+    left, right = windows.T
     lows = np.maximum(-left * hist.width, hist.min_val)
     highs = np.minimum(right * hist.width, hist.max_val)
     order = np.argsort(highs - lows, kind="stable")
