@@ -177,9 +177,7 @@ class DyadicHistogram(Summary):
         for _ in range(exponent - self.exponent):
             counts, own_first = halve(counts, own_first)
         placed = np.zeros(bins, dtype=np.int64)
-        # Before the first values there is only a count of 0, which may lie outside.
-        if counts.any():
-            placed[own_first - first : own_first - first + len(counts)] = counts
+        placed[own_first - first : own_first - first + len(counts)] = counts
         return placed
 
     def _assign(
@@ -199,8 +197,9 @@ def dyadic_lattice(low: float, high: float, max_bins: int) -> tuple[int, int, in
     max_bins. It depends on the extremes alone, and never falls when these widen.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    _, peak_exponent = math.frexp(max(-low, high))  # the peak is at least 2^(peak_exponent - 1)
-    exponent = max(SMALLEST_EXPONENT, peak_exponent - max_bins.bit_length())  # none finer can do
+    exponent = SMALLEST_EXPONENT
+    if peak := max(-low, high):  # at least 2^(e - 1), so that bins finer than this are too many
+        exponent = max(exponent, math.frexp(peak)[1] - max_bins.bit_length())
     while True:
         first, last = (math.floor(math.ldexp(bound, -exponent)) for bound in (low, high))
         if last - first + 1 <= max_bins:
