@@ -153,6 +153,22 @@ def test_the_licences(root, project):
     assert all((root / name).is_file() for name in project["license-files"])
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_what_the_pages_point_to_is_there(root, name):
+    text = (root / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    files = re.findall(r"`((?:scripts|benchmarks|tests|ptq_course|data|docs)/[\w./-]+)`", text)
+    files += re.findall(r"python ((?:scripts|benchmarks)/[\w./]+\.py)", text)
+    wanted = {place for place in [*links, *files] if "NN" not in place}
+    assert wanted
+    assert {place for place in wanted if not (root / place).exists()} == set()
+
+
+def test_the_picture_of_the_readme_has_an_alt_text(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert [len(alt) > 30 for alt in re.findall(r"!\[([^\]]*)\]", text)] == [True]
+
+
 @pytest.mark.parametrize("name", [".ci/run", "postBuild"])
 def test_what_is_run_is_executable(root, name):
     index = subprocess.run(
