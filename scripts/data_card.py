@@ -1,4 +1,4 @@
-"""Bring the table of files in data/README.md up to date with data/manifest.json."""
+"""Bring the tables in data/README.md up to date with data/manifest.json."""
 
 import re
 
@@ -15,11 +15,28 @@ def table(files: dict[str, dict]) -> str:
     return "\n".join(rows)
 
 
+def networks(files: dict[str, dict]) -> str:
+    """FP32 top-1 of each network on the test split, in all and by mode, as a Markdown table."""
+    rows = [
+        "| network | multiply-adds | FP32 top-1 | normal | flash | night |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in files.items():
+        if "fp32_accuracy" in entry:
+            modes = [entry["fp32_accuracy_by_mode"][mode] for mode in ("normal", "flash", "night")]
+            shares = " | ".join(
+                f"{100 * share:.2f} %" for share in (entry["fp32_accuracy"], *modes)
+            )
+            rows.append(f"| `{name}` | {entry['multiply_adds']:,} | {shares} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
-    """Rewrite the table between its two markers."""
+    """Rewrite the tables between their two markers."""
     card = DATA / "README.md"
     text = card.read_text(encoding="utf-8")
-    block = f"{START}\n{table(read_manifest()['files'])}\n{END}"
+    files = read_manifest()["files"]
+    block = f"{START}\n{table(files)}\n\n{networks(files)}\n{END}"
     pattern = re.escape(START) + ".*?" + re.escape(END)
     card.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
 
