@@ -1,0 +1,115 @@
+"""What calibrating costs over the plain FP32 forward pass of the same pictures. One run, ratios.
+
+    python benchmarks/calibration_cost.py [--network mobilenet] [--pictures 1000] [--rounds 7]
+
+Timed for each range rule: `observe` with the statistics that the rule needs, and `compute_qparams`.
+Against it: the unchanged network over the same batches, without gradients. All take turns, and the
+medians are compared. Budgets: min-max at most 1.4x, KL at most 2x; the exit code is 1 when one is
+missed. Peer, in the same turns: PyTorch's HistogramObserver on the same tensor values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import HistogramObserver
+
+from ptq_course import CALIBRATORS, PTQQuantizer
+from ptq_course.classroom import load_model, load_split, loader
+
+BUDGETS = {"minmax": 1.4, "kl": 2.0}
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def plain(model: nn.Module, batches: Batches) -> Callable[[], None]:
+    """The forward pass that every evaluation does."""
+
+    def run() -> None:
+        with torch.no_grad():
+            for x, _ in batches:
+                model(x)
+
+    return run
+
+
+def ours(model: nn.Module, batches: Batches, rule: str) -> Callable[[], None]:
+    """Observe and decide with one rule; the quantizer is prepared before the clock starts."""
+    prepared = [PTQQuantizer(model, bits=8)]
+
+    def run() -> None:
+        quantizer = prepared.pop()
+        start = time.perf_counter()
+        quantizer.observe(batches, ranges=rule, progress=False).compute_qparams(rule)
+        run.seconds = time.perf_counter() - start
+        prepared.append(PTQQuantizer(model, bits=8))
+
+    return run
+
+
+def pytorch(model: nn.Module, batches: Batches) -> Callable[[], None]:
+    """PyTorch's HistogramObserver on as many values, and its search for a range."""
+    quantizer = PTQQuantizer(model, bits=8)
+
+    def run() -> None:
+        observers = {name: HistogramObserver() for name in quantizer._network.full_plan.values}
+        start = time.perf_counter()
+        observed = quantizer._network.with_observers(observers)
+        with torch.no_grad():
+            for x, _ in batches:
+                observed(x)
+        for observer in observers.values():
+            observer.calculate_qparams()
+        run.seconds = time.perf_counter() - start
+
+    return run
+
+
+def turns(contest: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, after one warm-up, taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in contest}
+    for warm in (True, *[False] * rounds):
+        for name, run in contest.items():
+            start = time.perf_counter()
+            run()
+            spent = getattr(run, "seconds", time.perf_counter() - start)
+            if not warm:
+                seconds[name].append(spent)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> int:
+    """Print the table; the exit code says whether both budgets were met."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=("resnet", "mobilenet"), default="resnet")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    model = load_model(options.network)
+    batches = loader(load_split("calibration"), limit=options.pictures)
+    contest = {"plain FP32 forward pass": plain(model, batches)}
+    contest |= {rule: ours(model, batches, rule) for rule in CALIBRATORS}
+    contest["PyTorch HistogramObserver"] = pytorch(model, batches)
+    seconds = turns(contest, options.rounds)
+    base = seconds["plain FP32 forward pass"]
+    pictures = sum(len(x) for x, _ in batches)
+    print(f"{options.network}, {pictures} pictures, {torch.get_num_threads()} threads, "
+          f"median of {options.rounds}")  # fmt: skip
+    for name, spent in seconds.items():
+        print(f"  {name:28}{spent:8.2f} s{spent / base:8.2f}x")
+    met = True
+    for rule, budget in BUDGETS.items():
+        ratio = seconds[rule] / base
+        good = ratio <= budget
+        met &= good
+        print(f"  {'PASS' if good else 'MISS'}  {rule}: {ratio:.2f}x (budget <= {budget}x)")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

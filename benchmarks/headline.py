@@ -1,0 +1,181 @@
+"""The headline table: what quantizing the two shipped networks wins and loses. One run, ratios.
+
+    python benchmarks/headline.py            print the table, about two minutes
+    python benchmarks/headline.py --write    also put it into README.md, between its two markers
+
+Accuracy, flips and their paired 95 % interval are those of the exported INT8 files, executed with
+integers by ONNX Runtime on the whole test split. FP32 is exported too (folded and stripped), and
+runs in the same runtime with the same threads; the programs take turns. On x86 without VNNI the
+INT8 file runs in ONNX Runtime's exact mode; its speed without that guard stands in parentheses.
+The exit code is 1 when a budget is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from ptq_course import PTQQuantizer, metrics
+from ptq_course.classroom import load_model, load_split, loader, logits
+from ptq_course.deploy import onnx as deploy
+from ptq_course.deploy.session import latency, products_saturate
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
+THREADS = 2
+BATCHES = (1, 32)
+NAMES = {"resnet": "ResNet-like", "mobilenet": "MobileNetV2-like"}
+RULES = {"minmax": "INT8, min-max", "kl": "INT8, KL"}
+MAX_SIZE = 0.28
+MIN_SPEED = {"resnet": 2.0, "mobilenet": 1.2}  # at 32 pictures
+
+
+@dataclass
+class Row:
+    """One version of one network; change is (difference, low, high) against FP32."""
+
+    network: str
+    version: str
+    accuracy: float
+    size: int
+    flips: metrics.Flips | None = None
+    change: tuple[float, float, float] | None = None
+    speed: dict[int, float] = field(default_factory=dict)  # FP32 = 1, by pictures at a time
+    unguarded: dict[int, float] = field(default_factory=dict)
+
+
+def measure(network: str, folder: Path, rounds: int) -> list[Row]:
+    """The rows of one network: FP32, then INT8 with each range rule."""
+    model, test = load_model(network), load_split("test")
+    batches = loader(load_split("calibration"))
+    example = batches[0][0][:32].clone()
+    fp32 = deploy.session(deploy.export(model, example, folder / f"{network}.onnx"), THREADS)
+    fp_logits = logits(fp32, test)
+    rows = [Row(network, "FP32", metrics.top1(fp_logits, test.labels), fp32.size)]
+    quantizer = PTQQuantizer(model, bits=8).observe(batches, ranges=list(RULES), progress=False)
+    for rule, version in RULES.items():
+        quantized = quantizer.compute_qparams(rule).convert()
+        path = deploy.export(quantized, example, folder / f"{network}_{rule}.onnx")
+        int8 = deploy.session(path, THREADS)
+        q_logits = logits(int8, test)
+        rights = [metrics.correct(x, test.labels) for x in (fp_logits, q_logits)]
+        row = Row(network, version, rights[1].mean().item(), int8.size)
+        row.flips = metrics.flips(fp_logits, q_logits, test.labels)
+        row.change = metrics.paired_bootstrap(*rights)
+        rows.append(row)
+    # The rules differ in numbers only, not in work: time the last one.
+    contest = {"FP32": fp32, "INT8": int8, "unguarded": deploy.session(path, THREADS, exact=False)}
+    for count in BATCHES:
+        seconds = latency(contest, example[:count].clone(), rounds)
+        for row in rows[1:]:
+            row.speed[count] = seconds["FP32"] / seconds["INT8"]
+            row.unguarded[count] = seconds["FP32"] / seconds["unguarded"]
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    speeds = [f"speed, {n} picture{'s' if n > 1 else ''} at a time" for n in BATCHES]
+    head = ["network", "version", "top-1", "lost / gained", "change (95 % interval)", "file"]
+    lines = [_line([*head, *speeds]), "|" + "---|" * (len(head) + len(speeds))]
+    for row in rows:
+        name = NAMES[row.network] if row.version == "FP32" else ""
+        fp32_size = next(r.size for r in rows if r.network == row.network)
+        cells = [name, row.version, f"{100 * row.accuracy:.1f} %"]
+        if row.flips is None:
+            cells += ["", "", f"{row.size / 1e6:.2f} MB", *["1"] * len(BATCHES)]
+        else:
+            low, high = (100 * end for end in row.change[1:])
+            cells += [
+                f"{row.flips.lost} / {row.flips.gained}",
+                f"{100 * row.change[0]:+.1f} ({low:+.1f} to {high:+.1f})",
+                f"{row.size / fp32_size:.2f}x",
+                *[_speed(row, count) for count in BATCHES],
+            ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _speed(row: Row, count: int) -> str:
+    guarded = f"{row.speed[count]:.1f}x"
+    return f"{guarded} ({row.unguarded[count]:.1f}x)" if products_saturate() else guarded
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def conditions(images: int) -> str:
+    """What the table was measured on, in words."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from bootstrap import processor
+
+    text = (
+        f"{images:,} test pictures; lost and gained: pictures that only FP32, or only INT8, gets "
+        f"right; speed is against FP32 in ONNX Runtime {onnxruntime.__version__} with {THREADS} "
+        f"threads, on {processor.read().line()}."
+    )
+    if products_saturate():
+        text += (
+            " INT8 sums can saturate on this processor, so ONNX Runtime runs in its exact mode; in "
+            "parentheses the speed without that guard. Processors with VNNI need no guard and gain "
+            "more."
+        )
+    return text
+
+
+def budgets(rows: list[Row]) -> list[bool]:
+    """Print PASS or MISS for each budget of size and speed."""
+    met = []
+    for network in NAMES:
+        mine = [row for row in rows if row.network == network]
+        if not mine:
+            continue
+        size, speed = mine[-1].size / mine[0].size, mine[-1].speed[32]
+        for what, value, budget, good in (
+            ("file over FP32", size, f"<= {MAX_SIZE}", size <= MAX_SIZE),
+            ("speed at 32", speed, f">= {MIN_SPEED[network]}", speed >= MIN_SPEED[network]),
+        ):
+            print(f"{'PASS' if good else 'MISS'}  {network} {what}: {value:.2f} (budget {budget})")
+            met.append(good)
+    return met
+
+
+def write(text: str, path: Path = ROOT / "README.md") -> None:
+    """Put `text` between the markers of the README; ValueError where they are missing."""
+    page = path.read_text(encoding="utf-8")
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"{path.name} needs one {BEGIN} and one {END}")
+    before, rest = page.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def main() -> int:
+    """Measure, print, and with --write change the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--rounds", type=int, default=100, help="turns of each program")
+    parser.add_argument("--only", choices=list(NAMES), help="one network only")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for network in [options.only] if options.only else NAMES:
+            rows += measure(network, Path(folder), options.rounds)
+    text = f"{table(rows)}\n\n{conditions(len(load_split('test')))}"
+    print(text, end="\n\n")
+    met = budgets(rows)
+    if options.write:
+        write(text)
+        print("README.md holds the table now")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

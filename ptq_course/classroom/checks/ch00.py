@@ -1,0 +1,298 @@
+"""Checks of chapter 00: count flips on the same images, and an interval around a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq_course.classroom.exercises import Exercise
+from ptq_course.classroom.expect import Failure, expect_close
+
+# 00.1 ------------------------------------------------------------------------------------------
+
+
+def flips(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    """(lost, gained): images that only `fp` gets right, and images that only `q` gets right."""
+    right_before = fp.argmax(dim=1) == labels
+    right_after = q.argmax(dim=1) == labels
+    lost = (right_before & ~right_after).sum().item()
+    gained = (~right_before & right_after).sum().item()
+    return lost, gained
+
+
+def _scores(classes: list[int], count: int, seed: int) -> Tensor:
+    """Logits [N, count] whose largest entry is at `classes`, without ties."""
+    scores = torch.rand(len(classes), count, generator=torch.Generator().manual_seed(seed)) - 0.5
+    scores[torch.arange(len(classes)), torch.tensor(classes)] = 2.0
+    return scores
+
+
+def _networks() -> Iterator[tuple[str, dict[str, Any]]]:
+    def case(label: str, fp: list[int], q: list[int], truth: list[int], count: int) -> tuple:
+        seed = 1000 * len(fp) + count
+        inputs = {"fp": _scores(fp, count, seed), "q": _scores(q, count, seed + 1)}
+        return label, {**inputs, "labels": torch.tensor(truth)}
+
+    yield case("five images, two lost", [0, 1, 2, 3, 0], [0, 2, 2, 1, 0], [0, 1, 2, 3, 2], 4)
+    yield case("wrong before and wrong after", [1, 1, 2, 0], [2, 1, 0, 0], [0, 1, 2, 1], 3)
+    yield case("nothing changes", [0, 1, 2], [0, 1, 2], [0, 2, 2], 3)
+    yield case("only gained", [1, 2, 0, 0, 1], [1, 1, 0, 2, 1], [1, 1, 0, 2, 0], 3)
+    yield case("as many images as classes", [0, 1, 2, 3], [0, 3, 2, 3], [0, 1, 2, 1], 4)
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 10, 200)
+    fp = np.where(rng.random(200) < 0.9, truth, rng.integers(0, 10, 200))
+    q = np.where(rng.random(200) < 0.8, truth, rng.integers(0, 10, 200))
+    yield case("200 images of 10 classes", fp.tolist(), q.tolist(), truth.tolist(), 10)
+
+
+def _swapped(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    return flips(q, fp, labels)
+
+
+def _only_the_net(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    lost, gained = flips(fp, q, labels)
+    return max(lost - gained, 0), max(gained - lost, 0)
+
+
+def _any_change(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    before, after = fp.argmax(dim=1), q.argmax(dim=1)
+    changed = before != after
+    return (changed & (before == labels)).sum().item(), (changed & (before != labels)).sum().item()
+
+
+def _shares(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[float, float]:
+    lost, gained = flips(fp, q, labels)
+    return lost / len(labels), gained / len(labels)
+
+
+def _without_dim(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    right_before, right_after = fp.argmax() == labels, q.argmax() == labels
+    lost = (right_before & ~right_after).sum().item()
+    return lost, (~right_before & right_after).sum().item()
+
+
+def _totals(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    wrong_before = (fp.argmax(dim=1) != labels).sum().item()
+    wrong_after = (q.argmax(dim=1) != labels).sum().item()
+    return wrong_after, wrong_before
+
+
+def _flips_loop(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    lost = gained = 0
+    for before, after, truth in zip(fp, q, labels.tolist(), strict=True):
+        was, now = int(before.argmax()) == truth, int(after.argmax()) == truth
+        lost += was and not now
+        gained += now and not was
+    return lost, gained
+
+
+def _flips_numpy(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[np.int64, np.int64]:
+    change = (q.numpy().argmax(1) == labels.numpy()).astype(int)
+    change -= fp.numpy().argmax(1) == labels.numpy()
+    return (change == -1).sum(), (change == 1).sum()
+
+
+def _flips_sets(fp: Tensor, q: Tensor, labels: Tensor) -> list[int]:
+    before = {i for i, k in enumerate(fp.topk(1).indices.flatten().tolist()) if k == labels[i]}
+    after = {i for i, k in enumerate(q.topk(1).indices.flatten().tolist()) if k == labels[i]}
+    return [len(before - after), len(after - before)]
+
+
+# 00.2 ------------------------------------------------------------------------------------------
+
+
+def interval(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    """95 % interval of mean(q_right) - mean(fp_right), by drawing the images anew 2,000 times."""
+    differences = q_right.double() - fp_right.double()
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(differences), (2000, len(differences)), generator=generator)
+    means = differences[drawn].mean(dim=1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _rights() -> Iterator[tuple[str, dict[str, Any]]]:
+    rng = np.random.default_rng(2)
+    shapes = ((800, 0.90, 0.06, 0.02), (600, 0.80, 0.02, 0.08), (1000, 0.70, 0.05, 0.05))
+    for n, accuracy, lost, gained in shapes:
+        before = rng.random(n) < accuracy
+        chance = rng.random(n)
+        after = np.where(before, chance >= lost / accuracy, chance < gained / (1 - accuracy))
+        label = f"{n} images, {100 * accuracy:.0f} % right before"
+        rights = {"fp_right": torch.from_numpy(before), "q_right": torch.from_numpy(after)}
+        yield label, {name: right.double() for name, right in rights.items()}
+
+
+UNPAIRED = "the two networks drew different images: draw once, and use the draw for both"
+NO_WIDTH = "drawn without putting back: every draw is then the whole set once more"
+SMALL = "each draw holds fewer images than there are: draw as many as you were given"
+TOO_NARROW = "5 % cut off at each end leaves 90 %: cut off 2.5 %"
+ONE_SIGMA = "one standard deviation each way holds 68 %: 95 % needs nearly two"
+SIGN = "the sign: it is accuracy after (q) minus accuracy before (fp)"
+PERCENT = "in points of a hundred: give shares of 1"
+
+
+def _like_the_reference(got: Any, expected: tuple, fp_right: Tensor, q_right: Tensor) -> None:
+    """Chance may move an end a little; a cause is named by what it does to the width."""
+    if not isinstance(got, tuple | list) or len(got) != 2:
+        expect_close(got, expected, ("low", "high"))
+    low, high = (float(end) for end in got)
+    width, middle = expected[1] - expected[0], sum(expected) / 2
+    if 0.9 < (high - low) / width < 1.1 and abs((low + high) / 2 - middle) < 0.08 * width:
+        return
+    cause = _cause((high - low) / width, (low + high) / 2, middle, width)
+    raise Failure(
+        "the interval is off",
+        where="the interval",
+        expected=[round(end, 4) for end in expected],
+        got=[low, high],
+        cause=cause,
+    )
+
+
+def _cause(ratio: float, found: float, middle: float, width: float) -> str:
+    if ratio > 50:
+        return PERCENT
+    if ratio < 0.05:
+        return NO_WIDTH
+    if 0.9 < ratio < 1.1:
+        return SIGN if abs(found + middle) < 0.08 * width else ""
+    if ratio < 0.9:
+        return TOO_NARROW if ratio > 0.7 else ONE_SIGMA
+    return SMALL if ratio > 2.5 else UNPAIRED
+
+
+def _draws(count: int, size: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, count, (2000, size))
+
+
+def _means(fp_right: Tensor, q_right: Tensor) -> np.ndarray:
+    differences = (q_right - fp_right).numpy()
+    return differences[_draws(len(differences), len(differences))].mean(1)
+
+
+def _ends(means: np.ndarray, cut: float = 0.025) -> tuple[float, float]:
+    return float(np.quantile(means, cut)), float(np.quantile(means, 1 - cut))
+
+
+def _unpaired(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    n = len(fp_right)
+    before = fp_right.numpy()[_draws(n, n, 4)].mean(1)
+    return _ends(q_right.numpy()[_draws(n, n, 5)].mean(1) - before)
+
+
+def _shuffled(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences, rng = (q_right - fp_right).numpy(), np.random.default_rng(6)
+    return _ends(np.array([rng.permutation(differences).mean() for _ in range(200)]))
+
+
+def _a_hundred_each(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences = (q_right - fp_right).numpy()
+    return _ends(differences[_draws(len(differences), 50)].mean(1))
+
+
+def _ninety(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(fp_right, q_right), 0.05)
+
+
+def _one_sigma(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    means = _means(fp_right, q_right)
+    return means.mean() - means.std(), means.mean() + means.std()
+
+
+def _backwards(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(q_right, fp_right))
+
+
+def _in_points(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(100 * _means(fp_right, q_right))
+
+
+def _interval_numpy(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(fp_right, q_right))
+
+
+def _interval_both(fp_right: Tensor, q_right: Tensor) -> list[Tensor]:
+    drawn = torch.from_numpy(_draws(len(fp_right), len(fp_right), 7))
+    means = q_right[drawn].mean(1) - fp_right[drawn].mean(1)
+    means = means.sort().values
+    return [means[50], means[1950]]
+
+
+def _interval_normal(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences = q_right - fp_right
+    middle, half = differences.mean(), 1.96 * differences.std() / len(differences) ** 0.5
+    return (middle - half).item(), (middle + half).item()
+
+
+EXERCISES = [
+    Exercise(
+        id="00.1",
+        title="Count the flips",
+        minutes=6,
+        difficulty=1,
+        signature="flips(fp, q, labels)",
+        reference=flips,
+        cases=_networks,
+        returns=("lost", "gained"),
+        accepted=(_flips_loop, _flips_numpy, _flips_sets),
+        diagnoses=(
+            (_swapped, "lost and gained are the other way round"),
+            (_only_the_net, "only the difference is left: count both directions"),
+            (_any_change, "an image that was wrong and became wrong in another way is not gained"),
+            (_shares, "divided by the number of images: the count itself is asked for"),
+            (_without_dim, "argmax without dim=1 finds one class for the whole batch"),
+            (_totals, "these are all wrong images, not those that only one network gets wrong"),
+        ),
+        hints=(
+            ("Where to begin", "fp.argmax(dim=1) gives one class an image. Compare with labels."),
+            (
+                "Two masks",
+                "right_before and right_after are True or False for each image. An image "
+                "is lost where the first is True and the second is not: `a & ~b`.",
+            ),
+            ("From a mask to a number", "mask.sum().item() counts the places that are True."),
+        ),
+    ),
+    Exercise(
+        id="00.2",
+        title="The interval, by drawing again",
+        minutes=10,
+        difficulty=3,
+        signature="interval(fp_right, q_right)",
+        reference=interval,
+        cases=_rights,
+        compare=_like_the_reference,
+        accepted=(_interval_numpy, _interval_both, _interval_normal),
+        diagnoses=(
+            (_unpaired, UNPAIRED),
+            (_shuffled, NO_WIDTH),
+            (_a_hundred_each, SMALL),
+            (_ninety, TOO_NARROW),
+            (_one_sigma, ONE_SIGMA),
+            (_backwards, SIGN),
+            (_in_points, PERCENT),
+        ),
+        hints=(
+            (
+                "One draw",
+                "torch.randint(n, (n,)) gives n places among n, some of them twice: that "
+                "is a test set as it might have been.",
+            ),
+            (
+                "Paired",
+                "Subtract first: differences = q_right - fp_right has one number an image. "
+                "A draw then takes both networks along.",
+            ),
+            (
+                "2,000 draws",
+                "Keep the mean of each draw. The interval runs from the 2.5 % to the "
+                "97.5 % quantile of these means: torch.quantile.",
+            ),
+        ),
+    ),
+]
