@@ -127,7 +127,7 @@ def about_threads(facts: dict) -> None:
 
 def about_processor(chip: processor.Processor, facts: dict) -> None:
     """What the processor is, what that means for INT8, and what was measured."""
-    row("Processor", chip.line(), *processor.meaning(chip))
+    row("Processor", chip.line(), *textwrap.wrap(processor.meaning(chip), 84))
     if "torch" in facts:
         row("", f"Measured: PyTorch's INT8 matrix product is {share(facts['torch']['wrong'])}.")
     if "runtime" in facts:

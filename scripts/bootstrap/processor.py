@@ -62,26 +62,23 @@ def from_cpuinfo(text: str, family: str) -> Processor:
     return Processor(name, family, vectors, bool(flags & _VNNI_FLAGS) if flags else None)
 
 
-def meaning(processor: Processor) -> list[str]:
+def meaning(processor: Processor) -> str:
     """What that means for the course, in sentences for a student."""
     if processor.is_arm and processor.dot_product is not False:
-        return [
-            "INT8 sums are exact here: this processor adds products of 8-bit numbers in 32 bits."
-        ]
+        return "INT8 sums are exact here: the processor adds products of 8-bit numbers in 32 bits."
     if processor.dot_product:
-        return [
-            "INT8 sums are exact and fast on this processor: VNNI adds products of 8-bit numbers",
-            "straight into 32 bits.",
-        ]
+        return "INT8 sums are exact and fast here: VNNI adds products of 8-bit numbers in 32 bits."
+    if processor.is_arm:
+        return "INT8 sums are exact here, but without dot-product instructions not much faster."
     known = (
         "This processor has no VNNI." if processor.dot_product is False else "If it has no VNNI:"
     )
-    return [
-        f"{known} INT8 programs then add two products in 16 bits first, and such a sum",
-        "can saturate: 255 * 127 + 255 * 127 = 64770, but 16 bits end at 32767. A fast INT8",
-        "program may then give wrong numbers without a word. The course tests before it trusts",
-        "one (chapter 08 explains it). INT8 also gains less speed here than on newer processors.",
-    ]
+    return (
+        f"{known} INT8 programs then add two products in 16 bits first, and such a sum can "
+        "saturate: 255 * 127 + 255 * 127 = 64770, but 16 bits end at 32767. A fast INT8 program "
+        "may then give wrong numbers without a word. The course tests before it trusts one "
+        "(chapter 08 explains it). INT8 also gains less speed here than on newer processors."
+    )
 
 
 def _text(file: Path) -> str:
