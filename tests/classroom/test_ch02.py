@@ -77,7 +77,7 @@ def picture():
 def test_minmax_follows_the_outlier(picture):
     readout, alt = picture.frame(outlier=100.0, percentile=100.0, bits=5)
     assert "range ±100" in readout
-    assert "the range ends at 100" in alt
+    assert "range up to 100" in alt
     assert list(picture.stems.get_xdata()) == [100.0, 100.0]
     assert list(picture.edge.get_xdata()) == [100.0, 100.0]
     assert len(picture.marks.get_segments()) == 1

@@ -74,19 +74,19 @@ def percentile_sweep(
     series = {"all pictures": accuracy, **(by_mode or {})}
     for number, (name, values) in enumerate(series.items()):
         ax.plot(clipped, values, marker="o", markersize=4, **color(number))
+        peak = int(np.argmax(values))
         ax.annotate(
-            name, (clipped[0], values[0]), xytext=(-6, 0), textcoords="offset points", ha="right",
-            va="center", fontsize=9, color=COLORS[number],
+            name, (clipped[peak], values[peak]), xytext=(0, -14), textcoords="offset points",
+            ha="center", fontsize=9, color=COLORS[number],
         )  # fmt: skip
     for value, name in ((fp32, "FP32"), (minmax, "min-max: nothing clipped")):
         ax.axhline(value, color=GREY, linestyle=":", linewidth=1.3)
         ax.text(
-            clipped[0], value, f"{name}, all pictures", va="bottom", ha="right", fontsize=8,
-            color=GREY, bbox=BEHIND,
+            0.56, value, f"{name}, all pictures", transform=ax.get_yaxis_transform(),
+            va="bottom", ha="center", fontsize=8, color=GREY,
         )  # fmt: skip
     ax.set(xscale="log", xlabel="values beyond the range, each side (percent)")
     ax.set(ylabel="top-1 accuracy (%)", ylim=(0, 105))
-    ax.margins(x=0.25)
     best = int(accuracy.argmax())
     n = text_number
     return fig, (

@@ -59,8 +59,8 @@ class OutlierAgainstPercentile:
         )
         n = text_number
         alt = (
-            f"{OUTLIERS} of {COUNT} values at {n(outlier)}, percentile {percentile:g}, {bits} bits: "
-            f"the range ends at {n(threshold)}, {inside} of {len(marks)} marks stand among the "
+            f"{OUTLIERS} of {COUNT} values at {n(outlier)}, percentile {percentile:g}, "
+            f"{bits} bits: range up to {n(threshold)}: {inside} of {len(marks)} marks stand among the "
             f"bulk, which keeps {ratio:.1f} dB; {clipped:.3f} percent of the values are clipped."
         )
         return readout, alt
