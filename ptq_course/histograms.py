@@ -19,14 +19,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ptq_course.counting import SMALLEST_EXPONENT, count_on_lattice, count_upper_halves
 from ptq_course.errors import CalibrationError
-from ptq_course.summaries import SMALLEST_EXPONENT, Summary, check_group
-
-BLOCK = 2**18  # values counted at a time: their scratch space stays in the cache
+from ptq_course.reduction import agree_on_extremes, check_group, sum_over_processes
+from ptq_course.summaries import Summary
 
 
 class FloatBitHistogram(Summary):
@@ -74,12 +73,8 @@ class FloatBitHistogram(Summary):
         return min(max(value, self.min_val), self.max_val)
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
-        counts = np.zeros(2**16, dtype=np.int64)
-        for block in in_memory_order(values).split(BLOCK):
-            upper_half = (block.view(torch.int32) >> 16).add_(2**15)
-            counts += torch.bincount(upper_half, minlength=2**16).cpu().numpy()
-        counts[: 2**15] = counts[: 2**15][::-1]  # negative floats grow in magnitude with their bits
-        self.counts += counts
+        positive, negative = np.split(count_upper_halves(values), 2)  # the sign is the first bit
+        self.counts += np.concatenate([negative[::-1], positive])
         self.min_val, self.max_val = min(self.min_val, low), max(self.max_val, high)
 
     def _absorb(self, other: FloatBitHistogram) -> None:
@@ -91,8 +86,8 @@ class FloatBitHistogram(Summary):
         """Sum the counts of all processes (see Summary.all_reduce)."""
         check_group(group, self._label())
         low, high = agree_on_extremes(self.min_val, self.max_val, group)
-        *counts, count = sum_over_processes(np.append(self.counts, self.count), group)
-        self.counts, self.count = np.array(counts), int(count)
+        total = sum_over_processes(np.append(self.counts, self.count), group)
+        self.counts, self.count = total[:-1], int(total[-1])
         self.min_val, self.max_val = low, high
 
 
@@ -139,15 +134,10 @@ class DyadicHistogram(Summary):
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
         low, high = min(low, self.min_val), max(high, self.max_val)
-        exponent, first, bins = dyadic_lattice(low, high, self.max_bins)
-        counts = self._counts_on(exponent, first, bins)
-        zeros = self.zeros
-        for block in in_memory_order(values).split(BLOCK):
-            block_counts, block_zeros = count_block(block, exponent, first, bins)
-            counts += block_counts
-            zeros += block_zeros
-        counts[-first] -= zeros - self.zeros  # they were counted in bin 0
-        self._assign(exponent, first, counts, zeros, low, high)
+        lattice = dyadic_lattice(low, high, self.max_bins)
+        counts, zeros = count_on_lattice(values, *lattice)
+        counts += self._counts_on(*lattice)
+        self._assign(*lattice[:2], counts, self.zeros + zeros, low, high)
 
     def _absorb(self, other: DyadicHistogram) -> None:
         low, high = min(self.min_val, other.min_val), max(self.max_val, other.max_val)
@@ -167,13 +157,15 @@ class DyadicHistogram(Summary):
         low, high = agree_on_extremes(self.min_val, self.max_val, group)
         lattice = dyadic_lattice(low, high, self.max_bins)
         mine = np.append(self._counts_on(*lattice), [self.zeros, self.count])
-        *counts, zeros, count = sum_over_processes(mine, group)
-        self._assign(*lattice[:2], np.array(counts), int(zeros), low, high)
-        self.count = int(count)
+        total = sum_over_processes(mine, group)
+        self._assign(*lattice[:2], total[:-2], int(total[-2]), low, high)
+        self.count = int(total[-1])
 
     def _counts_on(self, exponent: int, first: int, bins: int) -> np.ndarray:
-        """A copy of the counts on a lattice that is as coarse or coarser and covers this one."""
+        """The counts on a lattice that is as coarse or coarser and covers this one."""
         counts, own_first = self.counts, self.first
+        if (exponent, first, bins) == (self.exponent, own_first, len(counts)):
+            return counts
         for _ in range(exponent - self.exponent):
             counts, own_first = halve(counts, own_first)
         placed = np.zeros(bins, dtype=np.int64)
@@ -207,31 +199,10 @@ def dyadic_lattice(low: float, high: float, max_bins: int) -> tuple[int, int, in
         exponent += 1
 
 
-def count_block(block: Tensor, exponent: int, first: int, bins: int) -> tuple[np.ndarray, int]:
-    """Counts of floor(x / 2^k) - first for float32 x [N], N at most 2^18, and the number of zeros.
-
-    A product with a power of two is exact unless it underflows. In float32 it cannot for k <= 0
-    (|x| grows), which covers data up to about 2^15; beyond, and where 2^-k is no float32, the
-    product is taken in float64. So the tiniest negative value, too, lands in bin -1 and not in 0.
-    """
-    if not -126 <= exponent <= 0:
-        block = block.to(torch.float64)
-    number = (block * math.ldexp(1.0, -exponent)).floor_().to(torch.int32)
-    counts = torch.bincount(number.sub_(first), minlength=bins)
-    not_zero = int(block.sign().abs_().sum())  # whole numbers below 2^24 add exactly in float32
-    return counts.cpu().numpy(), block.numel() - not_zero
-
-
 def halve(counts: np.ndarray, first: int) -> tuple[np.ndarray, int]:
     """Bins of twice the width: bins 2j and 2j + 1 become bin j."""
     counts = np.pad(counts, (first % 2, (first + len(counts)) % 2))
     return counts[0::2] + counts[1::2], first // 2
-
-
-def in_memory_order(x: Tensor) -> Tensor:
-    """The elements of x as [N], in the order in which they lie in memory, to avoid a copy."""
-    by_stride = sorted(range(x.ndim), key=lambda d: x.stride(d), reverse=True)
-    return x.permute(by_stride).reshape(-1)
 
 
 @lru_cache(maxsize=1)
@@ -242,19 +213,3 @@ def float_bit_edges() -> np.ndarray:
     magnitudes[: len(finite)] = finite
     magnitudes[len(finite)] = 2.0**128  # where infinity's bits begin
     return np.concatenate([-magnitudes[:0:-1], magnitudes])
-
-
-def agree_on_extremes(
-    low: float, high: float, group: dist.ProcessGroup | None
-) -> tuple[float, float]:
-    """The smallest `low` and the largest `high` of all processes."""
-    extremes = torch.tensor([-low, high], dtype=torch.float64)
-    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
-    return 0.0 - float(extremes[0]), float(extremes[1])
-
-
-def sum_over_processes(numbers: np.ndarray, group: dist.ProcessGroup | None) -> np.ndarray:
-    """The sum of int64 `numbers` over all processes."""
-    total = torch.from_numpy(numbers)
-    dist.all_reduce(total, dist.ReduceOp.SUM, group)
-    return total.numpy()

@@ -17,14 +17,13 @@ import math
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ptq_course.counting import SMALLEST_EXPONENT, exact_sums
 from ptq_course.errors import CalibrationError, UnsupportedError
-
-SMALLEST_EXPONENT = -149  # every float32 is a whole multiple of 2^-149
+from ptq_course.reduction import check_group
 
 
 class Summary:
@@ -267,46 +266,6 @@ def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
             "look at the input batch and at the layers before this one"
         )
     return values, low + 0.0, high + 0.0
-
-
-def exact_sums(values: Tensor) -> tuple[int, int]:
-    """Sum of x in units of 2^-149 and sum of x^2 in units of 2^-298, both exact.
-
-    x = mantissa * 2^shift units with a whole mantissa below 2^24. Mantissas of equal shift are
-    added in float64, where whole numbers below 2^53 add exactly (squares in two halves of 24
-    bits); Python's integers then add over the shifts.
-    """
-    added = squared = 0
-    for block in values.reshape(-1).split(2**18):
-        fraction, exponent = np.frexp(block.cpu().numpy().astype(np.float64))
-        mantissa = np.ldexp(fraction, 24).astype(np.int64)
-        shift = exponent - 24 - SMALLEST_EXPONENT
-        mantissa >>= np.maximum(-shift, 0)  # subnormals have fewer digits: what goes is zeros
-        shift = np.maximum(shift, 0)
-        square = mantissa * mantissa
-        added += _sum_by_shift(shift, mantissa)
-        squared += _sum_by_shift(2 * shift, square >> 24) << 24
-        squared += _sum_by_shift(2 * shift, square % 2**24)
-    return added, squared
-
-
-def _sum_by_shift(shift: np.ndarray, whole: np.ndarray) -> int:
-    """Sum of whole * 2^shift, for |whole| up to 2^24."""
-    sums = np.bincount(shift, weights=whole)
-    return sum(int(sums[s]) << int(s) for s in np.flatnonzero(sums))
-
-
-def check_group(group: dist.ProcessGroup | None, label: str) -> None:
-    """Raise unless torch.distributed runs with a backend that reduces CPU tensors."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise UnsupportedError(
-            f"{label}: all_reduce needs torch.distributed.init_process_group('gloo', ...)"
-        )
-    if "gloo" not in str(dist.get_backend(group)):
-        raise UnsupportedError(
-            f"{label}: the counts live on the CPU, where backend {dist.get_backend(group)} does "
-            "not reach: pass group=torch.distributed.new_group(backend='gloo')"
-        )
 
 
 def _as_float(units: Fraction, exponent: int) -> float:

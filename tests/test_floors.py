@@ -16,6 +16,8 @@ FLOORS = {
     "blocks": 1,
     "affine": 1,
     "metrics": 1,
+    "counting": 2,
+    "reduction": 2,
     "summaries": 2,
     "histograms": 2,
     "kl": 2,

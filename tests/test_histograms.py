@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from summary_cases import any_float32, assert_same_bits, collected, data
 
+from ptq_course.counting import BLOCK
 from ptq_course.errors import CalibrationError
 from ptq_course.histograms import (
-    BLOCK,
     DyadicHistogram,
     FloatBitHistogram,
     dyadic_lattice,
