@@ -60,7 +60,7 @@ class OutlierAgainstPercentile:
         n = text_number
         alt = (
             f"{OUTLIERS} of {COUNT} values at {n(outlier)}, percentile {percentile:g}, "
-            f"{bits} bits: range up to {n(threshold)}: {inside} of {len(marks)} marks stand among the "
+            f"{bits} bits: range up to {n(threshold)}, {inside} of {len(marks)} marks among the "
             f"bulk, which keeps {ratio:.1f} dB; {clipped:.3f} percent of the values are clipped."
         )
         return readout, alt
