@@ -32,11 +32,11 @@ scratch = Scratch()
 
 def count_upper_halves(values: Tensor) -> np.ndarray:
     """How often each of the 65536 bit patterns occurs as the upper half of float32 `values`."""
-    counts = np.zeros(2**16, dtype=np.int64)
+    counts = None
     for block in pieces(in_memory_order(values), BLOCK):
         numbers = scratch.numbers[: len(block)]
         np.right_shift(block.view(np.uint32), 16, out=numbers.view(np.uint32))
-        counts += count_numbers(numbers, 2**16)
+        counts = count_numbers(numbers, 2**16, counts)
     return counts
 
 
@@ -47,13 +47,13 @@ def count_on_lattice(
 
     Returns int64 [bins] and an int; k is `exponent`, every result must lie in 0 ... bins - 1.
     """
-    counts, zeros = np.zeros(bins, dtype=np.int64), 0
+    counts, zeros = None, 0
     for block in pieces(in_memory_order(values), BLOCK):
         numbers = scratch.numbers[: len(block)]
         for chunk, out in zip(pieces(block, CHUNK), pieces(numbers, CHUNK), strict=True):
             out[:] = bin_numbers(chunk, exponent, first)
             zeros += int(np.count_nonzero(chunk == 0))
-        counts += count_numbers(numbers, bins)
+        counts = count_numbers(numbers, bins, counts)
     counts[-first] -= zeros  # they were counted in bin 0
     return counts, zeros
 
@@ -74,38 +74,43 @@ def bin_numbers(chunk: np.ndarray, exponent: int, first: int) -> np.ndarray:
     return np.subtract(scaled, first, out=scaled)
 
 
-def count_numbers(numbers: np.ndarray, bins: int) -> np.ndarray:
-    """How often each of 0 ... bins - 1 occurs in int32 `numbers`, as int64 [bins].
+def count_numbers(numbers: np.ndarray, bins: int, before: np.ndarray | None) -> np.ndarray:
+    """How often each of 0 ... bins - 1 occurs in int32 `numbers`, int64 [bins], added to `before`.
 
     torch.bincount reads int32 as it is; np.bincount would convert to int64 first.
     """
-    return torch.bincount(torch.from_numpy(numbers), minlength=bins).numpy()
+    counts = torch.bincount(torch.from_numpy(numbers), minlength=bins).numpy()
+    return counts if before is None else np.add(counts, before, out=counts)
 
 
 def exact_sums(values: Tensor) -> tuple[int, int]:
-    """Sum of x in units of 2^-149 and sum of x^2 in units of 2^-298, both exact.
+    """Sum of x in units of 2^-149 and sum of x^2 in units of 2^-298, both exact, for float32 x.
 
-    A float32 is mantissa * 2^shift units, a whole mantissa below 2^24. Mantissas of equal shift are
-    added in float64, where whole numbers below 2^53 add exactly (their squares in two halves of 24
-    bits); Python's integers then add over the shifts.
+    Every x is mantissa * 2^shift units. Mantissas of equal shift are added as float64 (no sum of
+    2^28 of them reaches 2^53, below which whole numbers add exactly), then as Python's integers.
     """
     added = squared = 0
-    for block in pieces(in_memory_order(values), 2**18):
-        bits = block.view(np.int32)  # sign, 8 bits of exponent, 23 of mantissa
-        exponent = (bits >> 23) & 0xFF
-        mantissa = (bits & 0x7FFFFF) + (np.sign(exponent) << 23)  # but subnormals' leading bit is 0
-        shift = np.maximum(exponent, 1).astype(np.int64) - 1
-        square = mantissa.astype(np.int64) ** 2
-        added += _sum_by_shift(shift, np.where(bits < 0, -mantissa, mantissa))
-        squared += _sum_by_shift(2 * shift, square >> 24) << 24
-        squared += _sum_by_shift(2 * shift, square & 0xFFFFFF)
+    for block in pieces(in_memory_order(values), 2**28):
+        sums = sum(map(mantissa_sums, pieces(block, CHUNK)))
+        for shift, (mantissas, upper, lower) in enumerate(sums.T):
+            added += int(mantissas) << shift
+            squared += ((int(upper) << 24) + int(lower)) << (2 * shift)
     return added, squared
 
 
-def _sum_by_shift(shift: np.ndarray, whole: np.ndarray) -> int:
-    """Sum of whole * 2^shift, for |whole| below 2^24."""
-    sums = np.bincount(shift, weights=whole)
-    return sum(int(sums[s]) << int(s) for s in np.flatnonzero(sums))
+def mantissa_sums(chunk: np.ndarray) -> np.ndarray:
+    """Sums by shift of float32 x [N]: mantissas, upper and lower 24 bits of their squares.
+
+    float64 [3, 254], all whole numbers. A mantissa has 24 bits, of which a float32 does not store
+    the first: it is 1, or 0 for subnormals, whose exponent field is 0 and means the same as 1.
+    """
+    bits = chunk.view(np.int32)  # the sign, 8 bits of exponent, 23 of mantissa
+    exponent = (bits >> 23) & 0xFF
+    mantissa = (bits & 0x7FFFFF) + (np.sign(exponent) << 23)
+    shift = np.maximum(exponent, 1) - 1
+    square = mantissa.astype(np.int64) ** 2
+    columns = (np.where(bits < 0, -mantissa, mantissa), square >> 24, square & 0xFFFFFF)
+    return np.stack([np.bincount(shift, weights=column, minlength=254) for column in columns])
 
 
 def in_memory_order(x: Tensor) -> np.ndarray:

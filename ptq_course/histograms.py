@@ -73,8 +73,9 @@ class FloatBitHistogram(Summary):
         return min(max(value, self.min_val), self.max_val)
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
-        positive, negative = np.split(count_upper_halves(values), 2)  # the sign is the first bit
-        self.counts += np.concatenate([negative[::-1], positive])
+        positive, negative = np.split(count_upper_halves(values), 2)  # the first bit is the sign
+        self.counts[2**15 :] += positive
+        self.counts[: 2**15] += negative[::-1]  # whose magnitude grows with the other bits
         self.min_val, self.max_val = min(self.min_val, low), max(self.max_val, high)
 
     def _absorb(self, other: FloatBitHistogram) -> None:

@@ -1,0 +1,141 @@
+"""What calibration costs: an update of each summary, and a network's forward pass with them.
+
+    python benchmarks/histogram_update.py            both parts, about a minute on two cores
+    python benchmarks/histogram_update.py --quick    fewer rounds
+
+Part 1 sets one update on a 32x64x24x24 activation against torch.aminmax, torch.histc and PyTorch's
+HistogramObserver. Part 2 sets calibrating the course's ResNet-like network (every activation that a
+quantizer would look at) against its plain forward pass. All contestants take turns inside one run,
+so that what else the machine does hits all of them; the figure is the ratio of the best rounds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ptq_course.classroom.models import ResNet
+from ptq_course.histograms import DyadicHistogram, FloatBitHistogram
+from ptq_course.summaries import MinMax, Moments, Summary
+
+SHAPE = (32, 64, 24, 24)
+BUDGETS = {"MinMax": 1.4, "DyadicHistogram": 2.0}  # calibrating, over the plain forward pass
+SUMMARIES: dict[str, type[Summary]] = {
+    "MinMax": MinMax,
+    "FloatBitHistogram": FloatBitHistogram,
+    "DyadicHistogram": DyadicHistogram,
+    "Moments": Moments,
+}
+
+
+def pytorch_observer() -> Callable[[], nn.Module] | None:
+    """PyTorch's HistogramObserver, or None (with the reason printed) where it is gone."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        from torch.ao.quantization.observer import HistogramObserver
+
+        HistogramObserver()(torch.randn(10))
+    except Exception as error:  # whatever a future PyTorch does here, the rest must still run
+        print(f"(left out: torch.ao HistogramObserver: {type(error).__name__}: {error})")
+        return None
+    return HistogramObserver
+
+
+def best_of(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of the best round of each; they take turns."""
+    best = dict.fromkeys(contestants, float("inf"))
+    for round_ in range(rounds + 1):
+        for name, function in contestants.items():
+            start = time.perf_counter()
+            function()
+            if round_:  # the first one warms up
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def updates(x: Tensor, observer: Callable[[], nn.Module] | None) -> dict[str, Callable]:
+    """One more update of each contestant, all of which have seen data of this range before."""
+    contestants: dict[str, Callable] = {
+        "torch.aminmax": lambda: torch.aminmax(x),
+        "torch.histc 2048": lambda: torch.histc(x, 2048),
+    }
+    if observer is not None:
+        theirs = observer()
+        contestants["HistogramObserver"] = lambda: theirs(x)
+    for name, make in SUMMARIES.items():
+        contestants[name] = partial(make().update, x)
+    return contestants
+
+
+def with_hooks(model: ResNet, make: Callable[[], Callable[[Tensor], object]]) -> None:
+    """Call a fresh make()(value) on every value that gets a scale once batch norms are folded."""
+
+    def see_output(see: Callable[[Tensor], object]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            see(output)
+
+        return hook
+
+    see_input = make()
+    model.register_forward_pre_hook(lambda module, args: (see_input(args[0]), None)[1])
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if last in ("relu", "relu1", "relu2", "bn2", "pool", "fc") or name.endswith("shortcut.1"):
+            module.register_forward_hook(see_output(make()))
+
+
+def calibrations(
+    x: Tensor, observer: Callable[[], nn.Module] | None
+) -> dict[str, Callable[[], object]]:
+    """The plain forward pass, and the pass with each summary on every activation."""
+    contestants: dict[str, Callable[[], object]] = {}
+    makers: dict[str, Callable | None] = {"plain": None}
+    makers |= {name: (lambda make=make: make().update) for name, make in SUMMARIES.items()}
+    if observer is not None:
+        makers["HistogramObserver"] = lambda: observer()
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        model = ResNet().eval()
+        if make is not None:
+            with_hooks(model, make)
+        contestants[name] = lambda model=model: model(x)
+    return contestants
+
+
+def report(title: str, seconds: dict[str, float], base: str, per: int | None = None) -> None:
+    print(f"\n{title}")
+    for name, value in seconds.items():
+        ns = f"  {value / per * 1e9:6.2f} ns a value" if per else ""
+        budget = BUDGETS.get(name) if base == "plain" else None
+        verdict = ""
+        if budget:
+            met = value / seconds[base] <= budget
+            verdict = f"  {'within' if met else 'OVER'} the budget of {budget:g}"
+        print(f"  {name:<20} {value / seconds[base]:6.2f} x {base}{ns}{verdict}")
+
+
+def main() -> None:
+    """Print both parts."""
+    rounds = 5 if "--quick" in sys.argv[1:] else 20
+    torch.manual_seed(0)
+    observer = pytorch_observer()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, best of {rounds} rounds")
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        for kind, data in (("normal", x), ("after a ReLU", x.relu())):
+            seconds = best_of(updates(data, observer), rounds)
+            title = f"One update, {'x'.join(map(str, SHAPE))}, {kind}"
+            report(title, seconds, "torch.histc 2048", data.numel())
+        images = torch.randn(64, 3, 48, 48)
+        seconds = best_of(calibrations(images, observer), rounds)
+        report("Calibrating the ResNet-like network, 64 images a batch", seconds, "plain")
+
+
+if __name__ == "__main__":
+    main()
