@@ -1,0 +1,12 @@
+"""A folder that looks as one does after `python -m venv`."""
+
+from bootstrap.environment import Environment
+
+
+def make_usable(folder, version="3.12.4"):
+    """A `.venv` that looks as one does after `python -m venv`."""
+    made = Environment(folder / ".venv", managed=True)
+    made.python.parent.mkdir(parents=True, exist_ok=True)
+    made.python.touch()
+    (made.folder / "pyvenv.cfg").write_text(f"home = /x\nversion = {version}\n")
+    return made

@@ -1,0 +1,56 @@
+"""Running pip, and its failures in plain words."""
+
+import os
+import sys
+
+import pytest
+from bootstrap import pip as pip_module
+from bootstrap.pip import SetupError
+from course_folder import make_usable
+
+
+@pytest.mark.parametrize(
+    ("complaint", "said"),
+    [
+        ("OSError: [Errno 28] No space left on device", "The disk is full"),
+        ("NewConnectionError: [Errno -2] Name or service not known: name resolution", "network"),
+        ("Max retries exceeded with url /simple\nERROR: No matching distribution found", "network"),
+        ("SSLError(SSLCertVerificationError: CERTIFICATE_VERIFY_FAILED", "PIP_CERT"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "No build of 'torch==2.13.0'"),
+        ("ERROR: something else\nmore", "    ERROR: something else"),
+    ],
+)
+def test_why_pip_failed(complaint, said):
+    assert said in pip_module.explain(complaint, ["torch==2.13.0"])
+
+
+@pytest.fixture
+def pip_that(course):
+    """An environment whose `python -m pip` is a given script (run by this very Python)."""
+    if os.name == "nt":
+        pytest.skip("shell scripts")
+
+    def make(body):
+        made = make_usable(course)
+        made.python.write_text(f"#!{sys.executable}\nimport sys\n{body}\n")
+        made.python.chmod(0o755)
+        return made
+
+    return make
+
+
+def test_pip_is_called_in_the_folder_and_keeps_a_log(course, pip_that, capfd):
+    made = pip_that("import os; print('Downloading a.whl (12.5 MB)'); print(os.getcwd(), sys.argv)")
+    pip_module.install(made, ["-e", ".[test]"])
+    log = (made.folder / "setup.log").read_text()
+    assert str(course) in log
+    assert "['-m', 'pip', 'install', '-e', '.[test]']" in log.replace(f"'{made.python}', ", "")
+    assert "a.whl (12.5 MB)" in capfd.readouterr().out
+
+
+def test_pip_failing_raises_with_the_reason(pip_that):
+    made = pip_that("print('network is unreachable', file=sys.stderr); sys.exit(1)")
+    with pytest.raises(SetupError, match="could not be reached"):
+        pip_module.install(made, ["x"])
+    with pytest.raises(SetupError, match="could not be reached"):
+        pip_module.install(made, ["x"], progress=True)

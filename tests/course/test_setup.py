@@ -1,0 +1,127 @@
+"""Setting up, with pip replaced: what is installed, in which order, and what stops it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from bootstrap import commands, pins, setup
+from bootstrap.environment import Environment
+from bootstrap.pip import SetupError
+from course_folder import make_usable
+
+
+@pytest.fixture
+def fake_pip(course, monkeypatch):
+    """Records what would be installed; `fail` names the step that fails."""
+    calls = []
+
+    def install(made, arguments, progress=False):
+        assert not made.stamp_file.exists(), "the stamp must be written last"
+        calls.append(arguments)
+        if fake.fail and fake.fail in " ".join(arguments):
+            raise SetupError("no network")
+
+    def fake():
+        return calls
+
+    fake.fail, fake.calls = "", calls
+    monkeypatch.setattr(setup, "install", install)
+    monkeypatch.setattr(setup, "make_venv", lambda made: make_usable(course))
+    monkeypatch.setattr(setup, "check_loads", lambda made: None)
+    monkeypatch.setattr(setup, "check_build", lambda made: None)
+    return fake
+
+
+def test_setup_installs_torch_first_and_alone(course, fake_pip, capsys):
+    assert commands.run(["setup"], "help") == 0
+    torch, rest = fake_pip.calls
+    assert torch == [
+        "--no-deps",
+        "--retries",
+        "1",
+        "--extra-index-url",
+        "https://download.pytorch.org/whl/cpu",
+        "torch==2.13.0",
+    ]
+    assert rest == ["-e", ".[test]"]
+    assert Environment(course / ".venv", managed=True).complete
+    assert "Everything is in place" in capsys.readouterr().out
+
+
+def test_a_second_setup_does_nothing_and_again_does_all(course, fake_pip):
+    commands.run(["setup"], "help")
+    commands.run(["setup"], "help")
+    assert len(fake_pip.calls) == 2
+    commands.run(["setup", "--again"], "help")
+    assert len(fake_pip.calls) == 4
+
+
+def test_a_setup_that_stopped_half_way_continues(course, fake_pip, capsys):
+    fake_pip.fail = "-e"
+    assert commands.run(["setup"], "help") == 1
+    assert "no network" in capsys.readouterr().err
+    assert not Environment(course / ".venv", managed=True).complete
+    fake_pip.fail = ""
+    assert commands.run(["setup"], "help") == 0
+    assert Environment(course / ".venv", managed=True).complete
+
+
+def test_a_failing_update_leaves_no_stamp_of_the_old_state(course, fake_pip):
+    commands.run(["setup"], "help")
+    fake_pip.fail = "torch"
+    assert commands.run(["setup", "--again"], "help") == 1
+    assert not Environment(course / ".venv", managed=True).stamp_file.exists()
+
+
+def test_setup_refuses_a_word_it_does_not_know(capsys):
+    assert commands.run(["setup", "--agian"], "help") == 2
+    assert "--agian" in capsys.readouterr().err
+
+
+def test_too_little_disk_is_said_before_the_download(course, fake_pip, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "free_gb", lambda: 1.2)
+    assert commands.run(["setup"], "help") == 1
+    assert fake_pip.calls == []
+    said = capsys.readouterr().err
+    assert "1.2 GB free" in said
+    assert "needs 3 GB" in said
+
+
+def test_less_disk_is_needed_once_torch_is_there(course):
+    made = make_usable(course)
+    assert setup.needed_gb(made) == setup.NEED_GB
+    torch = made.folder / "lib" / "python3.12" / "site-packages" / "torch"
+    torch.mkdir(parents=True)
+    (torch / "version.py").write_text("__version__ = '2.13.0+cpu'\n")
+    assert setup.torch_build(made) == "2.13.0+cpu"
+    assert setup.needed_gb(made) == setup.NEED_GB_WITH_TORCH
+
+
+def test_the_gpu_build_is_noticed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(pins, "machine", lambda: "x86_64")
+    monkeypatch.setattr(setup, "torch_build", lambda made: "2.13.0+cu130")
+    monkeypatch.setattr(setup, "free_gb", lambda: 5.0)
+    with pytest.raises(SetupError, match=r"5\.0 GB free, too little"):
+        setup.check_build(None)
+    monkeypatch.setattr(setup, "free_gb", lambda: 50.0)
+    setup.check_build(None)
+    assert "made for" in capsys.readouterr().out
+    monkeypatch.setattr(setup, "torch_build", lambda made: "2.13.0+cpu")
+    setup.check_build(None)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_python_without_venv_is_told_the_package(course, monkeypatch):
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SetupError, match=r"apt install python3\.\d+-venv"):
+        setup.make_venv(Environment(course / ".venv", managed=True))
+
+
+def test_a_library_that_does_not_load_is_found(course, monkeypatch):
+    made = Environment(Path(sys.prefix), managed=False)
+    monkeypatch.setattr(setup, "LOADS", "raise ImportError('DLL load failed')")
+    with pytest.raises(SetupError, match="Visual C\\+\\+ Redistributable"):
+        setup.check_loads(made)
+    monkeypatch.setattr(setup, "LOADS", "import json")
+    setup.check_loads(made)
