@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from ptq_course.affine import QParams
@@ -14,7 +15,7 @@ from ptq_course.classroom.plots.pieces import BEHIND
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.histograms import DyadicHistogram
 
-BULK = 4.5  # the bulk of the examples is a standard normal: shown from -BULK to BULK
+BULK = 4.7  # the bulk of the examples is a standard normal: shown from -BULK to BULK
 
 
 def levels(qparams: QParams) -> np.ndarray:
@@ -108,7 +109,8 @@ def moving_average(maxima: dict[str, Any], averages: dict[str, Any]) -> tuple[Fi
             f"ends at {average[-1]:.3g}", (len(average), average[-1]), xytext=(-4, 8),
             textcoords="offset points", ha="right", fontsize=9, color=COLORS[2], bbox=BEHIND,
         )  # fmt: skip
-        ax.set(xlabel="batch", yscale="log")
+        ax.set(xlabel="batch", yscale="log", yticks=[20, 50, 100], yticklabels=["20", "50", "100"])
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_title(name, fontsize=10)
         told.append(f"{name}: ends at {text_number(average[-1])}")
     axes[0, 0].set_ylabel("maximum (dots), average (line)")

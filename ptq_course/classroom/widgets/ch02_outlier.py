@@ -76,7 +76,7 @@ def explorer() -> Explorer:
     picture = OutlierAgainstPercentile()
     controls = [
         Slider("outlier", 4.0, 250.0, 40.0, 1.0, "size of the outliers"),
-        Slider("percentile", 95.0, 100.0, 100.0, 0.05, "percentile kept"),
+        Slider("percentile", 85.0, 100.0, 100.0, 0.05, "percentile kept"),
         Slider("bits", 3, 8, 5),
     ]
     made = Explorer(picture.fig, controls, picture.frame, "Ten outliers in twenty thousand values")
