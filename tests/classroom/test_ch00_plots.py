@@ -77,6 +77,7 @@ def test_what_a_network_sees_is_the_picture_again(split: Split):
     fig, alt = plots.seen({"FP32": x, "coarse": coarse}, ["a", "b", "c"])
     first = shown_image(fig.axes[0])
     assert abs(first.astype(int) - split.images[0].permute(1, 2, 0).numpy()).max() <= 1
+    assert [ax.get_title(loc="center") for ax in fig.axes] == ["a", "b", "c", "", "", ""]
     assert len(np.unique(shown_image(fig.axes[3]))) == len(coarse[0].unique())
     assert f"coarse: {', '.join(str(len(p.unique())) for p in coarse)}" in alt
 
@@ -112,9 +113,12 @@ def test_scoreboard_draws_three_bars_and_converts_the_guesses(guess: float | Non
 
 
 def test_fewer_bits_plots_what_it_says():
-    fig, alt = plots.fewer_bits((8, 4), (92.0, 50.5), 93.0)
-    np.testing.assert_array_equal(fig.axes[0].lines[0].get_xydata(), [[8, 92.0], [4, 50.5]])
-    assert "8 bits 92.0, 4 bits 50.5; FP32 93.0" in alt
+    rows = {"simple": (92.0, 2.5), "better": (92.5, 89.0)}
+    fig, alt = plots.fewer_bits((8, 4), rows, 93.0)
+    np.testing.assert_array_equal(fig.axes[0].lines[0].get_ydata(), [92.0, 2.5])
+    np.testing.assert_array_equal(fig.axes[0].lines[1].get_ydata(), [92.5, 89.0])
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["8", "4"]
+    assert "simple: 8 bits 92.0, 4 bits 2.5; better: 8 bits 92.5, 4 bits 89.0. FP32 93.0" in alt
 
 
 def test_the_five_steps_show_real_pictures_and_cut_the_rare():

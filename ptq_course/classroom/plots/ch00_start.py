@@ -73,8 +73,8 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
         tint = LOST if was and not now else GAINED if now and not was else GREY
         ax.imshow(_picture(split.images[i]))
         ax.set_title(
-            f"FP32 {MARK[bool(was)]} {CLASS_NAMES[before[i]]}\n"
-            f"INT8 {MARK[bool(now)]} {CLASS_NAMES[after[i]]}",
+            f"FP32 {MARK[bool(was)]} {_short(before[i])}\n"
+            f"INT8 {MARK[bool(now)]} {_short(after[i])}",
             fontsize=7.5, loc="center", pad=3, color=tint,
         )  # fmt: skip
         told.append(f"{CLASS_NAMES[before[i]]} to {CLASS_NAMES[after[i]]}")
@@ -96,7 +96,7 @@ def seen(rows: Mapping[str, Tensor], kinds: Sequence[str]) -> Shown:
             ax.set(xticks=[], yticks=[])
             for side in ax.spines.values():
                 side.set_visible(False)
-            if line is axes[0]:
+            if name == next(iter(rows)):
                 ax.set_title(str(kind), fontsize=9, loc="center", pad=3)
         label = name.replace(", ", ",\n").replace(" sees", "\nsees")
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
@@ -121,9 +121,9 @@ def difference(
     place = np.arange(len(rows))
     error = np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]])
     ax.errorbar(values[:, 0], place, xerr=error, fmt="o", color=COLORS[0], capsize=4, zorder=3)
-    for y, (middle, _, high) in zip(place, values, strict=True):
-        ax.annotate(f"{middle:+.1f}", (high, y), xytext=(7, 0), textcoords="offset points",
-                    va="center", fontsize=9)  # fmt: skip
+    for y, (middle, _, _) in zip(place, values, strict=True):
+        ax.annotate(f"{middle:+.1f}", (middle, y), xytext=(0, 6), textcoords="offset points",
+                    ha="center", fontsize=9)  # fmt: skip
     ax.axvline(0, color=GREY, linewidth=1.2)
     ax.set_yticks(place, list(rows))
     ax.set(ylim=(len(rows) - 0.5, -0.6), xlabel="change of accuracy against FP32 (points)")
@@ -172,19 +172,26 @@ def scoreboard(
     return fig, f"Scoreboard. {'; '.join(told)}."
 
 
-def fewer_bits(bits: Sequence[int], accuracy: Sequence[float], reference: float) -> Shown:
-    """Accuracy (%) over the bits of weights and activations, with FP32 as a line."""
-    fig, ax = figure(6.4, 2.9)
-    ax.plot(bits, accuracy, marker="o", **color(0))
-    for x, y in zip(bits, accuracy, strict=True):
-        ax.annotate(f"{y:.1f}", (x, y), xytext=(0, -14), textcoords="offset points",
-                    ha="center", fontsize=9)  # fmt: skip
+def fewer_bits(bits: Sequence[int], rows: Mapping[str, Sequence[float]], reference: float) -> Shown:
+    """Accuracy (%) over the bits of weights and activations, a line a rule; FP32 is dashed."""
+    fig, ax = figure(7.0, 3.3)
+    place = np.arange(len(bits))
+    told = []
+    for i, (name, accuracy) in enumerate(rows.items()):
+        ax.plot(place, accuracy, marker="o", **color(i))
+        ax.annotate(
+            f"{name} {accuracy[-1]:.1f}", (place[-1], accuracy[-1]), xytext=(8, 0),
+            textcoords="offset points", va="center", fontsize=9, color=COLORS[i],
+        )  # fmt: skip
+        pairs = ", ".join(f"{b} bits {a:.1f}" for b, a in zip(bits, accuracy, strict=True))
+        told.append(f"{name}: {pairs}")
     ax.axhline(reference, color=GREY, linestyle="--", linewidth=1.2)
-    ax.text(max(bits), reference + 1, f"FP32 {reference:.1f}", color=GREY, fontsize=9, va="bottom")
+    ax.text(0, reference + 1, f"FP32 {reference:.1f}", color=GREY, fontsize=9, va="bottom")
     ax.set(xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
-    ax.set(xticks=list(bits), ylim=(0, 105), xlim=(max(bits) + 0.4, min(bits) - 0.4))
-    told = ", ".join(f"{b} bits {a:.1f}" for b, a in zip(bits, accuracy, strict=True))
-    return fig, f"Top-1 accuracy in percent over bits: {told}; FP32 {reference:.1f}."
+    ax.set_xticks(place, list(map(str, bits)))
+    ax.set(ylim=(0, 108), xlim=(-0.2, place[-1] + 0.75))
+    said = "; ".join(told)
+    return fig, f"Top-1 accuracy in percent over bits. {said}. FP32 {reference:.1f}."
 
 
 def _draw_guesses(axes: Any, parts: tuple, guesses: Sequence[Any]) -> None:
@@ -216,6 +223,10 @@ def _two_lines(name: str) -> str:
     words = name.split()
     cut = min(range(1, len(words)), key=lambda i: abs(len(" ".join(words[:i])) - len(name) / 2))
     return " ".join(words[:cut]) + "\n" + " ".join(words[cut:])
+
+
+def _short(k: int) -> str:
+    return CLASS_NAMES[k].removeprefix("smiling ")
 
 
 def _starred(k: int, truth: int) -> str:
