@@ -26,7 +26,7 @@ from ptq_course.summaries import MinMax, MovingAverage, Summary
 
 
 class Calibrator:
-    """Base: collects with a summary of `summary_type`; a subclass decides in `_range`.
+    """Base: collects with a summary of `summary_type`; a subclass decides in `range`.
 
     summary: one collected before, shared and not copied (default: a new, empty one).
     name: the layer, for error messages. Raises CalibrationError for a summary of another type.
@@ -72,8 +72,7 @@ class Calibrator:
 
     def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         """The interval (low, high) that `grid` shall cover. CalibrationError before any data."""
-        self.summary.require_data()
-        return self._range(grid, symmetric)
+        raise NotImplementedError
 
     def qparams(self, grid: IntGrid, symmetric: bool = True) -> QParams:
         """Per-tensor scale and zero point for the range."""
@@ -89,16 +88,13 @@ class Calibrator:
         qparams = self.qparams(IntGrid(bits, signed=symmetric), symmetric)
         return float(qparams.scale), int(qparams.zero_point)
 
-    def _range(self, grid: IntGrid, symmetric: bool) -> Range:
-        raise NotImplementedError
-
 
 class MinMaxCalibrator(Calibrator):
     """Everything that was seen: no clipping, and one outlier sets the scale for all."""
 
     summary_type = MinMax
 
-    def _range(self, grid: IntGrid, symmetric: bool) -> Range:
+    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         return minmax_range(self.summary)
 
 
@@ -122,7 +118,7 @@ class MovingAverageCalibrator(Calibrator):
     def momentum(self) -> float:
         return self.summary.momentum
 
-    def _range(self, grid: IntGrid, symmetric: bool) -> Range:
+    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         return minmax_range(self.summary)
 
 
@@ -146,7 +142,7 @@ class PercentileCalibrator(Calibrator):
         super().__init__(summary=summary, name=name)
         self.percentile = percentile
 
-    def _range(self, grid: IntGrid, symmetric: bool) -> Range:
+    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         return percentile_range(self.summary, self.percentile, symmetric)
 
 
@@ -158,7 +154,7 @@ class KLCalibrator(Calibrator):
 
     summary_type = DyadicHistogram
 
-    def _range(self, grid: IntGrid, symmetric: bool) -> Range:
+    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         return kl_range(self.summary, grid, symmetric)
 
 
@@ -167,7 +163,7 @@ class MSECalibrator(Calibrator):
 
     summary_type = DyadicHistogram
 
-    def _range(self, grid: IntGrid, symmetric: bool) -> Range:
+    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         return mse_range(self.summary, grid, symmetric)
 
 

@@ -51,7 +51,7 @@ def count_on_lattice(
     for block in pieces(in_memory_order(values), BLOCK):
         numbers = scratch.numbers[: len(block)]
         for chunk, out in zip(pieces(block, CHUNK), pieces(numbers, CHUNK), strict=True):
-            out[:] = bin_numbers(chunk, exponent, first)
+            out[:] = bin_numbers(chunk, exponent, first)  # as integers
             zeros += int(np.count_nonzero(chunk == 0))
         counts = count_numbers(numbers, bins, counts)
     counts[-first] -= zeros  # they were counted in bin 0
@@ -61,6 +61,8 @@ def count_on_lattice(
 def bin_numbers(chunk: np.ndarray, exponent: int, first: int) -> np.ndarray:
     """floor(x / 2^k) - first for float32 x [N], N at most CHUNK; the result is overwritten later.
 
+    Where first is 0 there are no negative values, and the fractions are left to the conversion to
+    integers, which drops them.
     A product with a power of two is exact unless it underflows. In float32 it cannot for k <= 0
     (|x| grows), which covers data up to about 2^15; beyond, and where 2^-k is no float32, the
     product is taken in float64. So the tiniest negative value, too, lands in bin -1 and not in 0.
@@ -70,8 +72,10 @@ def bin_numbers(chunk: np.ndarray, exponent: int, first: int) -> np.ndarray:
         scaled = np.multiply(chunk, np.float32(factor), out=scratch.scaled[: len(chunk)])
     else:
         scaled = chunk.astype(np.float64) * factor
-    np.floor(scaled, out=scaled)
-    return np.subtract(scaled, first, out=scaled)
+    if first < 0:
+        np.floor(scaled, out=scaled)
+        np.subtract(scaled, first, out=scaled)
+    return scaled
 
 
 def count_numbers(numbers: np.ndarray, bins: int, before: np.ndarray | None) -> np.ndarray:

@@ -36,12 +36,11 @@ class Summary:
     min_val, max_val: the extremes, +inf and -inf before the first update.
     """
 
-    min_val: float = math.inf
-    max_val: float = -math.inf
-
     def __init__(self, *, name: str | None = None) -> None:
         self.name = name
         self.count = 0
+        self.min_val = math.inf
+        self.max_val = -math.inf
 
     def update(self, x: Tensor) -> None:
         """Take in one batch: a floating-point tensor of any shape, on any device.
@@ -211,28 +210,20 @@ class BatchExtremaMean(Summary):
         self.min_units = 0  # sums of batch extremes, in units of 2^-149
         self.max_units = 0
 
-    @property
-    def min_val(self) -> float:
-        return self._mean(self.min_units, math.inf)
-
-    @property
-    def max_val(self) -> float:
-        return self._mean(self.max_units, -math.inf)
-
-    def _mean(self, units: int, before_data: float) -> float:
-        if self.batches == 0:
-            return before_data
-        return _as_float(Fraction(units, self.batches), SMALLEST_EXPONENT)
-
     def _collect(self, values: Tensor, low: float, high: float) -> None:
-        self.batches += 1
-        self.min_units += int(math.ldexp(low, -SMALLEST_EXPONENT))
-        self.max_units += int(math.ldexp(high, -SMALLEST_EXPONENT))
+        low_units, high_units = (int(math.ldexp(v, -SMALLEST_EXPONENT)) for v in (low, high))
+        self._add(1, low_units, high_units)
 
     def _absorb(self, other: BatchExtremaMean) -> None:
-        self.batches += other.batches
-        self.min_units += other.min_units
-        self.max_units += other.max_units
+        self._add(other.batches, other.min_units, other.max_units)
+
+    def _add(self, batches: int, min_units: int, max_units: int) -> None:
+        self.batches += batches
+        self.min_units += min_units
+        self.max_units += max_units
+        if self.batches:
+            self.min_val = _as_float(Fraction(self.min_units, self.batches), SMALLEST_EXPONENT)
+            self.max_val = _as_float(Fraction(self.max_units, self.batches), SMALLEST_EXPONENT)
 
 
 def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
@@ -255,8 +246,6 @@ def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
             f"{label}: the tensor is empty (shape {tuple(x.shape)}): leave it out"
         )
     values = x.detach().to(torch.float32)
-    if values.device.type == "mps":  # has no float64, which a histogram of huge values needs
-        values = values.cpu()
     low, high = torch.stack(torch.aminmax(values)).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())

@@ -45,6 +45,13 @@ def test_merging_leaves_the_other_alone(make):
 
 
 @mergeable
+def test_merging_nothing_with_nothing_is_nothing(make):
+    summary = make()
+    summary.merge(make())
+    assert_same_bits(summary, make())
+
+
+@mergeable
 def test_merging_with_itself_counts_twice(make):
     x = torch.randn(50)
     summary = collected(make, x)
