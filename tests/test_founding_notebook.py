@@ -30,6 +30,12 @@ CELLS = {
         scale, zp = calibrator.compute_scale()
         print(f"Percentile Scale: {scale:.6f}, Zero-point: {zp}")
     """,
+    "quantizer": """
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        quantizer = PTQQuantizer(model, bits=8)
+        quantizer.quantize_weights()
+        print("PTQ 权重量化完成")
+    """,
 }
 
 
@@ -68,6 +74,20 @@ def test_percentile_cell(capsys):
     assert cell["zp"] == 0
     assert cell["scale"] == pytest.approx(float(ends.abs().max()) / 127, rel=0.01)
     assert re.fullmatch(r"Percentile Scale: 0\.\d{6}, Zero-point: 0\n", capsys.readouterr().out)
+
+
+def test_quantizer_cell(capsys):
+    torch.manual_seed(0)
+    cell = run(CELLS["quantizer"])
+    assert "PTQ" in capsys.readouterr().out
+    layers = cell["quantizer"].model.quantized_layers()
+    assert {name: layer.weight_codes.dtype for name, layer in layers.items()} == {
+        "0": torch.int8,
+        "2": torch.int8,
+    }
+    x = torch.randn(16, 64)
+    assert not torch.equal(cell["model"](x), cell["quantizer"].model(x))
+    torch.testing.assert_close(cell["model"](x), cell["quantizer"].model(x), atol=0.02, rtol=0.02)
 
 
 # --- its faults ----------------------------------------------------------------------------------
