@@ -145,6 +145,18 @@ def test_advantage_and_victims_draw_what_they_are_given():
     assert alt == "Bars of top-1 accuracy in percent. flash: FP32 60, KL 46; night: FP32 70, KL 71."
 
 
+def test_whole_network_draws_a_line_a_rule():
+    accuracy = {"min-max": {8: 90, 6: 19, 4: 3}, "KL": {8: 93, 6: 91, 4: 88}}
+    fig, alt = plots.whole_network(accuracy, 93.5)
+    (ax,) = fig.axes
+    assert ax.lines[0].get_ydata()[0] == 93.5
+    assert [line.get_ydata().tolist() for line in ax.lines[1:]] == [[90, 19, 3], [93, 91, 88]]
+    assert ax.lines[1].get_linestyle() != ax.lines[2].get_linestyle()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["8", "6", "4"]
+    assert {t.get_text(): t.xy for t in ax.texts[1:]} == {"min-max": (2, 3), "KL": (2, 88)}
+    assert "KL: 93.0 at 8 bits, 91.0 at 6 bits, 88.0 at 4 bits" in alt
+
+
 def test_bins_matter_marks_where_nothing_was_searched():
     bins = [64, 256, 512, 1024]
     fig, alt = plots.bins_matter(bins, {4: [30, 9, 4, 4], 8: [70, 70, 50, 30]}, 70)
@@ -165,13 +177,15 @@ def test_log_ticks_are_plain_numbers():
 
 # widget ----------------------------------------------------------------------------------------
 
-THRESHOLDS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0])
-ACCURACY = {3: [80, 90, 88, 70, 30, 10, 5], 8: [60, 70, 90, 91, 92, 91, 90]}
+ACCURACY = {
+    3: ([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0], [80, 90, 88, 70, 30, 10, 5]),
+    8: ([2.0, 4.0, 16.0, 60.0], [70, 90, 92, 90]),
+}
 
 
 @pytest.fixture
 def shown(hist: DyadicHistogram) -> widget.ThresholdFigure:
-    return widget.ThresholdFigure(hist, THRESHOLDS, ACCURACY, 93.0)
+    return widget.ThresholdFigure(hist, ACCURACY, 93.0)
 
 
 def test_frame_draws_p_and_q_of_the_window(shown, hist: DyadicHistogram):
@@ -196,7 +210,7 @@ def test_frame_marks_the_accuracy_measured_nearest(shown):
     assert shown.most.get_xdata()[0] == 2.0
     assert "top-1 88.0 % measured at 4 (best measured: 90.0 % at 2)" in readout
     shown.frame(threshold=5.0, bits=8, bins=2048)
-    assert shown.right.get_ydata().tolist() == ACCURACY[8]
+    assert shown.right.get_xydata().T.tolist() == [list(column) for column in ACCURACY[8]]
     assert shown.most.get_xdata()[0] == 16.0
 
 
@@ -230,7 +244,7 @@ def test_an_infinite_divergence_is_marked_and_said(values: torch.Tensor):
     gap = torch.cat([values[values < 3], torch.tensor([60.0])])
     hist = DyadicHistogram(2048)
     hist.update(gap)
-    shown = widget.ThresholdFigure(hist, THRESHOLDS, ACCURACY, 93.0)
+    shown = widget.ThresholdFigure(hist, ACCURACY, 93.0)
     readout, _ = shown.frame(threshold=40.0, bits=3, bins=2048)
     assert "KL infinite" in readout
     assert shown.here.get_marker() == "x"
@@ -248,7 +262,7 @@ def test_frame_is_pure_and_reuses_its_artists(shown):
 
 
 def test_explorer_links_its_log_slider_and_its_box(hist: DyadicHistogram):
-    explorer = widget.explorer(hist, THRESHOLDS, ACCURACY, 93.0, bits=8)
+    explorer = widget.explorer(hist, ACCURACY, 93.0, bits=8)
     assert explorer.values == {"threshold": 60.0, "bits": 8, "bins": 2048}
     box = explorer.box.children[1].children[1]
     box.value = 4.0
@@ -258,18 +272,18 @@ def test_explorer_links_its_log_slider_and_its_box(hist: DyadicHistogram):
     assert box.value == pytest.approx(16.0)
     _, alt = explorer.set(bits=3, bins=128, threshold=60.0)
     assert alt in explorer.picture.value
-    assert widget.explorer(hist, THRESHOLDS, ACCURACY, 93.0).values["bits"] == 3
+    assert widget.explorer(hist, ACCURACY, 93.0).values["bits"] == 3
 
 
 def test_the_widget_refuses_negative_values():
     hist = DyadicHistogram(64)
     hist.update(torch.tensor([-1.0, 2.0]))
     with pytest.raises(QuantizationError, match="the minimum is -1"):
-        widget.explorer(hist, THRESHOLDS, ACCURACY, 93.0)
+        widget.explorer(hist, ACCURACY, 93.0)
 
 
 def test_a_redraw_is_quick(hist: DyadicHistogram):
-    explorer = widget.explorer(hist, THRESHOLDS, ACCURACY, 93.0)
+    explorer = widget.explorer(hist, ACCURACY, 93.0)
     times = []
     for threshold in np.geomspace(1, 60, 9):
         start = time.process_time()

@@ -226,6 +226,33 @@ def victims(accuracy: Mapping[str, Mapping[str, float]]) -> Shown:
     return fig, f"Bars of top-1 accuracy in percent. {said}."
 
 
+def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float) -> Shown:
+    """Accuracy in percent of the whole network by rule and bits: {rule: {bits: percent}}."""
+    bits = sorted(next(iter(accuracy.values())), reverse=True)
+    curves = {rule: np.array([row[b] for b in bits]) for rule, row in accuracy.items()}
+    gaps = np.diff(np.sort(np.stack(list(curves.values())), axis=0), axis=0).min(axis=0)
+    at = int(gaps.argmax())  # where the names fit beside the lines
+    top = max(curves, key=lambda rule: curves[rule][at])
+    fig, ax = figure(7.2, 3.0)
+    ax.axhline(reference, color=GREY, linestyle=":", linewidth=1.2)
+    ax.text(len(bits) - 1, reference, "FP32", color=GREY, fontsize=9, ha="right", va="bottom")
+    for i, (rule, values) in enumerate(curves.items()):
+        style = color(0 if rule == top else i + 1)
+        ax.plot(range(len(bits)), values, marker="o", markersize=5, **style)
+        place = {"xytext": (7, 5), "va": "bottom"}
+        if rule != top:
+            place = {"xytext": (-7, -3), "va": "top", "ha": "right"}
+        ax.annotate(rule, (at, values[at]), textcoords="offset points", fontsize=9,
+                    color=style["color"], **place)  # fmt: skip
+    ax.set(ylim=(0, 107), xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
+    ax.set_xticks(range(len(bits)), bits)
+    said = "; ".join(
+        f"{rule}: " + ", ".join(f"{v:.1f} at {b} bits" for b, v in zip(bits, values, strict=True))
+        for rule, values in curves.items()
+    )
+    return fig, f"Top-1 accuracy of the whole network in percent, FP32 {reference:.1f}. {said}."
+
+
 def bins_matter(bins: Sequence[int], thresholds: Mapping[int, ArrayLike], largest: float) -> Shown:
     """The KL threshold found with so many bins, for several numbers of bits: {bits: [bins]}."""
     fig, ax = figure(7.2, 3.0)
