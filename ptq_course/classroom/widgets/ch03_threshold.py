@@ -75,22 +75,25 @@ class Curve:
 class ThresholdFigure:
     """The figure and its pure `frame`; the artists are made once and then changed.
 
-    hist: of one-sided data. thresholds [n] and accuracy {bits: [n] percent}: measured beforehand.
+    hist: of one-sided data. accuracy: {bits: (thresholds [n], percent [n])}, measured beforehand.
     reference: accuracy of the FP32 network in percent.
     """
 
     def __init__(
         self,
         hist: DyadicHistogram,
-        thresholds: ArrayLike,
-        accuracy: Mapping[int, ArrayLike],
+        accuracy: Mapping[int, tuple[ArrayLike, ArrayLike]],
         reference: float,
     ) -> None:
         if hist.min_val < 0:
             raise QuantizationError(f"the widget shows data >= 0, the minimum is {hist.min_val:g}")
         self.hist, self.curve = hist, cache(self._curve)
-        self.thresholds = np.asarray(thresholds, np.float64)
-        self.accuracy = {bits: np.asarray(a, np.float64) for bits, a in accuracy.items()}
+        self.accuracy = {
+            bits: (np.asarray(t, np.float64), np.asarray(percent, np.float64))
+            for bits, (t, percent) in accuracy.items()
+        }
+        everywhere = np.concatenate([t for t, _ in self.accuracy.values()])
+        self.low, self.high = float(everywhere.min()), float(everywhere.max())
         self.fig, (top, bottom) = figure(6.4, 4.7, 2, 1, height_ratios=[1.1, 1])
         self.top, self.bottom, right = top, bottom, bottom.twinx()
 
@@ -111,15 +114,15 @@ class ThresholdFigure:
         (self.divergence,) = bottom.plot([1], [1], color=BLUE)
         (self.here,) = bottom.plot([1], [1], "o", color=BLUE, markersize=8, zorder=6)
         (self.chosen,) = bottom.plot([1], [1], "v", color=BLUE, markersize=9, clip_on=False)
-        low, high = float(self.thresholds[0]), float(self.thresholds[-1])
-        bottom.set(xscale="log", yscale="log", ylim=(FLOOR, CEILING), xlim=(low * 0.9, high * 1.1))
+        bottom.set(xscale="log", yscale="log", ylim=(FLOOR, CEILING))
+        bottom.set_xlim(self.low * 0.9, self.high * 1.1)
         bottom.set_xlabel("clipping threshold T")
         bottom.set_ylabel("KL divergence (nats)", color=BLUE)
         _few_ticks(bottom, (1e-4, 1e-2, 1))
-        plain_log_ticks(bottom, low, high)
+        plain_log_ticks(bottom, self.low, self.high)
         for y, text, tint in ((0.13, "▼ smallest KL", BLUE), (0.03, "▼ most accurate", RED)):
             bottom.text(0.02, y, text, color=tint, transform=bottom.transAxes, fontsize=9)
-        (self.right,) = right.plot(self.thresholds, self.thresholds, "s--", color=RED, markersize=4)
+        (self.right,) = right.plot([1], [1], "s--", color=RED, markersize=4)
         (self.right_here,) = right.plot([1], [1], "s", color=RED, markersize=9, zorder=6)
         (self.most,) = right.plot([1], [103], "v", color=RED, markersize=9, clip_on=False)
         right.axhline(reference, color=GREY, linewidth=1, linestyle=":")
@@ -135,9 +138,9 @@ class ThresholdFigure:
         p = kl.clipped_histogram(curve.counts, stop)
         q = kl.requantized_histogram(curve.counts, 2**bits, stop)
         divergence = kl.kl_divergence(p, q)
-        nearest = int(np.abs(np.log(self.thresholds / threshold)).argmin())
-        accuracy = self.accuracy[bits]
-        most = float(self.thresholds[accuracy.argmax()])
+        measured, accuracy = self.accuracy[bits]
+        nearest = int(np.abs(np.log(measured / threshold)).argmin())
+        most = float(measured[accuracy.argmax()])
 
         edges = curve.width * np.arange(stop + 1)
         self.p.set_data(np.maximum(p / p.sum(), 1e-7), edges)
@@ -149,8 +152,8 @@ class ThresholdFigure:
         self.here.set_data([end], [np.clip(divergence, FLOOR, CEILING)])
         self.here.set_marker("o" if np.isfinite(divergence) else "x")
         self.chosen.set_data([curve.best], [CEILING])
-        self.right.set_ydata(accuracy)
-        self.right_here.set_data([self.thresholds[nearest]], [accuracy[nearest]])
+        self.right.set_data(measured, accuracy)
+        self.right_here.set_data([measured[nearest]], [accuracy[nearest]])
         self.most.set_xdata([most])
         self.cursor.set_xdata([end] * 2)
 
@@ -165,7 +168,7 @@ class ThresholdFigure:
         readout = (
             f"T = {n(end)}: {100 * outside:.2g} % of the values land in the last bin · KL "
             f"{nats} ({searched}) · top-1 {accuracy[nearest]:.1f} % measured at "
-            f"{n(self.thresholds[nearest])} (best measured: {accuracy.max():.1f} % at {n(most)})"
+            f"{n(measured[nearest])} (best measured: {accuracy.max():.1f} % at {n(most)})"
         )
         alt = (
             f"Histogram cut at {n(end)}, {2**bits} levels, {len(curve.counts)} bins: divergence "
@@ -194,16 +197,14 @@ def _few_ticks(ax: Any, ticks: tuple[float, ...]) -> None:
 
 def explorer(
     hist: DyadicHistogram,
-    thresholds: ArrayLike,
-    accuracy: Mapping[int, ArrayLike],
+    accuracy: Mapping[int, tuple[ArrayLike, ArrayLike]],
     reference: float,
     bits: int | None = None,
 ) -> Explorer:
     """The widget: threshold, bits (at first `bits`) and bins. Other arguments: ThresholdFigure."""
-    made = ThresholdFigure(hist, thresholds, accuracy, reference)
-    low, high = float(made.thresholds[0]), float(made.thresholds[-1])
+    made = ThresholdFigure(hist, accuracy, reference)
     controls = [
-        LogSlider("threshold", low, high, high, "clipping threshold"),
+        LogSlider("threshold", made.low, made.high, made.high, "clipping threshold"),
         Choice("bits", tuple(made.accuracy), bits or next(iter(made.accuracy))),
         Choice("bins", BINS, BINS[-1]),
     ]
