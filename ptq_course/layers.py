@@ -16,11 +16,19 @@ from torch.nn import functional as F
 from ptq_course.affine import (
     IntGrid,
     QParams,
+    QTensor,
     block_minmax,
     choose_qparams,
     dequantize,
     fake_quantize,
     quantize,
+)
+from ptq_course.bias import (
+    channel_axis,
+    check_accumulator,
+    quantize_bias,
+    room_for_bias,
+    scale_per_output,
 )
 from ptq_course.errors import QuantizationError, UnsupportedError
 
@@ -37,9 +45,6 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Tensor | 
         x, w, b, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
     ),
 }
-INT32_MAX = 2**31 - 1
-# Bias codes stay below half of int32, which leaves the other half to the sum of products.
-BIAS_LIMIT = 2**30
 
 
 class ActivationQuantizer(nn.Module):
@@ -67,135 +72,123 @@ class ActivationQuantizer(nn.Module):
 
 
 class QuantizedLayer(nn.Module):
-    """A Conv, ConvTranspose or Linear with integer weight codes and, given its input's scale, an
-    int32 bias.
+    """A Conv, ConvTranspose or Linear with integer weight codes and, where known, int32 bias codes.
 
-    ``layer`` is the float layer (kept unchanged, for comparison); ``weight_qparams`` fit its
-    weight; ``input_qparams`` (per-tensor) quantize the bias with scale s_x * s_w and zero point 0,
-    as integer hardware adds it. Without them the bias stays in floating point (weight-only).
-
-    A channel so quiet that its bias would not fit int32 ("dead channels" are common after folding
-    batch norm) gets a larger weight scale: ``raised_channels`` counts them. Raises
-    UnsupportedError where the sum of products itself could overflow int32.
+    ``layer`` is the float layer (kept unchanged, for comparison); ``weight`` holds the codes and
+    what decodes them, however they were found: rounding (`from_float`), a file, AdaRound, GPTQ, a
+    codebook. ``bias_codes`` int32 [channels] with ``bias_scale`` float32 [channels]; without them
+    the bias stays in floating point (weight-only, per-group).
+    Raises QuantizationError where codes and layer differ in shape, or its weight is not finite.
     """
 
     def __init__(
-        self, layer: nn.Module, weight_qparams: QParams, input_qparams: QParams | None = None,
-        *, name: str = "",
+        self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
+        bias_scale: Tensor | None = None, *, name: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
-        if type(layer) not in OPERATIONS:
-            raise UnsupportedError(
-                f"{name or 'layer'}: {type(layer).__name__} has no integer form here."
+        check_layer(layer, name)
+        if weight.shape != layer.weight.shape:
+            raise QuantizationError(
+                f"{name}: the codes have shape {tuple(weight.shape)}, the weight of the layer has "
+                f"{tuple(layer.weight.shape)}."
             )
         self.name = name
         self.float_layer = layer
-        self.weight_grid = weight_qparams.grid
-        self.weight_block_size = weight_qparams.block_size
-        self.raised_channels = 0
-        weight = layer.weight.detach()
-        if not torch.isfinite(weight).all():
-            raise QuantizationError(
-                f"{name}: the weight holds NaN or infinity; check the checkpoint."
-            )
-        if layer.bias is not None and not torch.isfinite(layer.bias).all():
-            raise QuantizationError(
-                f"{name}: the bias holds NaN or infinity; check the checkpoint."
-            )
+        self.raised_channels = 0  # scales that `from_float` enlarged for the bias
+        self.register_buffer("weight_codes", weight.codes)
+        self.register_buffer("codebook", weight.codebook)
+        q = weight.qparams
+        self.register_buffer("weight_scale", None if q is None else q.scale)
+        self.register_buffer("weight_zero_point", None if q is None else q.zero_point)
+        self.weight_grid = None if q is None else q.grid
+        self.weight_block_size = None if q is None else q.block_size
+        self.register_buffer("bias_codes", bias_codes)
+        self.register_buffer("bias_scale", bias_scale)
+
+    @classmethod
+    def from_float(
+        cls, layer: nn.Module, weight_qparams: QParams, input_qparams: QParams | None = None,
+        *, name: str = "",
+    ) -> QuantizedLayer:  # fmt: skip
+        """Round a float layer: the weight with ``weight_qparams``, the bias with s_x * s_w.
+
+        ``input_qparams`` (per-tensor) belong to the layer's input; without them the bias stays in
+        floating point. A channel so quiet that its bias would not fit int32 gets a larger weight
+        scale: ``raised_channels`` counts them. Raises UnsupportedError where the sum of products
+        itself could overflow int32.
+        """
+        check_layer(layer, name)
+        raised, bias_codes, bias_scale = 0, None, None
         if input_qparams is not None:
-            weight_qparams = self._make_room_for_bias(weight_qparams, input_qparams)
-        self.register_buffer("weight_codes", quantize(weight, weight_qparams))
-        self.register_buffer("weight_scale", weight_qparams.scale)
-        self.register_buffer("weight_zero_point", weight_qparams.zero_point)
-        self.register_buffer("bias_codes", None)
-        self.register_buffer("bias_scale", None)
-        if input_qparams is not None and layer.bias is not None:
-            self._quantize_bias(input_qparams)
+            weight_qparams, raised = room_for_bias(layer, weight_qparams, input_qparams)
+        codes = quantize(layer.weight.detach(), weight_qparams)
+        scale = scale_per_output(layer, weight_qparams.scale)
+        bias = getattr(layer, "bias", None)
+        # Per-group weights have no single accumulator scale: their bias is added in float.
+        if input_qparams is not None and bias is not None and scale is not None:
+            bias_codes, bias_scale = quantize_bias(bias.detach(), input_qparams.scale, scale)
+        quantized = cls(layer, QTensor(codes, weight_qparams), bias_codes, bias_scale, name=name)
+        quantized.raised_channels = raised
         if input_qparams is not None:
-            self._check_accumulator(input_qparams)
+            check_accumulator(name, codes, quantized.channel_axis, bias_codes, input_qparams)
+        return quantized
 
     @property
-    def weight_qparams(self) -> QParams:
+    def weight_qparams(self) -> QParams | None:
+        """Scale and zero point of the weight; None where a codebook decodes it."""
+        if self.codebook is not None:
+            return None
         return QParams(
             self.weight_scale, self.weight_zero_point, self.weight_grid, self.weight_block_size
         )
 
     @property
+    def weight_qtensor(self) -> QTensor:
+        """The weight's codes with what decodes them."""
+        return QTensor(self.weight_codes, self.weight_qparams, self.codebook)
+
+    @property
     def weight(self) -> Tensor:
         """The weight as the integers represent it (floating point, on the grid)."""
-        return dequantize(self.weight_codes, self.weight_qparams, self.float_layer.weight.dtype)
+        dtype = self.float_layer.weight.dtype
+        if self.codebook is not None:
+            return self.codebook.to(dtype)[self.weight_codes.long()]
+        return dequantize(self.weight_codes, self.weight_qparams, dtype)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias as the integers represent it; the float bias in weight-only quantization."""
         if self.bias_codes is None:
-            return self.float_layer.bias
+            return getattr(self.float_layer, "bias", None)
         codes = self.bias_codes.double()
         return (codes * self.bias_scale.double()).to(self.float_layer.weight.dtype)
 
     @property
     def channel_axis(self) -> int:
         """Axis of the weight that holds the output channels."""
-        return 1 if "Transpose" in type(self.float_layer).__name__ else 0
+        return channel_axis(self.float_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         return OPERATIONS[type(self.float_layer)](self.float_layer, x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        grid = self.weight_grid
-        scales = self.weight_scale.numel()
+        if self.codebook is not None:
+            return f"weight: codebook of {len(self.codebook)} values"
+        grid, scales = self.weight_grid, self.weight_scale.numel()
         return f"weight: {grid.bits} bits in [{grid.qmin}, {grid.qmax}], scales: {scales}"
 
-    def _scale_per_channel(self, scale: Tensor) -> Tensor | None:
-        """Weight scales as [channels], or None where a channel has several (per group)."""
-        channels = self.float_layer.weight.shape[self.channel_axis]
-        if scale.dim() == 0:
-            return scale.expand(channels)
-        per_channel = scale.movedim(self.channel_axis, 0).flatten(1)
-        if per_channel.shape[1] != 1 or channels % per_channel.shape[0]:
-            return None
-        return per_channel.flatten().repeat_interleave(channels // per_channel.shape[0])
 
-    def _make_room_for_bias(self, qparams: QParams, input_qparams: QParams) -> QParams:
-        bias = self.float_layer.bias
-        scale = self._scale_per_channel(qparams.scale)
-        if bias is None or scale is None or len(scale) != len(bias):
-            return qparams
-        needed = bias.detach().double().abs() / (input_qparams.scale.double() * BIAS_LIMIT)
-        self.raised_channels = int((needed > scale.double()).sum())
-        if not self.raised_channels:
-            return qparams
-        if qparams.scale.dim() == 0:
-            scale = torch.maximum(qparams.scale.double(), needed.max()) * (1 + 2**-20)
-        else:
-            shape = [1] * self.float_layer.weight.dim()
-            shape[self.channel_axis] = -1
-            raised = needed.reshape(shape) * (1 + 2**-20)
-            scale = torch.maximum(qparams.scale.double(), raised)
-        return QParams(scale.float(), qparams.zero_point, qparams.grid, qparams.block_size)
-
-    def _quantize_bias(self, input_qparams: QParams) -> None:
-        scale = self._scale_per_channel(self.weight_scale)
-        bias = self.float_layer.bias.detach()
-        if scale is None or len(scale) != len(bias):
-            return  # per-group weights: no single accumulator scale, the bias is added in float
-        self.bias_scale = input_qparams.scale * scale  # float32, as an integer runtime computes it
-        codes = torch.round(bias.double() / self.bias_scale.double())
-        self.bias_codes = codes.clamp(-INT32_MAX, INT32_MAX).to(torch.int32)
-
-    def _check_accumulator(self, input_qparams: QParams) -> None:
-        """|sum of products + bias| <= sum |w| * max |x| + |bias| must fit int32."""
-        grid = input_qparams.grid
-        zero_point = int(input_qparams.zero_point)
-        largest_input = max(abs(grid.qmin - zero_point), abs(grid.qmax - zero_point))
-        codes = self.weight_codes.movedim(self.channel_axis, 0).flatten(1).double()
-        bound = codes.abs().sum(1).max().item() * largest_input
-        if self.bias_codes is not None:
-            bound += self.bias_codes.double().abs().max().item()
-        if bound > INT32_MAX:
-            raise UnsupportedError(
-                f"{self.name}: a sum of products can reach {bound:.3g}, beyond int32. Use fewer "
-                "bits for its weights or inputs, or keep it in floating point (float_layers)."
+def check_layer(layer: nn.Module, name: str = "") -> None:
+    """Raise where a layer has no integer form, or its weight or bias is not finite."""
+    if type(layer) not in OPERATIONS:
+        raise UnsupportedError(
+            f"{name or 'layer'}: {type(layer).__name__} has no integer form here."
+        )
+    for what in ("weight", "bias"):
+        values = getattr(layer, what, None)
+        if values is not None and not torch.isfinite(values).all():
+            raise QuantizationError(
+                f"{name}: the {what} holds NaN or infinity; check the checkpoint."
             )
 
 
@@ -208,7 +201,7 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
     """
     if granularity == "per_tensor":
         return None
-    axis = 1 if "Transpose" in type(layer).__name__ else 0
+    axis = channel_axis(layer)
     if granularity == "per_channel":
         return tuple(1 if d == axis else -1 for d in range(layer.weight.dim()))
     if isinstance(granularity, int) and not isinstance(granularity, bool) and granularity > 0:

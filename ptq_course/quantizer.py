@@ -247,7 +247,9 @@ class PTQQuantizer:
             qparams = weight_qparams(
                 layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
             )
-            return QuantizedLayer(copy.deepcopy(layer), qparams, input_qparams, name=name)
+            return QuantizedLayer.from_float(
+                copy.deepcopy(layer), qparams, input_qparams, name=name
+            )
         except QuantizationError as error:
             raise type(error)(f"layer {name!r}: {error}") from error
 

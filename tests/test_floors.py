@@ -27,6 +27,7 @@ FLOORS = {
     "qconfig": 2,
     "calibrators": 3,
     "observe": 3,
+    "bias": 4,
     "graph": 4,
     "fusion": 4,
     "layers": 4,

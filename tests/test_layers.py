@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_course.affine import IntGrid, choose_qparams, fake_quantize
+from ptq_course.affine import IntGrid, QTensor, choose_qparams, fake_quantize
+from ptq_course.bias import BIAS_LIMIT
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.layers import (
-    BIAS_LIMIT,
     ActivationQuantizer,
     QuantizedLayer,
     weight_block_size,
@@ -32,7 +32,7 @@ LAYERS = [
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", 2])
 def test_output_is_close_and_weights_lie_on_the_grid(layer, shape, granularity):
     parameters = weight_qparams(layer, NARROW, granularity)
-    quantized = QuantizedLayer(layer, parameters, INPUT, name="here")
+    quantized = QuantizedLayer.from_float(layer, parameters, INPUT, name="here")
     assert torch.equal(quantized.weight, fake_quantize(layer.weight.detach(), parameters))
     assert quantized.weight_codes.dtype == torch.int8
     assert quantized.weight_codes.abs().max() <= 127
@@ -43,7 +43,9 @@ def test_output_is_close_and_weights_lie_on_the_grid(layer, shape, granularity):
 
 def test_bias_is_int32_with_scale_input_times_weight():
     layer = nn.Conv2d(3, 5, 3)
-    quantized = QuantizedLayer(layer, weight_qparams(layer, NARROW, "per_channel"), INPUT)
+    quantized = QuantizedLayer.from_float(
+        layer, weight_qparams(layer, NARROW, "per_channel"), INPUT
+    )
     expected = INPUT.scale * quantized.weight_scale.flatten()
     assert quantized.bias_codes.dtype == torch.int32
     assert torch.equal(quantized.bias_scale, expected)
@@ -52,7 +54,7 @@ def test_bias_is_int32_with_scale_input_times_weight():
 
 def test_without_an_input_scale_the_bias_stays_float():
     layer = nn.Linear(4, 3)
-    quantized = QuantizedLayer(layer, weight_qparams(layer, NARROW, "per_channel"))
+    quantized = QuantizedLayer.from_float(layer, weight_qparams(layer, NARROW, "per_channel"))
     assert quantized.bias is layer.bias
 
 
@@ -61,7 +63,9 @@ def test_a_dead_channel_gets_a_larger_scale_instead_of_a_wrapped_bias():
     with torch.no_grad():
         layer.weight[1] = 1e-12
         layer.bias[1] = 50.0
-    quantized = QuantizedLayer(layer, weight_qparams(layer, NARROW, "per_channel"), INPUT)
+    quantized = QuantizedLayer.from_float(
+        layer, weight_qparams(layer, NARROW, "per_channel"), INPUT
+    )
     assert quantized.raised_channels == 1
     assert quantized.bias_codes.abs().max() <= BIAS_LIMIT
     assert quantized.bias[1].item() == pytest.approx(50.0, rel=1e-6)
@@ -73,7 +77,9 @@ def test_an_accumulator_that_could_overflow_is_refused_by_name():
     with torch.no_grad():
         layer.weight.fill_(1.0)
     with pytest.raises(UnsupportedError, match=r"wide\.fc.*beyond int32.*float_layers"):
-        QuantizedLayer(layer, weight_qparams(layer, NARROW, "per_channel"), INPUT, name="wide.fc")
+        QuantizedLayer.from_float(
+            layer, weight_qparams(layer, NARROW, "per_channel"), INPUT, name="wide.fc"
+        )
 
 
 def test_nan_weights_and_unknown_layers_are_named():
@@ -82,9 +88,9 @@ def test_nan_weights_and_unknown_layers_are_named():
     with torch.no_grad():
         layer.weight[0, 0] = float("nan")
     with pytest.raises(QuantizationError, match="fc: the weight holds NaN"):
-        QuantizedLayer(layer, parameters, name="fc")
+        QuantizedLayer.from_float(layer, parameters, name="fc")
     with pytest.raises(UnsupportedError, match=r"rnn: LSTM"):
-        QuantizedLayer(nn.LSTM(2, 2), parameters, name="rnn")
+        QuantizedLayer.from_float(nn.LSTM(2, 2), parameters, name="rnn")
 
 
 def test_granularity_words():
@@ -104,3 +110,34 @@ def test_activation_quantizer_is_fake_quantize():
     x = torch.randn(3, 5)
     assert torch.equal(ActivationQuantizer(INPUT)(x), fake_quantize(x, INPUT))
     assert "zero_point=0" in repr(ActivationQuantizer(INPUT))
+
+
+def test_codes_from_elsewhere_and_a_codebook():
+    layer = nn.Linear(6, 4)
+    rounded = QuantizedLayer.from_float(layer, weight_qparams(layer, NARROW, 3), name="fc")
+    again = QuantizedLayer(layer, rounded.weight_qtensor, name="fc")
+    assert torch.equal(again.weight, rounded.weight)
+    book = torch.tensor([-0.5, 0.0, 0.25, 1.0])
+    codes = torch.randint(0, 4, (4, 6), dtype=torch.uint8)
+    clustered = QuantizedLayer(layer, QTensor(codes, codebook=book), name="fc")
+    assert torch.equal(clustered.weight, book[codes.long()])
+    assert clustered.weight_qparams is None
+    assert "codebook of 4" in repr(clustered)
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(clustered(x), x @ book[codes.long()].T + layer.bias)
+    with pytest.raises(QuantizationError, match=r"fc: the codes have shape \(4, 6\).*\(4, 5\)"):
+        QuantizedLayer(nn.Linear(5, 4), rounded.weight_qtensor, name="fc")
+
+
+def test_a_grouped_transposed_convolution_has_an_int32_bias():
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=2)
+    with torch.no_grad():
+        layer.weight[:, 1] = 1e-12  # output channels 1 and 4 are dead
+        layer.bias[4] = 20.0
+    parameters = weight_qparams(layer, NARROW, "per_channel")
+    quantized = QuantizedLayer.from_float(layer, parameters, INPUT)
+    assert quantized.raised_channels == 1 or quantized.raised_channels == 2
+    assert quantized.bias_scale.shape == (6,)
+    torch.testing.assert_close(quantized.bias, layer.bias.detach(), atol=1e-3, rtol=1e-3)
+    x = torch.rand(2, 4, 5, 5) * 4
+    assert (quantized(x) - layer(x)).abs().max() < 0.1
