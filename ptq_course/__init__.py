@@ -44,6 +44,7 @@ _MODULE_OF = {
     **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "metrics"),
     "QConfig": "qconfig",
     **dict.fromkeys(("PTQQuantizer", "QuantizedModel"), "quantizer"),
+    "search_ranges": "range_search",
     "trace": "graph",
 }
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "fuse",
     "paired_bootstrap",
     "quantize",
+    "search_ranges",
     "sqnr_db",
     "top1",
     "trace",
@@ -120,3 +122,4 @@ if TYPE_CHECKING:
     from ptq_course.metrics import flips, paired_bootstrap, sqnr_db, top1
     from ptq_course.qconfig import QConfig
     from ptq_course.quantizer import PTQQuantizer, QuantizedModel
+    from ptq_course.range_search import search_ranges

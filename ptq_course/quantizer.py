@@ -29,6 +29,7 @@ from ptq_course.qconfig import QConfig
 from ptq_course.report import Report, make_report
 from ptq_course.summaries import Summary
 
+KL_BITS = 8  # above, KL's candidate thresholds are too few for the levels (chapter 03)
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
 
 
@@ -187,6 +188,12 @@ class PTQQuantizer:
             self.config = self.config.with_bits(bits)
         rule = ranges or self.config.activation_range
         _rules(rule)
+        if rule == "kl" and (self.config.activation_bits or 0) > KL_BITS:
+            warnings.warn(
+                f"ranges='kl' with {self.config.activation_bits} bits: its 2,048 candidates leave "
+                "so fine a grid little to choose from; 'minmax' or 'percentile' suit it better.",
+                stacklevel=2,
+            )
         if self.num_batches == 0 and self.config.activation_bits is not None:
             raise CalibrationError("compute_qparams: no data was observed; call observe(loader).")
         grid = self.config.activation_grid
@@ -306,6 +313,16 @@ class PTQQuantizer:
             for name in self._network.plan.layers
             if name not in config.float_layers
         }  # fmt: skip
+
+    @property
+    def float_model(self) -> nn.Module:
+        """The prepared network in floating point: traced, fused, after every step."""
+        return self._network.module
+
+    @property
+    def input_names(self) -> list[str]:
+        """The arguments that the model takes from a batch."""
+        return self._network.input_names
 
     @property
     def left_in_float(self) -> dict[str, str]:

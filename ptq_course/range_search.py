@@ -1,0 +1,119 @@
+"""Which range rule? Try them all on the calibration data and keep the one nearest to FP32.
+
+Chapter 06. No rule wins everywhere, and the statistics are collected once, so trying is cheap. The
+criterion needs no labels: the signal-to-noise ratio of the network's outputs against FP32's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.metrics import sqnr_db
+from ptq_course.observe import model_inputs
+from ptq_course.quantizer import PTQQuantizer
+
+Candidate = tuple[str, dict[str, float]]
+# Percentiles six to a decade of the share cut off, from 1 % to 0.01 %: 99, 99.32, ..., 99.99.
+PERCENTILES = tuple(round(100 - 10 ** (-k / 6), 4) for k in range(13))
+CANDIDATES: tuple[Candidate, ...] = (
+    ("minmax", {}),
+    *(("percentile", {"percentile": p}) for p in PERCENTILES),
+    ("kl", {}),
+    ("mse", {}),
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One range rule, and how near the quantized network's outputs came to FP32's (in dB)."""
+
+    rule: str
+    options: dict[str, float]
+    sqnr_db: float
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{value:g}" for value in self.options.values())
+        return f"{self.rule} {options}".strip()
+
+
+@dataclass(frozen=True)
+class RangeSearch:
+    """Every rule that was tried, best first. Prints as a table."""
+
+    tried: tuple[Tried, ...]
+
+    @property
+    def best(self) -> Tried:
+        return self.tried[0]
+
+    def __str__(self) -> str:
+        width = max(len(str(t)) for t in self.tried)
+        lines = [f"{'rule':<{width}}  output SQNR"]
+        return "\n".join([*lines, *(f"{t!s:<{width}}  {t.sqnr_db:8.1f} dB" for t in self.tried)])
+
+
+def search_ranges(
+    quantizer: PTQQuantizer,
+    batches: Iterable,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    *,
+    progress: bool = True,
+) -> RangeSearch:
+    """Convert with every candidate, compare outputs with FP32, leave ``quantizer`` with the best.
+
+    quantizer: one that has observed its calibration data for all rules (``observe(loader)``).
+    batches: inputs to compare on, usually the calibration data again; labels are not used. The
+    outputs are kept in memory. candidates: pairs of a rule and its options.
+    Raises CalibrationError where ``batches`` is empty, QuantizationError without candidates; a
+    failure leaves the quantizer's scales as they were.
+    """
+    if not candidates:
+        raise QuantizationError("search_ranges: no candidates; leave the default or name a rule.")
+    batches = list(batches)
+    if not batches:
+        raise CalibrationError("search_ranges: the loader gave no batch: pass at least one.")
+    before = quantizer.value_calibrators, quantizer.qparams, quantizer.model
+    float_model, names = quantizer.float_model, quantizer.input_names
+    tried = []
+    try:
+        reference = _outputs(float_model, batches, names)
+        for rule, options in tqdm(candidates, "range rules", disable=not progress, leave=False):
+            quantized = quantizer.compute_qparams(rule, **options).convert()
+            tried.append(
+                Tried(rule, dict(options), sqnr_db(reference, _outputs(quantized, batches, names)))
+            )
+    except Exception:
+        quantizer.value_calibrators, quantizer.qparams, quantizer.model = before
+        raise
+    # sorted is stable: of equals, the candidate named first
+    search = RangeSearch(tuple(sorted(tried, key=lambda t: -t.sqnr_db)))
+    quantizer.compute_qparams(search.best.rule, **search.best.options)
+    return search
+
+
+def _outputs(model: torch.nn.Module, batches: list, input_names: list[str]) -> Tensor:
+    """All outputs, in one vector."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rows: list[Tensor] = []
+    with torch.no_grad():
+        for batch in batches:
+            inputs = [x.to(device) for x in model_inputs(batch, input_names)]
+            rows += [t.flatten() for t in _tensors(model(*inputs))]
+    if not rows:
+        raise QuantizationError("search_ranges: the model returns no floating-point tensor.")
+    return torch.cat(rows)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = output.values()
+    return [t for part in output for t in _tensors(part)] if isinstance(output, Iterable) else []
