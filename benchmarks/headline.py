@@ -73,10 +73,9 @@ def measure(network: str, folder: Path, rounds: int) -> list[Row]:
     contest = {"FP32": fp32}
     for number, (version, (rule, bits)) in enumerate(VERSIONS.items()):
         config = replace(QConfig.onnxruntime(), weight_bits=bits)
+        quantizer.compute_qparams("minmax" if rule == SEARCH else rule, config=config)
         if rule == SEARCH:
             search_ranges(quantizer, batches, progress=False)
-        else:
-            quantizer.compute_qparams(rule, config=config)
         quantized = quantizer.convert()
         path = deploy.export(quantized, example, folder / f"{network}_{number}.onnx")
         int8 = deploy.session(path, THREADS)
@@ -140,8 +139,8 @@ def conditions(images: int) -> str:
     text = (
         f"{images:,} test pictures; lost and gained: pictures that only FP32, or only INT8, gets "
         "right; searched: the range rule whose outputs on the calibration pictures are nearest to "
-        f"FP32's, without labels; speed is against FP32 in ONNX Runtime {onnxruntime.__version__} with {THREADS} "
-        f"threads, on {processor.read().line()}."
+        f"FP32's, without labels; speed is against FP32 in ONNX Runtime {onnxruntime.__version__} "
+        f"with {THREADS} threads, on {processor.read().line()}."
     )
     if products_saturate():
         text += (
