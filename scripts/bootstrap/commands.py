@@ -38,9 +38,13 @@ def run(arguments: list[str], help_text: str) -> int:
 
 
 def set_up(arguments: list[str]) -> int:
-    """`setup [--again]`"""
-    if unknown := [word for word in arguments if word != "--again"]:
-        print(f"setup does not know {' '.join(unknown)}; it takes only --again.", file=sys.stderr)
+    """`setup [--again] [--latest]`"""
+    if unknown := [word for word in arguments if word not in ("--again", "--latest")]:
+        print(
+            f"setup does not know {' '.join(unknown)}; it takes only --again (once more) and\n"
+            "--latest (libraries newer than those that the notebooks were executed with).",
+            file=sys.stderr,
+        )
         return 2
     environment = current()
     if not environment.managed:
@@ -49,7 +53,7 @@ def set_up(arguments: list[str]) -> int:
             'and is used as it is. To bring it up to date: python -m pip install -e ".[test]"'
         )
         return 0
-    setup(environment, again=bool(arguments))
+    setup(environment, again=bool(arguments), latest="--latest" in arguments)
     print("Everything is in place. Next: python course.py lab")
     return 0
 

@@ -72,13 +72,15 @@ class Environment:
 
 
 def stamp(environment: Environment) -> str:
-    """A hash of what a setup depends on: dependencies, pin, Python, and the folder's place.
+    """A hash of what a setup depends on: dependencies, pins, Python, and the folder's place.
 
     The place counts because an editable installation points to it: a moved folder is set up again.
     """
     root = environment.folder.parent
+    executed_with = root / "notebooks" / "fingerprint.json"
     parts = [
         hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest(),
+        executed_with.read_text(encoding="utf-8") if executed_with.exists() else "",
         pins.TORCH,
         pins.TORCH_INDEX,
         EXTRAS,

@@ -63,6 +63,15 @@ def recorded(file: Path = FILE) -> dict[str, dict[str, object]] | None:
         return None
 
 
+def library_versions(file: Path | None = None) -> dict[str, str]:
+    """The versions of the libraries that the notebooks were executed with; PyTorch has its own pin.
+
+    Empty where no fingerprint is recorded.
+    """
+    versions = (recorded(FILE if file is None else file) or {}).get("versions", {})
+    return {name: str(versions[name]) for name in LIBRARIES if name in versions and name != "torch"}
+
+
 def record(fingerprint: dict[str, dict[str, object]], file: Path = FILE) -> None:
     """Write a fingerprint beside the notebooks."""
     text = json.dumps(fingerprint, indent=1, sort_keys=True) + "\n"

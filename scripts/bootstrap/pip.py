@@ -29,6 +29,7 @@ _NETWORK = (
     "remotedisconnected",
 )
 _NO_WHEEL = ("no matching distribution found", "could not find a version")
+_CONFLICT = ("resolutionimpossible", "conflicting dependencies")
 _AGAIN = "Then run the same command again: it continues where it stopped."
 
 
@@ -37,6 +38,10 @@ _LARGE = re.compile(r"^\s*Downloading .*\([\d.]+ [MG]B\)")
 
 class SetupError(Exception):
     """A setup that cannot go on; its text says why and what to do."""
+
+
+class NoVersionError(SetupError):
+    """No build of a wanted version fits this system, or the versions exclude one another."""
 
 
 def install(environment: Environment, arguments: list[str], progress: bool = False) -> None:
@@ -69,7 +74,16 @@ def install(environment: Environment, arguments: list[str], progress: bool = Fal
             if line.startswith("Installing collected packages:"):
                 print(f"        installing {line.count(',') + 1} of them", flush=True)
     if running.returncode:
-        raise SetupError(explain("".join(said), arguments))
+        complaints = "".join(said)
+        kind = NoVersionError if _is_about_versions(complaints) else SetupError
+        raise kind(explain(complaints, arguments))
+
+
+def _is_about_versions(complaints: str) -> bool:
+    text = complaints.lower()
+    if any(sign in text for sign in (*_SPACE, *_CERTIFICATE, *_NETWORK)):
+        return False  # pip then also says that it found no version
+    return any(sign in text for sign in (*_NO_WHEEL, *_CONFLICT))
 
 
 def explain(complaints: str, arguments: list[str]) -> str:

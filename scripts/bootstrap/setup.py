@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 
-from . import pins
+from . import fingerprint, pins
 from .environment import EXTRAS, ROOT, Environment, ask, child_variables, stamp
-from .pip import SetupError, install
+from .pip import NoVersionError, SetupError, install
 
 NEED_GB = 3.0  # on Linux 1.8 GB of libraries, and what pip unpacks on the way
 NEED_GB_WITH_TORCH = 1.0
@@ -44,7 +44,27 @@ def rest_arguments() -> list[str]:
     return ["-e", f".[{EXTRAS}]"]
 
 
-def setup(environment: Environment, again: bool = False) -> None:
+def install_rest(environment: Environment, latest: bool = False) -> None:
+    """Everything but PyTorch, in the versions that the notebooks were executed with.
+
+    With these their outputs can be compared digit by digit. Where one of them has no build for this
+    system, and with `latest`, pip takes the newest versions that pyproject.toml allows.
+    """
+    versions = {} if latest else fingerprint.library_versions()
+    if versions:
+        file = environment.folder / "constraints.txt"
+        lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]
+        file.write_text("".join(lines), encoding="utf-8")
+        try:
+            install(environment, ["-c", str(file), *rest_arguments()])
+            return
+        except NoVersionError:
+            say("not all of the versions that the notebooks were made with exist for this system;")
+            say("taking the newest that pyproject.toml allows: outputs are not compared then")
+    install(environment, rest_arguments())
+
+
+def setup(environment: Environment, again: bool = False, latest: bool = False) -> None:
     """Bring the environment to what pyproject.toml asks for; where complete, do nothing."""
     if not environment.managed or (environment.complete and not again):
         return
@@ -56,7 +76,7 @@ def setup(environment: Environment, again: bool = False) -> None:
     install(environment, torch_arguments(), progress=True)
     check_build(environment)
     say("the other libraries, as pyproject.toml lists them")
-    install(environment, rest_arguments())
+    install_rest(environment, latest)
     say("do they load?")
     check_loads(environment)
     write_lab_settings(environment)

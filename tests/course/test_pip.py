@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from bootstrap import pip as pip_module
-from bootstrap.pip import SetupError
+from bootstrap.pip import NoVersionError, SetupError
 from course_folder import make_usable
 
 
@@ -59,3 +59,18 @@ def test_pip_failing_raises_with_the_reason(pip_that):
         pip_module.install(made, ["x"])
     with pytest.raises(SetupError, match="could not be reached"):
         pip_module.install(made, ["x"], progress=True)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "kind"),
+    [
+        ("ERROR: No matching distribution found for numpy==9", NoVersionError),
+        ("ERROR: ResolutionImpossible: for help visit ...", NoVersionError),
+        ("Max retries exceeded with url /simple; No matching distribution found", SetupError),
+    ],
+)
+def test_a_version_that_does_not_exist_is_told_from_a_network_that_fails(pip_that, complaint, kind):
+    made = pip_that(f"print({complaint!r}); sys.exit(1)")
+    with pytest.raises(SetupError) as caught:
+        pip_module.install(made, ["numpy==9"])
+    assert type(caught.value) is kind

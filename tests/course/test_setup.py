@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bootstrap import commands, pins, setup
+from bootstrap import commands, fingerprint, pins, setup
 from bootstrap.environment import Environment
-from bootstrap.pip import SetupError
+from bootstrap.pip import NoVersionError, SetupError
 from course_folder import make_usable
 
 
@@ -26,6 +26,7 @@ def fake_pip(course, monkeypatch):
 
     fake.fail, fake.calls = "", calls
     monkeypatch.setattr(setup, "install", install)
+    monkeypatch.setattr(fingerprint, "FILE", course / "notebooks" / "fingerprint.json")
     monkeypatch.setattr(setup, "make_venv", lambda made: make_usable(course))
     monkeypatch.setattr(setup, "check_loads", lambda made: None)
     monkeypatch.setattr(setup, "check_build", lambda made: None)
@@ -46,6 +47,45 @@ def test_setup_installs_torch_first_and_alone(course, fake_pip, capsys):
     assert rest == ["-e", ".[test]"]
     assert Environment(course / ".venv", managed=True).complete
     assert "Everything is in place" in capsys.readouterr().out
+
+
+def executed_with(course, **versions):
+    record = {"processor": {}, "versions": {"python": "3.11", **versions}}
+    fingerprint.record(record, course / "notebooks" / "fingerprint.json")
+
+
+def test_the_versions_that_the_notebooks_were_executed_with_are_taken(course, fake_pip):
+    executed_with(course, torch="2.13.0+cpu", numpy="2.4.6", onnxruntime="1.32.0")
+    assert commands.run(["setup"], "help") == 0
+    flag, file, *rest = fake_pip.calls[1]
+    assert (flag, rest) == ("-c", ["-e", ".[test]"])
+    assert Path(file).read_text() == "numpy==2.4.6\nonnxruntime==1.32.0\n"
+
+
+def test_other_versions_are_taken_where_one_has_no_build_or_on_demand(
+    course, fake_pip, monkeypatch, capsys
+):
+    executed_with(course, numpy="2.4.6")
+    commands.run(["setup", "--latest"], "help")
+    assert fake_pip.calls[1] == ["-e", ".[test]"]
+
+    def install(made, arguments, progress=False):
+        fake_pip.calls.append(arguments)
+        if "-c" in arguments:
+            raise NoVersionError("no build of numpy 2.4.6")
+
+    monkeypatch.setattr(setup, "install", install)
+    assert commands.run(["setup", "--again"], "help") == 0
+    assert fake_pip.calls[-1] == ["-e", ".[test]"]
+    assert "outputs are not compared then" in capsys.readouterr().out
+
+
+def test_a_new_record_of_versions_sets_up_again(course, fake_pip):
+    executed_with(course, numpy="2.4.6")
+    commands.run(["setup"], "help")
+    executed_with(course, numpy="2.5.0")
+    commands.run(["setup"], "help")
+    assert len(fake_pip.calls) == 4
 
 
 def test_a_second_setup_does_nothing_and_again_does_all(course, fake_pip):
