@@ -42,6 +42,7 @@ _MODULE_OF = {
     ),
     **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
     **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "metrics"),
+    **dict.fromkeys(("ClippingMonitor", "clipped_share"), "monitor"),
     "QConfig": "qconfig",
     **dict.fromkeys(("PTQQuantizer", "QuantizedModel"), "quantizer"),
     "search_ranges": "range_search",
@@ -50,6 +51,7 @@ _MODULE_OF = {
 __all__ = [
     "CALIBRATORS",
     "CalibrationError",
+    "ClippingMonitor",
     "DataIntegrityError",
     "IntGrid",
     "KLCalibrator",
@@ -66,6 +68,7 @@ __all__ = [
     "UnsupportedError",
     "block_minmax",
     "choose_qparams",
+    "clipped_share",
     "dequantize",
     "fake_quantize",
     "flips",
@@ -120,6 +123,7 @@ if TYPE_CHECKING:
     from ptq_course.fusion import fold_batch_norm, fuse
     from ptq_course.graph import trace
     from ptq_course.metrics import flips, paired_bootstrap, sqnr_db, top1
+    from ptq_course.monitor import ClippingMonitor, clipped_share
     from ptq_course.qconfig import QConfig
     from ptq_course.quantizer import PTQQuantizer, QuantizedModel
     from ptq_course.range_search import search_ranges

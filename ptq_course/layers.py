@@ -48,10 +48,11 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Tensor | 
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds a tensor to the grid of its QParams: one instance for each tensor value."""
+    """Rounds a tensor to the grid of its QParams: one instance for each tensor value, ``name``."""
 
-    def __init__(self, qparams: QParams) -> None:
+    def __init__(self, qparams: QParams, *, name: str = "") -> None:
         super().__init__()
+        self.name = name
         self.register_buffer("scale", qparams.scale)
         self.register_buffer("zero_point", qparams.zero_point)
         self.grid = qparams.grid

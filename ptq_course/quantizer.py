@@ -243,7 +243,7 @@ class PTQQuantizer:
                 if name not in config.float_layers:
                     source = qparams.get(site.input_value) if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, source)
-        quantizers = {name: ActivationQuantizer(q) for name, q in qparams.items()}
+        quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
         module = self._network.with_quantizers(layers, quantizers)
         return QuantizedModel(module, config, dict(qparams), dict(plan.left_in_float))
 

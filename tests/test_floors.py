@@ -35,6 +35,7 @@ FLOORS = {
     "improve": 5,
     "quantizer": 6,
     "report": 6,
+    "monitor": 7,
     "range_search": 7,
     "integer": 7,
     "diagnose": 7,
