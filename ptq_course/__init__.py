@@ -40,6 +40,7 @@ _MODULE_OF = {
         ("CalibrationError", "DataIntegrityError", "QuantizationError", "UnsupportedError"),
         "errors",
     ),
+    **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "dynamic"),
     **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
     **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "metrics"),
     **dict.fromkeys(("ClippingMonitor", "clipped_share"), "monitor"),
@@ -53,6 +54,7 @@ __all__ = [
     "CalibrationError",
     "ClippingMonitor",
     "DataIntegrityError",
+    "DynamicModel",
     "IntGrid",
     "KLCalibrator",
     "MSECalibrator",
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
         MSECalibrator,
         PercentileCalibrator,
     )
+    from ptq_course.dynamic import DynamicModel, quantize_dynamic
     from ptq_course.errors import (
         CalibrationError,
         DataIntegrityError,

@@ -34,6 +34,7 @@ FLOORS = {
     "network": 4,
     "improve": 5,
     "quantizer": 6,
+    "dynamic": 6,
     "report": 6,
     "monitor": 7,
     "range_search": 7,
