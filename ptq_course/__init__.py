@@ -78,6 +78,7 @@ __all__ = [
     "fuse",
     "paired_bootstrap",
     "quantize",
+    "quantize_dynamic",
     "search_ranges",
     "sqnr_db",
     "top1",
