@@ -46,6 +46,7 @@ TOKEN_DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Conv2d: 3,
     nn.ConvTranspose2d: 3,
     nn.Conv3d: 4,
+    nn.ConvTranspose3d: 4,
 }
 
 
@@ -78,29 +79,32 @@ def quantize_dynamic(
     if config.weight_bits is None:
         raise QuantizationError("quantize_dynamic rounds the weights: give config weight_bits.")
     _check_granularity(granularity)
-    grid = config.activation_grid
-    if weights_only and grid is not None:
-        config, grid = replace(config, activation_bits=None), None
-    ahead = PTQQuantizer(model, config=replace(config, activation_bits=None))
-    quantized = ahead.quantize_weights()
-    if grid is None:
-        return quantized
+    if weights_only:
+        config = replace(config, activation_bits=None)
+    ahead = PTQQuantizer(model, config=replace(config, activation_bits=None)).quantize_weights()
+    return ahead if config.activation_bits is None else round_inputs(ahead, config, granularity)
+
+
+def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -> DynamicModel:
+    """A weight-only model whose layers round their inputs from now on; ``quantized`` is used up.
+
+    ``config`` says with how many bits, and whether symmetrically.
+    """
     module, left_in_float = quantized.module, dict(quantized.left_in_float)
     if isinstance(module, fx.GraphModule):
         left_in_float |= _between_layers(module)
     for path, layer in list(module.named_modules()):
         if not isinstance(layer, QuantizedLayer):
             continue
-        if type(layer.float_layer) not in TOKEN_DIMENSIONS:
-            left_in_float[path] = (
-                f"only the weights of {type(layer.float_layer).__name__} are integers"
-            )
+        kind = type(layer.float_layer)
+        if kind not in TOKEN_DIMENSIONS:
+            left_in_float[path] = f"only the weights of {kind.__name__} are integers"
             continue
-        parent, _, name = path.rpartition(".")
         quantizer = DynamicQuantizer(
-            grid, config.activation_symmetric, granularity,
-            TOKEN_DIMENSIONS[type(layer.float_layer)], layer.name,
+            config.activation_grid, config.activation_symmetric, granularity,
+            TOKEN_DIMENSIONS[kind], layer.name,
         )  # fmt: skip
+        parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, DynamicLayer(layer, quantizer))
     return DynamicModel(module, config, granularity, left_in_float)
 
