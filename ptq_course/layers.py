@@ -44,6 +44,11 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Tensor | 
     nn.ConvTranspose2d: lambda layer, x, w, b: F.conv_transpose2d(
         x, w, b, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
     ),
+    nn.ConvTranspose3d: lambda layer, x, w, b: F.conv_transpose3d(
+        x, w, b, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+    ),
+    # x holds indices, which nothing quantizes; a row of the table is a channel (axis 0).
+    nn.Embedding: lambda layer, x, w, b: F.embedding(x, w, layer.padding_idx),
 }
 
 
@@ -73,12 +78,12 @@ class ActivationQuantizer(nn.Module):
 
 
 class QuantizedLayer(nn.Module):
-    """A Conv, ConvTranspose or Linear with integer weight codes and, where known, int32 bias codes.
+    """A Conv, ConvTranspose, Linear or Embedding with integer weight codes.
 
     ``layer`` is the float layer (kept unchanged, for comparison); ``weight`` holds the codes and
     what decodes them, however they were found: rounding (`from_float`), a file, AdaRound, GPTQ, a
-    codebook. ``bias_codes`` int32 [channels] with ``bias_scale`` float32 [channels]; without them
-    the bias stays in floating point (weight-only, per-group).
+    codebook. ``bias_codes`` are int32 [channels], their ``bias_scale`` float32 [channels]; without
+    them the bias stays in floating point (weight-only, per-group).
     Raises QuantizationError where codes and layer differ in shape, or its weight is not finite.
     """
 

@@ -1,0 +1,152 @@
+"""Layers that a model calls as functions (F.conv2d, F.linear, ...) become modules.
+
+Chapter 04. Only a module's weight can be replaced by integer codes. A function whose weight is a
+parameter, or is computed from parameters alone, becomes the module that computes the same; one
+whose weight depends on the network's input is left, and the plan says why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ptq_course.reading import attribute
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (
+    "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+)  # fmt: skip
+# Function -> module, names of the function's arguments in order.
+_LAYERS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.linear: (nn.Linear, ("input", "weight", "bias")),
+    F.conv1d: (nn.Conv1d, _CONVOLUTION),
+    F.conv2d: (nn.Conv2d, _CONVOLUTION),
+    F.conv3d: (nn.Conv3d, _CONVOLUTION),
+    F.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED),
+    F.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED),
+    F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED),
+    F.embedding: (nn.Embedding, ("input", "weight", "padding_idx", "max_norm")),
+}
+
+
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
+
+
+def rewrite_functional_layers(traced: fx.GraphModule) -> None:
+    """Replace, in place, each function of a constant weight by a module of the same name.
+
+    The module stands beside the parameter: ``block.weight`` used by F.conv2d becomes
+    ``block.conv2d``.
+    """
+    for node in list(traced.graph.nodes):
+        if node.op != "call_function" or node.target not in _LAYERS:
+            continue
+        layer = _layer(traced, node)
+        if layer is None:
+            continue
+        path = _free_path(traced, node)
+        traced.add_submodule(path, layer)
+        node.op, node.target = "call_module", path
+        node.args, node.kwargs = (node.all_input_nodes[0],), {}
+    _erase_unused_constants(traced)
+
+
+def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    kind, names = _LAYERS[node.target]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if not isinstance(given.get("input"), fx.Node):
+        return None
+    weight, bias = (constant(traced, given.get(name)) for name in ("weight", "bias"))
+    settings = {k: v for k, v in given.items() if k not in ("input", "weight", "bias")}
+    computed = given.get("bias") is not None and bias is None
+    if weight is None or computed or not all(map(_is_number, settings.values())):
+        return None
+    if kind is nn.Embedding:
+        if settings.get("max_norm") is not None:
+            return None
+        layer = kind(*weight.shape, settings.get("padding_idx"), device="meta")
+    elif kind is nn.Linear:
+        layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    else:
+        first, second = weight.shape[:2]
+        groups = settings.get("groups", 1)
+        transposed = node.target in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+        channels = (first, second * groups) if transposed else (second * groups, first)
+        layer = kind(
+            *channels, tuple(weight.shape[2:]), bias=bias is not None, device="meta", **settings
+        )
+    layer.weight = _parameter(weight)
+    if bias is not None:
+        layer.bias = _parameter(bias)
+    return layer.eval()
+
+
+def constant(traced: fx.GraphModule, value: Any) -> Tensor | None:
+    """The tensor at a node that depends on parameters only, computed if need be; else None."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "get_attr":
+        found = attribute(traced, str(value.target))
+        return found if isinstance(found, Tensor) else None
+    name = getattr(value.target, "__name__", str(value.target))
+    if not value.op.startswith("call") or name.endswith("_") or name in _IN_PLACE:
+        return None
+    known = {n: constant(traced, n) for n in value.all_input_nodes}
+    if not known or any(tensor is None for tensor in known.values()):
+        return None
+    args = fx.node.map_arg(value.args, known.__getitem__)
+    kwargs = fx.node.map_arg(value.kwargs, known.__getitem__)
+    with torch.no_grad():
+        if value.op == "call_module":
+            result = traced.get_submodule(value.target)(*args, **kwargs)
+        elif value.op == "call_method":
+            result = getattr(args[0], value.target)(*args[1:], **kwargs)
+        else:
+            result = value.target(*args, **kwargs)
+    return result if isinstance(result, Tensor) else None
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter):
+        return tensor  # shared with whoever else uses it
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
+
+
+def _is_number(setting: Any) -> bool:
+    if isinstance(setting, (tuple, list)):
+        return all(map(_is_number, setting))
+    return setting is None or isinstance(setting, (int, float, str))
+
+
+def _free_path(traced: fx.GraphModule, node: fx.Node) -> str:
+    names = _LAYERS[node.target][1]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    weight = given["weight"]
+    while weight.op != "get_attr":  # computed from parameters: named after the first of them
+        weight = weight.all_input_nodes[0]
+    parent = str(weight.target).rpartition(".")[0]
+    owner = traced.get_submodule(parent)
+    joint = "." if parent else ""
+    if parent and type(owner).__module__.startswith("torch.nn"):
+        joint = "_"  # beside a layer that other nodes may call, not inside it
+    base = path = f"{parent}{joint}{node.target.__name__}"
+    count = 1
+    while _exists(traced, path):
+        count += 1
+        path = f"{base}_{count}"
+    return path
+
+
+def _exists(traced: fx.GraphModule, path: str) -> bool:
+    parent, _, name = path.rpartition(".")
+    return hasattr(traced.get_submodule(parent), name)
+
+
+def _erase_unused_constants(traced: fx.GraphModule) -> None:
+    """Remove what computed the weights of the new modules."""
+    for node in reversed(list(traced.graph.nodes)):
+        if not node.users and constant(traced, node) is not None:
+            traced.graph.erase_node(node)

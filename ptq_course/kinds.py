@@ -1,0 +1,244 @@
+"""What each operation does to integers: the tables behind the plan.
+
+Chapters 04 and 06. An operation is a module's type, a function, or the name of a tensor's method.
+What is in no table stays in floating point, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from ptq_course.layers import OPERATIONS
+
+Operation = Any  # type[nn.Module], a function, or a method's name
+
+
+class Kind(Enum):
+    """What an operation does to integers."""
+
+    WEIGHTED = "has a weight, computes with integers"
+    BINARY = "computes with two or more integer values, each with its own scale"
+    CLAMP = "only clamps (or is fused): merges into the operation before it"
+    CURVE = "a function of one value: integers in, integers out"
+    SOFTMAX = "a curve whose output range is known to be [0, 1]"
+    INHERIT = "moves or averages codes: the output keeps the scale of its input"
+    FLOAT = "stays in floating point"
+
+
+WEIGHTED_MODULES: tuple[type[nn.Module], ...] = tuple(OPERATIONS)
+
+
+def _every_form(names: str) -> Iterator[Operation]:
+    """Each name as a method, and as a function of torch, torch.nn.functional and operator."""
+    for name in names.split():
+        yield name
+        for place in (torch, F, operator):
+            function = getattr(place, name, None)
+            if callable(function):
+                yield function
+
+
+def _modules(names: str) -> list[type[nn.Module]]:
+    return [getattr(nn, name) for name in names.split()]
+
+
+_AVERAGING_FUNCTIONS = frozenset(
+    _every_form(
+        "mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+        "adaptive_avg_pool3d"
+    )
+)
+_AVERAGING_MODULES = frozenset(
+    _modules("AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d")
+)
+_RESIZING = {
+    F.interpolate,
+    F.upsample,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
+}
+_PADDING = {F.pad}
+# Sums and products, as opposed to contractions (matmul) and joins (cat).
+ARITHMETIC = frozenset(
+    _every_form(
+        "add sub mul add_ sub_ mul_ iadd isub imul multiply subtract neg abs sum mean div truediv"
+    )
+)
+DIVISIONS = frozenset(_every_form("div truediv div_ itruediv divide true_divide"))
+# Small changes of their input are large changes of their output: rounding it would ruin a formula.
+FORMULAS = DIVISIONS | frozenset(
+    _every_form(
+        "pow square sqrt rsqrt reciprocal exp expm1 log log2 log1p var std var_mean norm logsumexp"
+    )
+) | {torch.linalg.norm, torch.linalg.vector_norm}  # fmt: skip
+SOFTMAXES = frozenset([*_every_form("softmax"), nn.Softmax, nn.Softmax2d])
+# The activations that a runtime may fuse into the layer before (QConfig.fused_activations).
+ACTIVATIONS: dict[str, frozenset[Operation]] = {
+    "relu": frozenset([*_every_form("relu relu_"), nn.ReLU]),
+    "relu6": frozenset([*_every_form("relu6"), nn.ReLU6]),
+    "hardswish": frozenset([*_every_form("hardswish"), nn.Hardswish]),
+    "silu": frozenset([*_every_form("silu"), nn.SiLU]),
+}
+_INHERITING = [
+    *_AVERAGING_FUNCTIONS,
+    *_AVERAGING_MODULES,
+    *_RESIZING,
+    *_PADDING,
+    *_every_form(
+        # the same numbers in another shape or order
+        "flatten reshape view transpose permute squeeze unsqueeze contiguous clone detach chunk "
+        "split tensor_split unbind t T mT swapaxes swapdims movedim moveaxis expand expand_as "
+        "view_as reshape_as repeat tile repeat_interleave roll flip narrow select index_select "
+        "getitem unflatten unfold gather diagonal pixel_shuffle pixel_unshuffle channel_shuffle "
+        "native_channel_shuffle broadcast_to float to type_as cpu cuda dropout dropout1d dropout2d "
+        "dropout3d alpha_dropout feature_alpha_dropout "
+        # the largest of them
+        "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+        "adaptive_max_pool3d amax amin"
+    ),
+    *_modules(
+        "MaxPool1d MaxPool2d MaxPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
+        "Flatten Unflatten Fold PixelShuffle PixelUnshuffle ChannelShuffle Identity Dropout "
+        "Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout ZeroPad1d ZeroPad2d "
+        "ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d "
+        "ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d"
+    ),
+]
+KINDS: dict[Operation, Kind] = {
+    **dict.fromkeys(_INHERITING, Kind.INHERIT),
+    **dict.fromkeys(
+        _every_form(
+            "add sub mul add_ sub_ mul_ iadd isub imul multiply subtract cat concat concatenate "
+            "stack hstack vstack dstack matmul imatmul mm bmm mv dot addmm baddbmm maximum minimum"
+        ),
+        Kind.BINARY,
+    ),
+    **dict.fromkeys(
+        [
+            *_every_form(
+                "hardswish hardsigmoid silu sigmoid sigmoid_ tanh tanh_ leaky_relu leaky_relu_ "
+                "hardtanh clamp clamp_ clip clamp_min clamp_max neg abs sum"
+            ),
+            *DIVISIONS,
+            *_modules("Hardswish Hardsigmoid SiLU Sigmoid Tanh LeakyReLU Hardtanh"),
+        ],
+        Kind.CURVE,
+    ),
+    **dict.fromkeys(ACTIVATIONS["relu"] | ACTIVATIONS["relu6"], Kind.CLAMP),
+    **dict.fromkeys(SOFTMAXES, Kind.SOFTMAX),
+    **dict.fromkeys(WEIGHTED_MODULES, Kind.WEIGHTED),
+}
+del KINDS[nn.Fold]  # sums where patches overlap
+
+# Their results are shapes and numbers, never a tensor that could be quantized.
+NOT_TENSORS = frozenset(
+    [
+        *_every_form("size dim ndim numel stride floordiv item tolist is_floating_point"),
+        torch._assert,
+        torch._shape_as_tensor,
+        len,
+        int,
+        float,
+    ]
+)
+TENSOR_ATTRIBUTES = {"T", "mT", "data", "values"}  # x.T is a tensor, x.shape is not
+CREATING = frozenset(
+    _every_form(
+        "arange zeros ones full empty eye linspace rand randn zeros_like ones_like full_like "
+        "empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
+    )
+)
+# Their results are integers or truth values whatever they read.
+INTEGER_MAKING = frozenset(
+    _every_form(
+        "eq ne lt le gt ge logical_not logical_and logical_or isnan isinf isfinite bool long int "
+        "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
+    )
+)
+FLOAT_MAKING = DIVISIONS | frozenset(_every_form("float to type_as half double sigmoid mean"))
+MASKING = frozenset(_every_form("masked_fill masked_fill_ where triu tril"))
+
+
+def operation_of(module: nn.Module, node: fx.Node) -> Operation:
+    """The type of a node's module, its function, or its method's name; None for inputs."""
+    if not node.op.startswith("call"):
+        return None
+    if node.op == "call_module":
+        return type(module.get_submodule(node.target))
+    if node.target is getattr and len(node.args) == 2 and node.args[1] in TENSOR_ATTRIBUTES:
+        return node.args[1]
+    return node.target
+
+
+def averages(module: nn.Module, node: fx.Node) -> bool:
+    """Whether an inheriting operation leaves the grid of its input, so that it must round again."""
+    operation = operation_of(module, node)
+    if operation in _RESIZING:
+        return not str(_setting(module, node, "mode", 3, "nearest")).startswith("nearest")
+    return operation in _AVERAGING_FUNCTIONS or operation in _AVERAGING_MODULES
+
+
+def refusal(module: nn.Module, node: fx.Node) -> str | None:
+    """Why an operation in the tables stays in floating point with these settings, or None."""
+    operation = operation_of(module, node)
+    kind = KINDS.get(operation, Kind.FLOAT)
+    if kind is Kind.FLOAT:
+        return _WHY.get(operation, f"{_name(operation)} has no integer form here")
+    given = len(node.args) + len(node.kwargs)
+    if kind is Kind.WEIGHTED and given != 1:
+        return f"{_name(operation)} is called with more than its input (output_size?)"
+    if operation is nn.Embedding and module.get_submodule(node.target).max_norm is not None:
+        return "Embedding with max_norm rescales its weight at run time"
+    if operation in _RESIZING and "cubic" in str(_setting(module, node, "mode", 3, "nearest")):
+        return "bicubic interpolation leaves the range of its input"
+    if operation in _PADDING or (isinstance(operation, type) and "ConstantPad" in _name(operation)):
+        filled = _setting(module, node, "mode", 2, "constant") == "constant"
+        if filled and _setting(module, node, "value", 3, 0.0) not in (0, None):
+            return "padding with a constant other than 0"
+    if kind is Kind.INHERIT and _setting(module, node, "return_indices", 9, False):
+        return f"{_name(operation)} with return_indices gives two tensors"
+    return None
+
+
+def _setting(module: nn.Module, node: fx.Node, name: str, position: int, default: Any) -> Any:
+    """A setting of a module, or an argument of a function by keyword or position."""
+    if node.op == "call_module":
+        return getattr(module.get_submodule(node.target), name, default)
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def _name(operation: Operation) -> str:
+    return getattr(operation, "__name__", str(operation))
+
+
+_RECURRENT = "is recurrent: it keeps its own kernels and floating-point weights"
+_STATISTICS = "normalizes with statistics of its input"
+_WHY: dict[Operation, str] = {
+    **{kind: f"{_name(kind)} {_RECURRENT}" for kind in _modules(
+        "RNN LSTM GRU RNNCell LSTMCell GRUCell")},
+    **{kind: f"{_name(kind)} {_STATISTICS}" for kind in _modules(
+        "LayerNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm")},
+    **{kind: f"{_name(kind)} follows no layer that could absorb it" for kind in _modules(
+        "BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm")},
+    nn.EmbeddingBag: "EmbeddingBag sums rows of its table inside one kernel",
+    nn.MultiheadAttention: "MultiheadAttention with bias_k, add_zero_attn or a changed forward()",
+    **dict.fromkeys(_every_form("einsum"), "einsum has no integer kernel; write it as matmul"),
+    **dict.fromkeys(_every_form("batch_norm"),
+                    "batch_norm follows no layer that could absorb it, or uses the batch"),
+    **dict.fromkeys([*_every_form("layer_norm group_norm instance_norm rms_norm")],
+                    f"the norm {_STATISTICS}"),
+    **dict.fromkeys(
+        [*_every_form("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
+                      "linear embedding bilinear")],
+        "its weight is computed from data, or its settings are not constants"),
+}  # fmt: skip

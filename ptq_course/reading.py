@@ -1,0 +1,246 @@
+"""Reading a traced graph: which nodes are floating-point tensors, and what each does to integers.
+
+Chapters 04 and 06. The tables of `kinds` know operations one by one; here their neighbours count:
+indices are integers already, a formula such as x / sqrt(mean(x^2)) stays whole, a mask of -infinity
+must not set a scale, and a fused activation merges into its layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from ptq_course.kinds import (
+    ACTIVATIONS,
+    ARITHMETIC,
+    CREATING,
+    DIVISIONS,
+    FLOAT_MAKING,
+    FORMULAS,
+    INTEGER_MAKING,
+    KINDS,
+    MASKING,
+    NOT_TENSORS,
+    Kind,
+    operation_of,
+    refusal,
+)
+
+ALWAYS_FUSED = ("relu", "relu6")
+MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
+
+
+class ScoreMask(nn.Module):
+    """Base of modules that put minus infinity on attention scores (attention.py)."""
+
+
+@dataclass
+class Reading:
+    """What a traced graph's nodes are.
+
+    kinds: what each node does to integers. floats: the nodes that compute floating-point tensors.
+    why: for those that stay in floating point, the reason.
+    """
+
+    kinds: dict[fx.Node, Kind] = field(default_factory=dict)
+    floats: set[fx.Node] = field(default_factory=set)
+    why: dict[fx.Node, str] = field(default_factory=dict)
+
+
+def source_of(node: fx.Node) -> fx.Node | None:
+    """The value that a node works on: its first input."""
+    return node.all_input_nodes[0] if node.all_input_nodes else None
+
+
+def read(module: fx.GraphModule, fused_activations: Collection[str] = ALWAYS_FUSED) -> Reading:
+    """Read the nodes of ``module`` in order; see `Reading`."""
+    reader = _Reader(module, fused_activations)
+    for node in module.graph.nodes:
+        reader.visit(node)
+    return reader.result
+
+
+class _Reader:
+    def __init__(self, module: fx.GraphModule, fused_activations: Collection[str]) -> None:
+        self.module = module
+        self.fused = {op for name in fused_activations for op in ACTIVATIONS[name]}
+        self.result = Reading()
+        self.tensors: set[fx.Node] = set()
+        self.integers = _ancestors_of_indices(module)
+        self.constants: set[fx.Node] = set()  # tensors that no input of the network reaches
+        self.formulas: set[fx.Node] = set()
+        self.masked: set[fx.Node] = set()
+
+    def visit(self, node: fx.Node) -> None:
+        operation = operation_of(self.module, node)
+        if not self._is_tensor(node, operation):
+            self.result.kinds[node] = Kind.FLOAT
+            return
+        self.tensors.add(node)
+        self._classify(node, operation)
+        if node in self.integers:
+            self.result.kinds[node] = Kind.FLOAT
+            return
+        self.result.floats.add(node)
+        kind, why = self._kind(node, operation)
+        self.result.kinds[node] = kind
+        if kind is Kind.FLOAT and node.op.startswith("call"):
+            self.result.why[node] = why
+
+    def _is_tensor(self, node: fx.Node, operation: object) -> bool:
+        if node.op in ("placeholder", "get_attr", "call_module"):
+            return True
+        if node.op == "output" or operation is getattr or operation in NOT_TENSORS:
+            return False
+        return operation in CREATING or any(n in self.tensors for n in node.all_input_nodes)
+
+    def _classify(self, node: fx.Node, operation: object) -> None:
+        """Integer, constant, part of a formula, masked: what travels along the edges."""
+        sources = [n for n in node.all_input_nodes if n in self.tensors]
+        if node.op == "get_attr":
+            self._classify_constant(node)
+            return
+        whole = not any(map(_is_float, node.args))
+        arranges = operation not in FLOAT_MAKING and node.op != "call_module"
+        from_integers = sources and arranges and all(n in self.integers for n in sources)
+        if whole and (operation in INTEGER_MAKING or from_integers):
+            self.integers.add(node)
+        calls_no_layer = node.op.startswith("call") and KINDS.get(operation) is not Kind.WEIGHTED
+        if calls_no_layer and all(n in self.constants for n in sources):
+            self.constants.add(node)
+        travels = KINDS.get(operation) is Kind.INHERIT
+        arithmetic = operation in ARITHMETIC or travels
+        data = [n for n in sources if n not in self.constants]
+        starts = operation in FORMULAS - DIVISIONS or self._divides_by_tensor(node, operation)
+        goes_on = arithmetic and any(n in self.formulas for n in sources)
+        if (starts and data) or goes_on:
+            self.formulas.add(node)
+        masks = isinstance(_submodule(self.module, node), ScoreMask) or (
+            (operation in MASKING | ARITHMETIC | CREATING)
+            and any(map(_is_mask_number, [*node.args, *node.kwargs.values()]))
+        )
+        spreads = arithmetic or operation in MASKING
+        if masks or (spreads and any(n in self.masked for n in sources)):
+            self.masked.add(node)
+
+    def _classify_constant(self, node: fx.Node) -> None:
+        self.constants.add(node)
+        tensor = attribute(self.module, str(node.target))
+        if not isinstance(tensor, torch.Tensor):
+            return
+        if not tensor.is_floating_point():
+            self.integers.add(node)
+        elif tensor.numel() and not tensor.min() > MASK_BELOW:
+            self.masked.add(node)
+
+    def _divides_by_tensor(self, node: fx.Node, operation: object) -> bool:
+        if operation not in DIVISIONS:
+            return False
+        divisor = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
+        return divisor in self.tensors
+
+    def _kind(self, node: fx.Node, operation: object) -> tuple[Kind, str]:
+        if operation is None:
+            return Kind.FLOAT, ""
+        why = refusal(self.module, node)
+        if why is not None:
+            return Kind.FLOAT, why
+        kind = KINDS[operation]
+        sources = [n for n in node.all_input_nodes if n in self.result.floats]
+        if kind in (Kind.BINARY, Kind.CURVE, Kind.SOFTMAX, Kind.CLAMP):
+            if all(n in self.constants for n in sources):
+                return Kind.FLOAT, "computed from constants only, not from the input"
+            if node in self.formulas:
+                return Kind.FLOAT, "part of a formula that is computed in floating point"
+            if node in self.masked:
+                return Kind.FLOAT, "masks scores with very large numbers, which have no scale"
+        if kind is Kind.SOFTMAX and self._reads_mask(sources[0]):
+            return Kind.FLOAT, "reads masked scores, which have no scale"
+        if kind is Kind.BINARY and len(sources) < 2:
+            repeated = sum(a in self.result.floats for a in node.args if _is_node(a)) == 2  # x + x
+            kind = Kind.BINARY if repeated else Kind.CURVE  # x * 0.5: one value in, one out
+        if kind is Kind.CLAMP and operation not in self.fused:
+            kind = Kind.CURVE
+        if kind is Kind.CURVE and operation in self.fused and self._follows_layer(sources[0]):
+            kind = Kind.CLAMP
+        if kind is Kind.INHERIT and node in self.formulas and operation in ARITHMETIC:
+            return Kind.FLOAT, "part of a formula that is computed in floating point"
+        return kind, ""
+
+    def _follows_layer(self, source: fx.Node) -> bool:
+        return self.result.kinds[source] is Kind.WEIGHTED and len(source.users) == 1
+
+    def _reads_mask(self, scores: fx.Node) -> bool:
+        """Masked scores; also scores plus an input of the network, which is a mask then."""
+        if scores in self.masked:
+            return True
+        if operation_of(self.module, scores) not in ARITHMETIC or len(scores.users) > 1:
+            return False
+        if not any(self._is_input(n) for n in scores.all_input_nodes):
+            return False
+        self.result.kinds[scores] = Kind.FLOAT
+        self.result.why[scores] = "masks scores with an input of the network"
+        return True
+
+    def _is_input(self, node: fx.Node) -> bool:
+        while self.result.kinds[node] is Kind.INHERIT:
+            node = source_of(node)
+        return node.op == "placeholder"
+
+
+def _ancestors_of_indices(module: fx.GraphModule) -> set[fx.Node]:
+    """What an embedding or a gather reads as indices, back to the inputs of the network."""
+    found: set[fx.Node] = set()
+    pending: list[fx.Node] = []
+    for node in module.graph.nodes:
+        layer = _submodule(module, node)
+        if getattr(layer, "float_layer", layer).__class__ in (nn.Embedding, nn.EmbeddingBag):
+            pending += node.all_input_nodes
+        elif node.op.startswith("call") and node.target in _INDEXED:
+            position = _INDEXED[node.target]
+            pending += [a for a in node.args[position : position + 1] if isinstance(a, fx.Node)]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            operation = operation_of(module, node)
+            if operation not in INTEGER_MAKING and node.op != "call_module":
+                pending += node.all_input_nodes
+    return found
+
+
+# Position of the argument that holds indices.
+_INDEXED = {
+    nn.functional.embedding: 0,
+    nn.functional.one_hot: 0,
+    torch.gather: 2,
+    "gather": 2,
+    torch.index_select: 2,
+    "index_select": 2,
+}
+
+
+def _submodule(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    return module.get_submodule(node.target) if node.op == "call_module" else None
+
+
+def attribute(module: nn.Module, path: str) -> object:
+    """The parameter, buffer or other attribute at a dotted path."""
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)
+
+
+def _is_node(argument: object) -> bool:
+    return isinstance(argument, fx.Node)
+
+
+def _is_float(argument: object) -> bool:
+    return isinstance(argument, float)
+
+
+def _is_mask_number(argument: object) -> bool:
+    number = isinstance(argument, (int, float)) and not isinstance(argument, bool)
+    return number and (argument <= MASK_BELOW or argument == float("inf"))

@@ -1,0 +1,153 @@
+"""Tracing: from a model's Python code to a torch.fx graph in one way of writing.
+
+Chapter 04. The same network can be written in many ways. After `trace`, attention consists of
+linear layers and products, a convolution called as a function is a module, a layer that is called
+twice has two names, and a clamp to [0, 6] is a ReLU6; the later steps then see one form of each.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from ptq_course.attention import expand_dot_product_attention
+from ptq_course.errors import UnsupportedError
+from ptq_course.functional import rewrite_functional_layers
+from ptq_course.kinds import WEIGHTED_MODULES
+from ptq_course.transformer import rewrite_attention
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer, which keeps every module of torch.nn as one node."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            return True
+        return super().is_leaf_module(module, qualified_name)
+
+
+def prepared_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode, its attention rewritten, its parametrizations computed."""
+    try:
+        model = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove "
+            "hooks such as torch.nn.utils.weight_norm (remove_weight_norm) first."
+        ) from error
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
+    return rewrite_attention(model)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A traced deep copy of ``model`` in evaluation mode; the model itself is left alone.
+
+    A layer that the model calls twice is given a second name for its second call (``fc``,
+    ``fc__call2``; the weight is shared), because its two inputs are two values with two scales.
+    Arguments with a default keep it: the network is traced for the call without them.
+    Raises UnsupportedError with torch.fx's reason where the model's Python depends on its data.
+    """
+    prepared = prepared_copy(model)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(prepared, concrete_args=optional_arguments(prepared))
+    except Exception as error:  # fx raises TraceError, TypeError, ... for the same cause
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}). "
+            "Its forward() branches on tensor values; move such code out of the model, or accept "
+            "module-level quantization."
+        ) from error
+    traced = fx.GraphModule(tracer.root, graph, class_name=type(model).__name__)
+    _drop_optional_arguments(traced)
+    expand_dot_product_attention(traced)
+    _name_clamps(traced)
+    rewrite_functional_layers(traced)
+    _name_repeated_calls(traced)
+    _drop_unused(traced)
+    traced.graph.lint()
+    traced.recompile()
+    return traced.eval()
+
+
+def optional_arguments(model: nn.Module) -> dict[str, Any]:
+    """The arguments of forward() that have a default, and the default."""
+    if isinstance(model, fx.GraphModule):
+        return {}
+    parameters = inspect.signature(type(model).forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _drop_optional_arguments(traced: fx.GraphModule) -> None:
+    """Remove the inputs that tracing fixed to their default, and fx's assertions about them."""
+    for node in list(traced.graph.nodes):
+        if node.op != "placeholder" or not node.args:
+            continue
+        for user in list(node.users):
+            for assertion in [*user.users, user]:
+                traced.graph.erase_node(assertion)
+        traced.graph.erase_node(node)
+
+
+def _name_repeated_calls(traced: fx.GraphModule) -> None:
+    seen: dict[str, int] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module":
+            continue
+        seen[node.target] = seen.get(node.target, 0) + 1
+        layer = traced.get_submodule(node.target)
+        if seen[node.target] > 1 and isinstance(layer, WEIGHTED_MODULES):
+            twin = copy.copy(layer)  # shares the parameters
+            twin._parameters, twin._buffers = dict(twin._parameters), dict(twin._buffers)
+            target = f"{node.target}__call{seen[node.target]}"
+            traced.add_submodule(target, twin)
+            node.target = target
+
+
+_CLAMPS = {torch.clamp, "clamp", "clamp_", torch.clip, "clip", F.hardtanh, torch.clamp_min,
+           "clamp_min"}  # fmt: skip
+_BOUNDS = {"min", "max", "min_val", "max_val"}
+
+
+def _name_clamps(traced: fx.GraphModule) -> None:
+    """clamp(x, 0, 6) is ReLU6 under another name, clamp(x, min=0) is ReLU."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            module = traced.get_submodule(node.target)
+            if type(module) is not nn.Hardtanh:
+                continue
+            low, high = module.min_val, module.max_val
+        elif node.op.startswith("call") and node.target in _CLAMPS:
+            bounds = list(node.args[1:])
+            low = node.kwargs.get("min", node.kwargs.get("min_val", bounds[0] if bounds else None))
+            high = bounds[1] if len(bounds) > 1 else None
+            high = node.kwargs.get("max", node.kwargs.get("max_val", high))
+            if node.target is F.hardtanh:
+                low, high = (-1 if low is None else low), (1 if high is None else high)
+        else:
+            continue
+        function = {(0, 6): F.relu6, (0, None): F.relu}.get(_hashable((low, high)))
+        if function is not None:
+            node.op, node.target = "call_function", function
+            node.args, node.kwargs = (node.all_input_nodes[0],), {}
+
+
+def _hashable(bounds: tuple) -> tuple:
+    return tuple(b if isinstance(b, (int, float)) or b is None else "?" for b in bounds)
+
+
+def _drop_unused(traced: fx.GraphModule) -> None:
+    """Remove results that nothing reads, such as attention weights that were not asked for."""
+    pure = {operator.getitem, getattr, torch.mean, "mean", "size"}
+    for node in reversed(list(traced.graph.nodes)):
+        if not node.users and (node.op == "get_attr" or node.target in pure):
+            traced.graph.erase_node(node)
