@@ -8,11 +8,15 @@ formula is `fold_batch_norm`; `fuse` finds the places in a traced graph.
 from __future__ import annotations
 
 import copy
+import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
+from ptq_course.functional import constant
 
 FOLDABLE = (
     nn.Conv1d,
@@ -23,8 +27,24 @@ FOLDABLE = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-TRAINING_ONLY = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+TRAINING_ONLY = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    nn.Identity,
+)
+_DROPOUT_FUNCTIONS = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+}
 
 
 def fold_batch_norm(
@@ -37,17 +57,19 @@ def fold_batch_norm(
     eps: float,
     *,
     channel_axis: int = 0,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of one layer that equals layer, then batch norm, in evaluation mode.
 
     ``weight`` has its output channels on ``channel_axis`` (0 for Conv and Linear, 1 for
-    ConvTranspose without groups); the others are [channels]. With
+    ConvTranspose, whose ``groups`` each have their own rows); the others are [channels]. With
     factor = gamma / sqrt(var + eps):  w' = w * factor,  b' = (b - mean) * factor + beta.
     Computed in float64, returned in the dtype of ``weight`` (Ioffe and Szegedy, 2015, for batch
     norm; Jacob et al., 2018, section 3.2, for folding it). Raises QuantizationError where a
     variance is negative or a length differs from the number of channels.
     """
-    channels = weight.shape[channel_axis]
+    groups = groups if channel_axis == 1 else 1  # only ConvTranspose keeps channels per group
+    channels = weight.shape[channel_axis] * groups
     for name, value in {
         "mean": mean,
         "var": var,
@@ -66,8 +88,9 @@ def fold_batch_norm(
     if gamma is not None:
         factor = factor * gamma.double()
     shape = [1] * weight.dim()
-    shape[channel_axis] = -1
-    folded_weight = weight.double() * factor.reshape(shape)
+    shape[channel_axis] = weight.shape[channel_axis]
+    by_group = weight.double().unflatten(0, (groups, -1))
+    folded_weight = (by_group * factor.reshape(groups, *shape)).flatten(0, 1)
     start = torch.zeros_like(factor) if bias is None else bias.double()
     folded_bias = (start - mean.double()) * factor
     if beta is not None:
@@ -78,10 +101,12 @@ def fold_batch_norm(
 def fuse(module: fx.GraphModule) -> fx.GraphModule:
     """A new traced module without batch norms that follow a layer, dropouts and identities.
 
-    ``module`` must be in evaluation mode (`graph.trace` sees to it): in training mode batch norm
-    uses the statistics of the batch, which no constant can replace. A batch norm is folded only
-    where it is the layer's sole consumer. gamma and beta stay on the layer as ``folded_gamma`` and
-    ``folded_beta``, because they tell the mean and spread of its output (chapter 11).
+    ``module`` must be in evaluation mode (`tracing.trace` sees to it): in training mode batch norm
+    uses the statistics of the batch, which no constant can replace. A batch norm (a module, or
+    F.batch_norm with running statistics) is folded only where it is the layer's sole consumer.
+    gamma and beta stay on the layer as ``folded_gamma`` and ``folded_beta``, because they tell the
+    mean and spread of its output (chapter 11). A batch norm after a Linear must normalize its
+    features: a graph does not tell a [N, L, C] tensor, whose axis 1 it would take, from [N, C].
     """
     if module.training or any(isinstance(m, BATCH_NORMS) and m.training for m in module.modules()):
         raise QuantizationError(
@@ -91,12 +116,15 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     module = copy.deepcopy(module)
     _remove_training_only(module)
     for node in list(module.graph.nodes):
-        layer_node = _layer_before_batch_norm(module, node)
-        if layer_node is None:
+        batch_norm = _batch_norm_at(module, node)
+        if batch_norm is None or not _can_absorb(module, batch_norm):
             continue
-        _fold_into(module, layer_node, module.get_submodule(node.target))
-        node.replace_all_uses_with(layer_node)
+        _fold_into(module.get_submodule(batch_norm.source.target), batch_norm)
+        node.replace_all_uses_with(batch_norm.source)
         module.graph.erase_node(node)
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "get_attr" and not node.users:  # statistics of F.batch_norm
+            module.graph.erase_node(node)
     module.graph.lint()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -105,61 +133,87 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
 
 def _remove_training_only(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
-        removable = (
-            node.op == "call_module"
-            and isinstance(module.get_submodule(node.target), TRAINING_ONLY)
-        ) or (node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS)
-        if removable:
+        dropped = node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS
+        if node.op == "call_module":
+            dropped = isinstance(module.get_submodule(node.target), TRAINING_ONLY)
+        elif dropped and _argument(node, 2, "training", node.target in _ON_BY_DEFAULT) is True:
+            warnings.warn(
+                f"{node.name}: dropout is called without training=self.training and would drop "
+                "values at inference too; it is removed.",
+                stacklevel=3,
+            )
+        if dropped:
             node.replace_all_uses_with(node.all_input_nodes[0])
             module.graph.erase_node(node)
 
 
-_DROPOUT_FUNCTIONS = {
-    nn.functional.dropout,
-    nn.functional.dropout1d,
-    nn.functional.dropout2d,
-    nn.functional.dropout3d,
-    nn.functional.alpha_dropout,
-}
+_ON_BY_DEFAULT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
 
-def _layer_before_batch_norm(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    if node.op != "call_module" or not isinstance(module.get_submodule(node.target), BATCH_NORMS):
+class _BatchNorm(NamedTuple):
+    """A batch norm with constant statistics, each [channels], and the node that it normalizes."""
+
+    source: fx.Node
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
+
+
+def _batch_norm_at(module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
+    if node.op == "call_module":
+        norm = module.get_submodule(node.target)
+        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+            return None
+        source, eps = node.all_input_nodes[0], norm.eps
+        found = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    elif node.op == "call_function" and node.target is F.batch_norm:
+        names = ("running_mean", "running_var", "weight", "bias")
+        nodes = [_argument(node, 1 + i, name, None) for i, name in enumerate(names)]
+        found = tuple(constant(module, n) for n in nodes)
+        computed = any(n is not None and t is None for n, t in zip(nodes, found, strict=True))
+        uses_batch = _argument(node, 5, "training", False) is not False
+        if computed or uses_batch or found[0] is None:
+            return None
+        source, eps = _argument(node, 0, "input", None), _argument(node, 7, "eps", 1e-5)
+    else:
         return None
-    batch_norm = module.get_submodule(node.target)
-    before = node.all_input_nodes[0]
-    if batch_norm.running_mean is None or before.op != "call_module" or len(before.users) != 1:
-        return None
+    return _BatchNorm(source, *(None if t is None else t.detach() for t in found), eps)
+
+
+def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _can_absorb(module: fx.GraphModule, batch_norm: _BatchNorm) -> bool:
+    """Is the node before a layer that only this batch norm reads, with as many channels?"""
+    before = batch_norm.source
+    if before.op != "call_module" or len(before.users) != 1:
+        return False
     layer = module.get_submodule(before.target)
-    if not isinstance(layer, FOLDABLE) or (getattr(layer, "groups", 1) != 1 and _transposed(layer)):
-        return None
+    if not isinstance(layer, FOLDABLE):
+        return False
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    if channels != batch_norm.num_features:  # a batch norm over another axis than the channels
-        return None
-    shared = sum(
-        1 for n in module.graph.nodes if n.op == "call_module" and n.target == before.target
-    )
-    return before if shared == 1 else None
+    if channels != len(batch_norm.mean):  # a batch norm over another axis than the channels
+        return False
+    return sum(n.op == "call_module" and n.target == before.target for n in module.graph.nodes) == 1
 
 
-def _transposed(layer: nn.Module) -> bool:
-    return "Transpose" in type(layer).__name__
-
-
-def _fold_into(module: fx.GraphModule, layer_node: fx.Node, batch_norm: nn.Module) -> None:
-    layer = module.get_submodule(layer_node.target)
+def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:
     weight, bias = fold_batch_norm(
         layer.weight.detach(),
         None if layer.bias is None else layer.bias.detach(),
-        batch_norm.running_mean,
-        batch_norm.running_var,
-        None if batch_norm.weight is None else batch_norm.weight.detach(),
-        None if batch_norm.bias is None else batch_norm.bias.detach(),
+        batch_norm.mean,
+        batch_norm.var,
+        batch_norm.gamma,
+        batch_norm.beta,
         batch_norm.eps,
-        channel_axis=1 if _transposed(layer) else 0,
+        channel_axis=1 if "Transpose" in type(layer).__name__ else 0,
+        groups=getattr(layer, "groups", 1),
     )
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
-    for name, value in {"gamma": batch_norm.weight, "beta": batch_norm.bias}.items():
-        kept = None if value is None else value.detach().clone()
+    for name, value in {"gamma": batch_norm.gamma, "beta": batch_norm.beta}.items():
+        kept = None if value is None else value.clone()
         layer.register_buffer(f"folded_{name}", kept, persistent=False)

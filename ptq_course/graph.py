@@ -24,11 +24,11 @@ from torch import fx
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.kinds import SOFTMAXES, WEIGHTED_MODULES, Kind, averages, operation_of
-from ptq_course.reading import ALWAYS_FUSED, Reading, read, source_of
+from ptq_course.qconfig import ALWAYS_FUSED
+from ptq_course.reading import Reading, read, source_of
 from ptq_course.tracing import trace
 
 __all__ = [
-    "ALWAYS_FUSED",
     "WEIGHTED_MODULES",
     "Kind",
     "LayerSite",

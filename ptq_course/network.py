@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.fusion import fuse
 from ptq_course.graph import (
     WEIGHTED_MODULES,
@@ -23,25 +27,49 @@ from ptq_course.graph import (
     plan,
     trace,
 )
+from ptq_course.qconfig import ALWAYS_FUSED
+from ptq_course.tracing import optional_arguments, prepared_copy
 
 
 class TracedNetwork:
     """A traced, fused copy of a model and the plan for quantizing it."""
 
-    def __init__(self, model: nn.Module, float_layers: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        float_layers: Collection[str] = (),
+        fused_activations: Collection[str] = ALWAYS_FUSED,
+    ) -> None:
         self.module: fx.GraphModule = fuse(trace(model))
-        self.replan(float_layers)
-        self.full_plan: Plan = plan(self.module)  # float_layers may change after observation
+        self.optional_names = list(optional_arguments(model))
+        self._plan_again(float_layers, fused_activations)
 
     def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule]) -> None:
         """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
         self.module = step(self.module)
-        self.full_plan = plan(self.module)
-        self.replan(self.float_layers)
+        self._plan_again(self.float_layers, self.fused_activations)
 
-    def replan(self, float_layers: Collection[str]) -> None:
-        self.float_layers = float_layers
-        self.plan = plan(self.module, float_layers)
+    def _plan_again(
+        self, float_layers: Collection[str], fused_activations: Collection[str]
+    ) -> None:
+        # Both may change after observation, so more values are observed than this plan needs.
+        observed = [name for name in ALWAYS_FUSED if name in fused_activations]
+        self.full_plan: Plan = plan(self.module, fused_activations=observed)
+        self.replan(float_layers, fused_activations)
+
+    def replan(
+        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
+    ) -> None:
+        """Plan with other choices; QuantizationError where they need values never observed."""
+        fused = self.fused_activations if fused_activations is None else fused_activations
+        new = plan(self.module, float_layers, fused)
+        missing = sorted(new.values.keys() - self.full_plan.values.keys())
+        if missing:
+            raise QuantizationError(
+                f"fused_activations={tuple(fused)} needs the values {', '.join(missing)}, which "
+                "were not observed; start with a new PTQQuantizer and this config."
+            )
+        self.float_layers, self.fused_activations, self.plan = float_layers, fused, new
 
     @property
     def input_names(self) -> list[str]:
@@ -80,27 +108,38 @@ class UntracedNetwork:
     """A copy of a model that torch.fx cannot read: its layers are quantized one by one.
 
     Each layer's input is a value named ``<layer>.input``. Everything between the layers (adds,
-    batch norm, activations) stays in floating point, and the plan says so.
+    batch norm, activations) stays in floating point, and the plan says so. Attention modules are
+    rewritten to their linear layers here too.
     """
 
-    def __init__(self, model: nn.Module, float_layers: Collection[str] = ()) -> None:
-        self.module = copy.deepcopy(model).eval()
+    def __init__(
+        self,
+        model: nn.Module,
+        float_layers: Collection[str] = (),
+        fused_activations: Collection[str] = ALWAYS_FUSED,
+    ) -> None:
+        self.module = prepared_copy(model)
+        self.optional_names = list(optional_arguments(self.module))
         self.replan(())
         self.full_plan = self.plan
         self.replan(float_layers)
 
-    def replan(self, float_layers: Collection[str]) -> None:
+    def replan(
+        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
+    ) -> None:
+        """Plan with other choices; nothing is fused in a model without a graph."""
         self.plan = Plan({}, {}, {"(between layers)": "the model could not be traced"})
-        names = {n for n, m in self.module.named_modules() if type(m) in WEIGHTED_MODULES}
+        names = {n for n, m in self.module.named_modules() if _quantizable(m)}
         check_float_layers(float_layers, names)
         for path, module in self.module.named_modules():
             if path in names and path not in float_layers:
-                value = f"{path}.input"
-                self.plan.values[value] = Value(value, path)
+                value = None if isinstance(module, nn.Embedding) else f"{path}.input"
+                if value is not None:
+                    self.plan.values[value] = Value(value, path)
                 self.plan.layers[path] = LayerSite(path, path, value)
-            elif not list(module.children()):
+            elif not list(module.children()) or list(module.parameters(recurse=False)):
                 why = f"{type(module).__name__}: the model could not be traced"
-                self.plan.left_in_float[path] = (
+                self.plan.left_in_float[path or "(the model itself)"] = (
                     "kept in floating point by float_layers" if path in float_layers else why
                 )
 
@@ -147,6 +186,42 @@ class Preceded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(self.before(x))
+
+
+def check_same_outputs(reference: nn.Module, module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raise UnsupportedError where ``module`` does not compute what ``reference`` computes.
+
+    Tensors anywhere in the outputs are compared, relative to their own scale. A reference that
+    answers the same input differently each time (dropout in evaluation mode) cannot be compared.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it writes zeros where padding is masked
+    try:
+        with torch.no_grad():
+            expected, again = _tensors(reference(*inputs)), _tensors(reference(*inputs))
+            got = _tensors(module(*inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    if not all(torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
+        return
+    if [t.shape for t in expected] != [t.shape for t in got]:
+        raise UnsupportedError("the traced network gives outputs of other shapes than the model.")
+    for wanted, found in zip(expected, got, strict=True):
+        error = (wanted.double() - found.double()).abs().max().item()
+        if error > 1e-3 * max(1.0, wanted.double().abs().max().item()):
+            raise UnsupportedError(
+                f"fusing changed the model's output by {error:.3g}: a rule of fusion.py does not "
+                "fit this model. Please report it; pass config float_layers to go on."
+            )
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.numel()]
+
+
+def _quantizable(module: nn.Module) -> bool:
+    rescaled = isinstance(module, nn.Embedding) and module.max_norm is not None
+    return type(module) in WEIGHTED_MODULES and not rescaled
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:

@@ -6,7 +6,8 @@ out, and any range rule can read it later without a second pass over the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def run(
     loader: Iterable,
     *,
     input_names: list[str],
+    optional_names: Sequence[str] = (),
     num_batches: int | None = None,
     progress: bool = True,
 ) -> tuple[int, Any]:
@@ -50,6 +52,7 @@ def run(
     """
     if num_batches is not None and num_batches < 1:
         raise CalibrationError(f"num_batches must be at least 1, got {num_batches}.")
+    optional = set(optional_names)
     total = len(loader) if hasattr(loader, "__len__") else None
     if num_batches is not None:
         total = num_batches if total is None else min(total, num_batches)
@@ -60,6 +63,13 @@ def run(
         for batch in batches:
             if num_batches is not None and done >= num_batches:
                 break
+            if done == 0 and isinstance(batch, Mapping) and optional & set(batch):
+                warnings.warn(
+                    f"the batch also gives {sorted(optional & set(batch))}, which the model takes "
+                    "as an option. Options keep their default here; wrap the model in one whose "
+                    "forward() needs them, if they matter.",
+                    stacklevel=3,
+                )
             model(*[x.to(device) for x in model_inputs(batch, input_names)])
             first = batch if done == 0 else first
             done += 1

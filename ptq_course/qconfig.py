@@ -10,6 +10,10 @@ from dataclasses import dataclass, replace
 from ptq_course.affine import IntGrid
 from ptq_course.errors import QuantizationError
 
+# Activations that a runtime may compute inside the layer before them.
+FUSABLE = ("relu", "relu6", "hardswish", "silu")
+ALWAYS_FUSED = ("relu", "relu6")
+
 
 @dataclass(frozen=True)
 class QConfig:
@@ -22,6 +26,10 @@ class QConfig:
     activation_range: rule that turns statistics into a range: "minmax", "moving_average",
         "percentile", "kl" or "mse".
     float_layers: module paths that stay in floating point (chapter 10).
+    fused_activations: those that the runtime computes inside the layer before them, so that no
+        quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
+        integer runtime fuses; Hardswish and SiLU stay apart in ONNX Runtime (a convolution whose
+        output is not quantized would stay in floating point there), TensorRT fuses them.
     quantize_bias: int32 bias with scale s_x * s_w, as integer runtimes add it.
     """
 
@@ -35,6 +43,7 @@ class QConfig:
     activation_range: str = "minmax"
     quantize_bias: bool = True
     float_layers: tuple[str, ...] = ()
+    fused_activations: tuple[str, ...] = ALWAYS_FUSED
     target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
@@ -44,6 +53,12 @@ class QConfig:
             raise QuantizationError(
                 f"float_layers is a tuple of names, got the string {self.float_layers!r}; "
                 f"write ({self.float_layers!r},)."
+            )
+        unknown = [name for name in self.fused_activations if name not in FUSABLE]
+        if unknown or isinstance(self.fused_activations, str):
+            raise QuantizationError(
+                f"fused_activations is a tuple of names from {', '.join(FUSABLE)}, "
+                f"got {self.fused_activations!r}."
             )
         if self.activation_symmetric and not self.activation_signed:
             raise QuantizationError(
@@ -79,7 +94,12 @@ class QConfig:
     @classmethod
     def tensorrt(cls) -> QConfig:
         """Symmetric int8 everywhere, zero point 0: TensorRT's explicit quantization."""
-        return cls(activation_signed=True, activation_symmetric=True, target="tensorrt")
+        return cls(
+            activation_signed=True,
+            activation_symmetric=True,
+            fused_activations=FUSABLE,
+            target="tensorrt",
+        )
 
     @classmethod
     def arm(cls) -> QConfig:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.affine import IntGrid, QParams, choose_qparams
@@ -23,7 +23,7 @@ from ptq_course.calibrators import CALIBRATORS, Calibrator
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.graph import Value
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
-from ptq_course.network import TracedNetwork, UntracedNetwork
+from ptq_course.network import TracedNetwork, UntracedNetwork, check_same_outputs
 from ptq_course.observe import Observer, model_inputs, run
 from ptq_course.qconfig import QConfig
 from ptq_course.report import Report, make_report
@@ -52,8 +52,8 @@ class QuantizedModel(nn.Module):
         self.left_in_float = left_in_float
         self.eval()
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.module(*inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        return self.module(*inputs, **named)
 
     def quantized_layers(self) -> dict[str, QuantizedLayer]:
         """The layers with integer weights, by their path in the user's model."""
@@ -89,7 +89,9 @@ class PTQQuantizer:
         config = config or QConfig.onnxruntime()
         self.config = config if bits is None else config.with_bits(bits)
         try:
-            self._network = TracedNetwork(model, self.config.float_layers)
+            self._network = TracedNetwork(
+                model, self.config.float_layers, self.config.fused_activations
+            )
         except UnsupportedError as error:
             if steps:
                 raise UnsupportedError(f"steps need a traced graph. {error}") from error
@@ -97,7 +99,8 @@ class PTQQuantizer:
             warnings.warn(f"Quantizing layer by layer. {error}", stacklevel=2)
         if not self._network.plan.layers:
             raise UnsupportedError(
-                f"{type(model).__name__} has no layer to quantize (Conv, ConvTranspose or Linear)."
+                f"{type(model).__name__} has no layer to quantize (Conv, ConvTranspose, Linear or "
+                "Embedding)."
             )
         for step in steps:
             self._network.apply(lambda module, step=step: step(module, self))
@@ -137,7 +140,12 @@ class PTQQuantizer:
         )
         names = self._network.input_names
         done, first = run(
-            observed, loader, input_names=names, num_batches=num_batches, progress=progress
+            observed,
+            loader,
+            input_names=names,
+            num_batches=num_batches,
+            progress=progress,
+            optional_names=self._network.optional_names,
         )
         if self.num_batches == 0:
             self._check_fusion(first)
@@ -156,19 +164,12 @@ class PTQQuantizer:
 
     def _check_fusion(self, batch: object) -> None:
         """The fused graph must compute what the user's model computes."""
-        inputs = [x[:2] for x in model_inputs(batch, self._network.input_names)]
+        inputs = model_inputs(batch, self._network.input_names)
+        if len(inputs) == 1:  # several need not share their first dimension
+            inputs = [inputs[0][:2]]
         device = next((p.device for p in self._unfused.parameters()), inputs[0].device)
         inputs = [x.to(device) for x in inputs]
-        with torch.no_grad():
-            expected, got = self._unfused(*inputs), self._network.module(*inputs)
-        if not isinstance(expected, Tensor):
-            return
-        error = (expected - got).abs().max().item()
-        if error > 1e-3 * max(1.0, expected.abs().max().item()):
-            raise UnsupportedError(
-                f"fusing changed the model's output by {error:.3g}: a rule of fusion.py does not "
-                "fit this model. Please report it; pass config float_layers to go on."
-            )
+        check_same_outputs(self._unfused, self._network.module, inputs)
 
     # --- step 3: decide --------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class PTQQuantizer:
         ``options`` go to its calibrator (``percentile=99.99``).
         """
         if config is not None:
-            self._network.replan(config.float_layers)
+            self._network.replan(config.float_layers, config.fused_activations)
             self.config = config
         if bits is not None:
             self.config = self.config.with_bits(bits)
@@ -333,6 +334,12 @@ class PTQQuantizer:
         """The statistics of one kind of a layer's input, for plots and experiments."""
         value = self._network.plan.layers[layer].input_value
         return self._summaries[value][kind]
+
+    def fork(self) -> PTQQuantizer:
+        """Another quantizer with the same network and statistics, whose decisions are its own."""
+        other = copy.copy(self)
+        other._network = copy.copy(self._network)
+        return other
 
     def report(self) -> Report:
         """A table of layers that prints and plots: ranges, scales, error of the weights."""

@@ -28,8 +28,8 @@ from ptq_course.kinds import (
     operation_of,
     refusal,
 )
+from ptq_course.qconfig import ALWAYS_FUSED
 
-ALWAYS_FUSED = ("relu", "relu6")
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
 
 
