@@ -42,6 +42,7 @@ _MODULE_OF = {
     ),
     **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "dynamic"),
     **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
+    **dict.fromkeys(("IntegerModel", "agreement", "to_integer"), "integer"),
     **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "metrics"),
     **dict.fromkeys(("ClippingMonitor", "clipped_share"), "monitor"),
     "QConfig": "qconfig",
@@ -56,6 +57,7 @@ __all__ = [
     "DataIntegrityError",
     "DynamicModel",
     "IntGrid",
+    "IntegerModel",
     "KLCalibrator",
     "MSECalibrator",
     "MinMaxCalibrator",
@@ -68,6 +70,7 @@ __all__ = [
     "QuantizationError",
     "QuantizedModel",
     "UnsupportedError",
+    "agreement",
     "block_minmax",
     "choose_qparams",
     "clipped_share",
@@ -81,6 +84,7 @@ __all__ = [
     "quantize_dynamic",
     "search_ranges",
     "sqnr_db",
+    "to_integer",
     "top1",
     "trace",
 ]
@@ -126,6 +130,7 @@ if TYPE_CHECKING:
     )
     from ptq_course.fusion import fold_batch_norm, fuse
     from ptq_course.graph import trace
+    from ptq_course.integer import IntegerModel, agreement, to_integer
     from ptq_course.metrics import flips, paired_bootstrap, sqnr_db, top1
     from ptq_course.monitor import ClippingMonitor, clipped_share
     from ptq_course.qconfig import QConfig

@@ -1,0 +1,164 @@
+"""How far the integers agree with the simulation: codes compared layer by layer.
+
+Chapter 08. The simulation (`QuantizedModel`) rounds real numbers in float32; the integer network
+multiplies by 31-bit integers. Near the middle between two codes they may decide differently: one
+step off in one code of some thousand is expected. More than that would be a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ptq_course.affine import dequantize
+from ptq_course.errors import QuantizationError
+from ptq_course.integer.model import IntegerModel
+from ptq_course.layers import ActivationQuantizer
+from ptq_course.quantizer import QuantizedModel
+from ptq_course.tables import html_table, text_table
+
+COLUMNS = ("operation", "codes", "equal", "one step", "more", "largest",
+           "equal, whole network", "one step", "more", "largest")  # fmt: skip
+
+
+@dataclass
+class Differences:
+    """Counts of codes by their distance from the simulation's code."""
+
+    codes: int = 0
+    equal: int = 0
+    one_step: int = 0
+    largest: int = 0
+
+    @property
+    def more(self) -> int:
+        return self.codes - self.equal - self.one_step
+
+    def add(self, got: Tensor, expected: Tensor) -> None:
+        distance = (got.int() - expected.int()).abs()
+        self.codes += distance.numel()
+        self.equal += int((distance == 0).sum())
+        self.one_step += int((distance == 1).sum())
+        self.largest = max(self.largest, int(distance.max()))
+
+    def cells(self) -> tuple[str, ...]:
+        counts = (self.equal, self.one_step, self.more)
+        return (*(f"{100 * n / self.codes:.4f} %" for n in counts), str(self.largest))
+
+
+@dataclass
+class Agreement:
+    """A row a value: each operation alone on equal codes, then the whole network from its input.
+
+    isolated, cumulative: `Differences` by the name of the value. same_decision: share of inputs
+    whose largest logit is the same one. ``print`` it, or leave it last in a cell.
+    """
+
+    isolated: dict[str, Differences] = field(default_factory=dict)
+    cumulative: dict[str, Differences] = field(default_factory=dict)
+    inputs: int = 0
+    equal_decisions: int = 0
+
+    @property
+    def same_decision(self) -> float:
+        return self.equal_decisions / self.inputs
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [
+            (name, f"{alone.codes:,}", *alone.cells(), *self.cumulative[name].cells())
+            for name, alone in self.isolated.items()
+        ]
+
+    def note(self) -> str:
+        return f"same decision: {self.equal_decisions} of {self.inputs} inputs"
+
+    def __str__(self) -> str:
+        return f"{text_table(COLUMNS, self.rows())}\n{self.note()}"
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, self.rows(), [self.note()])
+
+
+@torch.no_grad()
+def agreement(integer: IntegerModel, simulated: QuantizedModel, *inputs: Tensor) -> Agreement:
+    """Compare the codes of both networks on the same inputs [N, ...], in pieces of batch_size.
+
+    Isolated: the simulation is handed the integer network's codes before every operation, so that
+    a row shows that operation alone. Whole network: both run on their own, differences add up.
+    Raises QuantizationError where ``integer`` was not made from ``simulated``.
+    """
+    if not isinstance(simulated, QuantizedModel) or not set(integer.quantizers) <= {
+        node.name for node in simulated.module.graph.nodes
+    }:
+        raise QuantizationError(
+            "agreement: the integer network was made from another model; "
+            "pass the one that to_integer() was given."
+        )
+    result = Agreement()
+    for piece in _pieces(inputs, integer.batch_size):
+        got = Recorder(integer.module, set(integer.quantizers.values()))
+        logits = got.run(*piece)
+        codes = {name: got.values[node] for name, node in integer.quantizers.items()}
+        labels = {name: _label(integer, name) for name in codes}
+        free, led = Simulation(simulated.module), Simulation(simulated.module, codes)
+        expected = free.run(*piece)
+        led.run(*piece)
+        for name in codes:
+            for rows, run in ((result.isolated, led), (result.cumulative, free)):
+                rows.setdefault(labels[name], Differences()).add(codes[name], run.codes[name])
+        if isinstance(logits, Tensor) and logits.dim() > 1:
+            result.inputs += len(logits)
+            result.equal_decisions += int((logits.argmax(1) == expected.argmax(1)).sum())
+    return result
+
+
+def _label(integer: IntegerModel, quantizer: str) -> str:
+    """The operation that makes a quantizer's codes, or the name of the network's input."""
+    wanted = integer.quantizers[quantizer]
+    target = next(node.target for node in integer.module.graph.nodes if node.name == wanted)
+    part = integer.module.get_submodule(target)
+    return getattr(part, "name", quantizer.removesuffix("_quantizer"))
+
+
+def _pieces(inputs: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(x.split(size) for x in inputs), strict=True)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the values of some nodes (all of them for None)."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str] | None = None) -> None:
+        super().__init__(module)
+        self.wanted = wanted
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if self.wanted is None or n.name in self.wanted:
+            self.values[n.name] = value
+        return value
+
+
+class Simulation(fx.Interpreter):
+    """Runs the simulated graph, keeps the codes of its quantizers; ``lead`` replaces them."""
+
+    def __init__(self, module: fx.GraphModule, lead: dict[str, Tensor] | None = None) -> None:
+        super().__init__(module)
+        self.lead = lead
+        self.codes: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op != "call_module":
+            return value
+        quantizer = self.module.get_submodule(n.target)
+        if isinstance(quantizer, ActivationQuantizer):
+            q = quantizer.qparams
+            self.codes[n.name] = torch.round(value / q.scale).int() + q.zero_point
+            if self.lead is not None:
+                return dequantize(self.lead[n.name], q)
+        return value

@@ -1,0 +1,288 @@
+"""From a converted model to integers only: each quantizer of the graph ends one integer operation.
+
+Chapter 08. The simulation reads: layer, ReLU, quantizer. In the integer network these three are one
+module: the layer's accumulators, requantized to the quantizer's grid, clamped at the ReLU's codes.
+So the graph is walked once, and an operation stays *pending*, collecting clamps, until a quantizer
+says on which grid its output lies, or until the network ends, where it is dequantized.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from ptq_course.affine import QParams
+from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.integer.accumulators import check_accumulator_range
+from ptq_course.integer.averages import IntegerAveraging
+from ptq_course.integer.elementwise import (
+    IntegerAdd,
+    IntegerConcat,
+    IntegerMaxPool1d,
+    IntegerMul,
+    IntegerPad,
+    IntegerRescale,
+)
+from ptq_course.integer.finish import Dequantize, QuantizeInput, Requantize
+from ptq_course.integer.layers import IntegerLayer, IntegerOp
+from ptq_course.integer.model import IntegerModel
+from ptq_course.integer.rules import (
+    ADD,
+    CONCAT,
+    MOVES,
+    MULTIPLY,
+    RELU,
+    RELU6,
+    SHAPES,
+    SUBTRACT,
+    averaging_of,
+    bound,
+    check_bits,
+    check_layer,
+    describe,
+    same,
+)
+from ptq_course.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.quantizer import QuantizedModel
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A node of the new graph that holds integer codes, and the scale that they stand for."""
+
+    node: fx.Node
+    qparams: QParams
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An integer operation that does not know its output grid yet; real-valued clamps collect."""
+
+    name: str
+    make: Callable[[], IntegerOp]
+    inputs: tuple[fx.Node, ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class Real:
+    """A node of the new graph that holds real numbers: the input, or what follows the logits."""
+
+    node: fx.Node
+    is_input: bool = False
+
+
+def to_integer(model: QuantizedModel, batch_size: int = 64) -> IntegerModel:
+    """The network of a `QuantizedModel` with integers only, from its input codes to its logits.
+
+    model: what `PTQQuantizer.convert()` returns, with weights and activations of 2 to 8 bits.
+    batch_size: pictures computed at a time, which bounds memory; the result does not depend on it.
+
+    The graph may hold Linear, Conv1d and Conv2d, ReLU and ReLU6, additions, subtractions, products
+    and concatenations of activations, max and average pooling, means, zero padding, and whatever
+    only moves codes. Raises UnsupportedError with the name and the reason for anything else, and
+    where an int32 accumulator could overflow.
+    """
+    if not isinstance(model, QuantizedModel):
+        raise QuantizationError(
+            f"to_integer: needs a QuantizedModel, got {type(model).__name__}; "
+            "pass what PTQQuantizer.convert() returns."
+        )
+    if not isinstance(model.module, fx.GraphModule):
+        raise UnsupportedError(
+            "to_integer: this model could not be traced, so what happens between its layers is "
+            "computed in floating point. Move branches on tensor values out of forward()."
+        )
+    for name, why in model.left_in_float.items():
+        raise UnsupportedError(f"to_integer: {name} stays in floating point: {why}.")
+    module, pairs = _Converter(model.module).run()
+    converted = IntegerModel(module, pairs, batch_size)
+    for op in converted.operations():
+        check_accumulator_range(op)
+    return converted
+
+
+class _Converter:
+    """Walks the simulated graph and writes the integer one."""
+
+    def __init__(self, source: fx.GraphModule) -> None:
+        self.source = source
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.known: dict[fx.Node, Any] = {}
+        self.pairs: dict[str, str] = {}  # quantizer's node in the simulation -> node of its codes
+
+    def run(self) -> tuple[fx.GraphModule, dict[str, str]]:
+        for node in self.source.graph.nodes:
+            self.known[node] = self.convert(node)
+        module = fx.GraphModule(self.root, self.graph, class_name="IntegerGraph")
+        module.graph.lint()
+        return module.eval(), self.pairs
+
+    def convert(self, node: fx.Node) -> Codes | Pending | Real | fx.Node:
+        if node.op == "placeholder":
+            return Real(self.graph.node_copy(node, lambda n: self.known[n]), is_input=True)
+        if node.op == "output":
+            return self.graph.output(fx.map_arg(node.args[0], self.as_real))
+        if node.op == "get_attr":
+            raise UnsupportedError(f"to_integer: {node.target} is a constant in floating point.")
+        module = self.source.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            return self.quantizer(node, module.qparams)
+        if node.target in SHAPES or not self.tensors(node):
+            return self.copied(node)
+        if isinstance(module, QuantizedLayer):
+            return self.layer(node, module)
+        return self.operation(node, module, node.target if module is None else type(module))
+
+    def tensors(self, node: fx.Node) -> list[Codes | Pending | Real]:
+        """What is known of the tensors among a node's inputs."""
+        return [
+            self.known[n]
+            for n in node.all_input_nodes
+            if isinstance(self.known[n], Codes | Pending | Real)
+        ]
+
+    # --- what ends an operation --------------------------------------------------------------
+
+    def quantizer(self, node: fx.Node, qparams: QParams) -> Codes:
+        """A quantizer: finishes the pending operation, or quantizes the network's input."""
+        check_bits(node.name, qparams)
+        value = self.known[node.args[0]]
+        if isinstance(value, Pending):
+            new = self.emit(value, qparams)
+        elif isinstance(value, Codes):
+            new = self.emit(self.rescaled(node.name, value), qparams)
+        elif value.is_input:
+            new = self.call(node.name, QuantizeInput(qparams), value.node)
+        else:
+            raise UnsupportedError(
+                f"to_integer: {node.args[0].name} is computed in floating point between integer "
+                "layers."
+            )
+        self.pairs[node.name] = new.name
+        return Codes(new, qparams)
+
+    def emit(self, pending: Pending, qparams: QParams | None) -> fx.Node:
+        """Write the pending operation, finished by its grid or, for None, as real numbers."""
+        op = pending.make()
+        limits = (pending.low, pending.high)
+        if qparams is None:
+            op.finish = Dequantize(op.acc_scale, *limits)
+        else:
+            if isinstance(op, IntegerAveraging) and not same(op.source, qparams):
+                raise UnsupportedError(f"to_integer: {op.name} averages onto another scale.")
+            op.finish = Requantize(op.acc_scale, qparams, *limits)
+        return self.call(pending.name, op, *pending.inputs)
+
+    def call(self, name: str, module: nn.Module, *inputs: fx.Node) -> fx.Node:
+        target = name.replace(".", "_")
+        while hasattr(self.root, target):
+            target += "_"
+        self.root.add_module(target, module)
+        return self.graph.call_module(target, inputs)
+
+    def as_real(self, node: fx.Node) -> fx.Node:
+        """The node's value as real numbers: pending operations and codes are dequantized."""
+        value = self.known[node]
+        if isinstance(value, Codes):
+            value = self.rescaled(node.name, value)
+        if isinstance(value, Pending):
+            self.known[node] = value = Real(self.emit(value, None))
+        return value.node if isinstance(value, Real) else value
+
+    # --- what begins one -----------------------------------------------------------------------
+
+    def layer(self, node: fx.Node, layer: QuantizedLayer) -> Pending:
+        value = self.known[node.all_input_nodes[0]]
+        check_layer(layer, isinstance(value, Codes))
+        return Pending(layer.name, lambda: IntegerLayer(layer, value.qparams), (value.node,))
+
+    def rescaled(self, name: str, value: Codes) -> Pending:
+        return Pending(name, lambda: IntegerRescale(name, value.qparams), (value.node,))
+
+    def operation(self, node: fx.Node, module: nn.Module | None, target: Any) -> Any:
+        values, name = self.tensors(node), node.name
+        if target in RELU or target in RELU6 or target is nn.Hardtanh:
+            return self.clamp(node, module, target)
+        if any(isinstance(v, Real) and v.is_input for v in values):
+            raise UnsupportedError(
+                f"to_integer: {name} computes on the network's input before it is quantized."
+            )
+        moves = target in MOVES
+        averaging = averaging_of(module, node) if not moves else None
+        if (moves or averaging) and not isinstance(values[0], Codes):
+            return Real(self.copied(node, self.as_real))  # after the last dequantize
+        if moves:
+            return self.moved(node, values[0])
+        if averaging:
+            source = values[0]
+            return Pending(name, lambda: averaging(name, source.qparams), (source.node,))
+        if isinstance(module, nn.ZeroPad2d):
+            return Codes(
+                self.call(name, IntegerPad(module.padding, values[0].qparams), values[0].node),
+                values[0].qparams,
+            )
+        return self.combined(node, module, target)
+
+    def clamp(self, node: fx.Node, module: nn.Module | None, target: Any) -> Pending | Real:
+        value = self.known[node.all_input_nodes[0]]
+        low, high = (0.0, 6.0) if target in RELU6 else (0.0, math.inf)
+        if target is nn.Hardtanh:
+            low, high = float(module.min_val), float(module.max_val)
+        if isinstance(value, Codes):
+            value = self.rescaled(node.name, value)
+        if isinstance(value, Real):
+            return Real(self.copied(node, self.as_real))
+        # Of two clamps, one after the other, the second has the last word on both bounds.
+        low, high = (min(max(bound, low), high) for bound in (value.low, value.high))
+        return replace(value, low=low, high=high)
+
+    def moved(self, node: fx.Node, value: Codes) -> Codes:
+        if node.op == "call_module":
+            module = self.source.get_submodule(node.target)
+            module = IntegerMaxPool1d(module) if type(module) is nn.MaxPool1d else module
+            new = self.call(node.name, module, value.node)
+        else:
+            new = self.copied(node)
+            if new.target == "view":  # codes lie channels-last in memory, where a view cannot be
+                new.target = "reshape"
+        return Codes(new, value.qparams)
+
+    def combined(self, node: fx.Node, module: nn.Module | None, target: Any) -> Pending:
+        """Addition, product or concatenation of activations; everything else is refused."""
+        if target not in (*ADD, *SUBTRACT, *MULTIPLY, *CONCAT):
+            raise UnsupportedError(
+                f"to_integer: {describe(node, module)} has no integer form here. "
+                "Use the simulation, or ONNX Runtime (deploy.onnx.export), for this network."
+            )
+        listed = node.args[0] if target in CONCAT else node.args
+        parts = [self.known.get(n) if isinstance(n, fx.Node) else None for n in listed]
+        if not all(isinstance(part, Codes) for part in parts) or node.kwargs.get("alpha", 1) != 1:
+            raise UnsupportedError(
+                f"to_integer: {describe(node)} reads something that is not quantized codes; "
+                "only activations are combined as integers."
+            )
+        qparams, nodes, name = [p.qparams for p in parts], tuple(p.node for p in parts), node.name
+        if target in CONCAT:
+            dim = bound(node, ("tensors", "dim")).get("dim", 0)
+            return Pending(name, lambda: IntegerConcat(name, qparams, dim), nodes)
+        if target in MULTIPLY:
+            return Pending(name, lambda: IntegerMul(name, qparams), nodes)
+        return Pending(name, lambda: IntegerAdd(name, qparams, target in SUBTRACT), nodes)
+
+    def copied(self, node: fx.Node, look_up: Callable[[fx.Node], fx.Node] | None = None) -> fx.Node:
+        def plain(n: fx.Node) -> fx.Node:
+            value = self.known[n]
+            return value.node if isinstance(value, Codes | Real) else value
+
+        new = self.graph.node_copy(node, look_up or plain)
+        if node.op == "call_module":
+            self.root.add_module(new.name, self.source.get_submodule(node.target))
+            new.target = new.name
+        return new

@@ -1,0 +1,63 @@
+"""The integer network as a module, and how far its codes agree with the simulation's.
+
+Chapter 08.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from ptq_course.errors import QuantizationError
+from ptq_course.integer.accumulators import AccumulatorTable, accumulator_table
+from ptq_course.integer.layers import IntegerLayer, IntegerOp
+
+
+class IntegerModel(nn.Module):
+    """A network that computes with integers only, between its first quantize and last dequantize.
+
+    Takes and returns real numbers like the model it came from: [N, ...] in, logits out. Activations
+    are uint8 or int8 codes, weights int8, accumulators and biases int32. ``module`` is the graph,
+    ``quantizers`` says which node holds the codes of which quantizer of the simulation.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, quantizers: dict[str, str], batch_size: int = 64
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise QuantizationError(f"IntegerModel: batch_size must be positive, got {batch_size}.")
+        self.module = module
+        self.quantizers = quantizers
+        self.batch_size = batch_size
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Tensor:
+        pieces = zip(*(x.split(self.batch_size) for x in inputs), strict=True)
+        outputs = [self.module(*piece) for piece in pieces]
+        if isinstance(outputs[0], Tensor):
+            return torch.cat(outputs)
+        return type(outputs[0])(torch.cat(parts) for parts in zip(*outputs, strict=True))
+
+    def operations(self) -> Iterator[IntegerOp]:
+        """Everything with an accumulator, in the order of execution."""
+        for node in self.module.graph.nodes:
+            if node.op == "call_module":
+                part = self.module.get_submodule(node.target)
+                if isinstance(part, IntegerOp):
+                    yield part
+
+    def layers(self) -> dict[str, IntegerOp]:
+        """The operations by their name: a layer's path in the user's model, or ``add_1``."""
+        return {op.name: op for op in self.operations()}
+
+    def accumulators(self) -> AccumulatorTable:
+        """The bound of every accumulator, the bits it needs, and the multipliers and shifts."""
+        return accumulator_table(list(self.operations()))
+
+    def extra_repr(self) -> str:
+        count = sum(isinstance(op, IntegerLayer) for op in self.operations())
+        return f"{count} layers with int8 weights, int32 accumulators"

@@ -1,0 +1,152 @@
+"""What an integer network may hold, and why the rest is refused. Chapter 08."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from ptq_course.affine import QParams
+from ptq_course.errors import UnsupportedError
+from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
+from ptq_course.layers import QuantizedLayer
+
+RELU = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
+RELU6 = (nn.ReLU6, F.relu6)
+ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
+SUBTRACT = (operator.sub, torch.sub, "sub")
+MULTIPLY = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+CONCAT = (torch.cat, torch.concat)
+MEAN = (torch.mean, "mean")
+# Operations that move codes, or choose among them, whatever the scale.
+MOVES = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.ChannelShuffle,
+    F.max_pool2d, F.pixel_shuffle, torch.flatten, torch.reshape, torch.transpose, torch.permute,
+    torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, operator.getitem,
+    "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "contiguous",
+    "chunk", "split", "t", "clone",
+)  # fmt: skip
+SHAPES = (getattr, "size", "dim", "numel")
+
+
+def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
+    """Raise UnsupportedError, by the layer's name, where it cannot be computed with integers.
+
+    quantized: whether its input arrives as codes.
+    """
+    kind, name = type(layer.float_layer), layer.name
+    reason = None
+    if kind not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        reason = f"{kind.__name__} has no integer form here"
+    elif not quantized:
+        reason = "its input is not quantized (activation_bits=None?)"
+    elif getattr(layer.float_layer, "padding_mode", "zeros") != "zeros":
+        reason = f"padding_mode {layer.float_layer.padding_mode!r} is not done with integers here"
+    elif layer.weight_qparams is None:
+        reason = "a codebook decodes its weight, and a product needs codes on a grid"
+    elif layer.weight_grid.bits > 8:
+        reason = f"its weight has {layer.weight_grid.bits} bits; use 8 or fewer"
+    elif not layer.weight_grid.signed:
+        reason = "its weight codes are unsigned; products want int8 weights"
+    elif _has_groups(layer):
+        reason = (
+            "its weight has several scales in one sum (per group), so that one int32 accumulator "
+            "cannot hold it; use weight_granularity='per_channel'"
+        )
+    elif layer.float_layer.bias is not None and layer.bias_codes is None:
+        reason = "its bias is in floating point; use quantize_bias=True"
+    if reason:
+        raise UnsupportedError(f"to_integer: {name}: {reason}.")
+
+
+def _has_groups(layer: QuantizedLayer) -> bool:
+    return layer.weight_scale.numel() not in (1, len(layer.weight_codes))
+
+
+def check_bits(name: str, qparams: QParams) -> None:
+    """Raise UnsupportedError where an activation is wider than 8 bits or has several scales."""
+    if qparams.grid.bits > 8:
+        raise UnsupportedError(
+            f"to_integer: {name} has {qparams.grid.bits} bits; integer kernels hold 8 or fewer."
+        )
+    if qparams.block_size is not None:
+        raise UnsupportedError(f"to_integer: {name} has more than one scale for an activation.")
+
+
+def averaging_of(
+    module: nn.Module | None, node: fx.Node
+) -> Callable[[str, QParams], IntegerAveraging] | None:
+    """How to make the integer average of a node, None where the node is no average."""
+    target = node.target if module is None else type(module)
+    if target in MEAN:
+        arguments = bound(node, ("input", "dim", "keepdim"))
+        dims, keepdim = arguments.get("dim"), arguments.get("keepdim", False)
+        dims = (dims,) if isinstance(dims, int) else tuple(dims or (0,))
+        if 0 in dims:
+            raise UnsupportedError(
+                f"to_integer: {describe(node, module)} averages over the batch; "
+                "name the dimensions to average."
+            )
+        return lambda name, q: IntegerMean(name, q, dims, keepdim)
+    if target in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d):
+        if module is None:
+            size = bound(node, ("input", "output_size"))["output_size"]
+        else:
+            size = module.output_size
+        if target is nn.AdaptiveAvgPool1d:
+            size = (1, size if isinstance(size, int) else size[0])
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        return lambda name, q: IntegerAveragePool(name, q, output_size=size)
+    if target in (nn.AvgPool1d, nn.AvgPool2d, F.avg_pool2d):
+        return _fixed_windows(module, node, target)
+    return None
+
+
+def _fixed_windows(
+    module: nn.Module | None, node: fx.Node, target: Any
+) -> Callable[[str, QParams], IntegerAveraging]:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+             "divisor_override")  # fmt: skip
+    if module is None:
+        given = bound(node, ("input", *names))
+    else:
+        given = {key: getattr(module, key) for key in names if hasattr(module, key)}
+    kernel = given["kernel_size"]
+    stride, padding = given.get("stride") or kernel, given.get("padding", 0)
+    uneven = any(padding if isinstance(padding, tuple) else (padding,)) and not given.get(
+        "count_include_pad", True
+    )
+    if given.get("ceil_mode") or given.get("divisor_override") or uneven:
+        raise UnsupportedError(
+            f"to_integer: {describe(node, module)}: windows of unequal size (ceil_mode, "
+            "count_include_pad=False, divisor_override) are not done with integers here."
+        )
+    flat = target is nn.AvgPool1d
+
+    def pair(value: int | tuple[int, ...], fill: int) -> tuple[int, int]:
+        value = (value,) if isinstance(value, int) else tuple(value)
+        return (fill, value[0]) if flat else (value * 2)[:2]
+
+    windows = pair(kernel, 1), pair(stride, 1), pair(padding, 0)
+    return lambda name, q: IntegerAveragePool(name, q, *windows)
+
+
+def bound(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """A call's arguments by name, wherever they were given."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def same(a: QParams, b: QParams) -> bool:
+    """Whether two tensors have the same scale, zero point and grid."""
+    return bool(a.scale == b.scale) and bool(a.zero_point == b.zero_point) and a.grid == b.grid
+
+
+def describe(node: fx.Node, module: nn.Module | None = None) -> str:
+    """A node's name and what it does, for messages: "layer1.act (SiLU)"."""
+    if module is not None:
+        return f"{node.target} ({type(module).__name__})"
+    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
