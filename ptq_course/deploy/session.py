@@ -28,6 +28,8 @@ from ptq_course.errors import QuantizationError
 EXACT_MODE = "session.x64quantprecision"
 # 4-bit products: 1 computes them in float32, while the default rounds the activations to 8 bits.
 FOUR_BIT_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+# It would quantize a weight or bias that the file holds in floating point, without being asked.
+UNASKED = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
 SILENT = 3  # ONNX Runtime's level for errors only
 
 
@@ -148,6 +150,7 @@ def _open(path: Path, threads: int, exact: bool, optimized: Path) -> ort.Inferen
     options.log_severity_level = SILENT
     options.optimized_model_filepath = str(optimized)
     options.add_session_config_entry(FOUR_BIT_ACCURACY, "1")
+    options.add_session_config_entry(*UNASKED)
     if exact:
         options.add_session_config_entry(EXACT_MODE, "1")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -7,7 +7,7 @@ from torch import nn
 
 from ptq_course.affine import IntGrid, choose_qparams
 from ptq_course.deploy import onnx as deploy
-from ptq_course.deploy.onnx_ops import implied_clamp
+from ptq_course.deploy.onnx_layers import implied_clamp
 from ptq_course.deploy.session import latency
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.metrics import sqnr_db

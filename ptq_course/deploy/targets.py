@@ -1,0 +1,143 @@
+"""What each runtime can hold: a model is checked against its target before a file is written.
+
+Chapter 15. One file cannot serve all: ONNX Runtime's kernels on x86 want unsigned activations,
+TensorRT wants every zero point to be 0, the kernels for Arm want int8 with an int32 bias. Each has
+its preset in `QConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.qconfig import QConfig
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a runtime reads. ``integer_bias``: whether the file holds it as int32 codes."""
+
+    name: str
+    activations: str
+    unsigned: bool  # uint8 activations
+    affine: bool  # activations with a zero point other than 0
+    integer_bias: bool
+    weight_only: bool  # quantized weights beside floating-point activations, 4-bit groups
+    affine_weights: bool
+
+    @property
+    def remedy(self) -> str:
+        """What to do when a model does not fit."""
+        other = "" if self.name == "onnxruntime" else ", or export with target='onnxruntime'"
+        return f"Quantize with QConfig.{self.name}(){other}."
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("onnxruntime", "8-bit integers", True, True, True, True, True),
+        Target("tensorrt", "int8 with zero point 0", False, False, False, False, False),
+        Target("arm", "int8, affine", False, True, True, False, False),
+    )
+}
+
+
+def find_target(name: str) -> Target:
+    """The target of that name; QuantizationError for another word."""
+    if name not in TARGETS:
+        raise QuantizationError(f"unknown target {name!r}; choose from {', '.join(TARGETS)}.")
+    return TARGETS[name]
+
+
+def check_target(module: nn.Module, config: QConfig, target: Target) -> None:
+    """Raise UnsupportedError where a quantized network holds what the target cannot.
+
+    The message names the layer or value, what was found there, and the preset to use.
+    """
+    if config.activation_bits is None and not target.weight_only:
+        raise UnsupportedError(
+            f"export: only the weights are quantized, and {target.name} computes with integers "
+            f"only where {target.activations} come in. {target.remedy}"
+        )
+    for path, part in module.named_modules():
+        if isinstance(part, ActivationQuantizer):
+            _check_activation(getattr(part, "name", "") or path, part, target)
+        elif isinstance(part, QuantizedLayer):
+            _check_layer(part.name or path, part, target)
+
+
+def _check_activation(name: str, part: ActivationQuantizer, target: Target) -> None:
+    grid = part.grid
+    if grid.bits > 8:
+        raise UnsupportedError(
+            f"export: value {name!r} has {grid.bits} bits, and no runtime has integer kernels for "
+            "9 to 16 bits; quantize with activation_bits=8 or fewer."
+        )
+    if part.scale.dim():
+        raise UnsupportedError(
+            f"export: value {name!r} has {part.scale.numel()} scales; a file holds one scale per "
+            "activation tensor. Use per-tensor activations."
+        )
+    if not grid.signed and not target.unsigned:
+        raise UnsupportedError(
+            f"export: value {name!r} is unsigned, and {target.name} reads {target.activations}. "
+            f"{target.remedy}"
+        )
+    if int(part.zero_point) and not target.affine:
+        raise UnsupportedError(
+            f"export: value {name!r} has zero point {int(part.zero_point)}, and {target.name} "
+            f"reads {target.activations}. {target.remedy}"
+        )
+
+
+def _check_layer(name: str, layer: QuantizedLayer, target: Target) -> None:
+    qparams = layer.weight_qparams
+    if qparams is None:
+        raise UnsupportedError(
+            f"export: {name} decodes its weights with a codebook, for which no runtime has a "
+            "kernel; use integers on a grid (plain rounding, AdaRound or GPTQ)."
+        )
+    if qparams.grid.bits > 8:
+        raise UnsupportedError(
+            f"export: {name} has {qparams.grid.bits}-bit weights, and no runtime has integer "
+            "kernels for 9 to 16 bits; use weight_bits=8 or fewer."
+        )
+    if has_groups(layer):
+        _check_groups(name, layer, target)
+    if not qparams.symmetric and (not target.affine_weights or qparams.scale.dim()):
+        # The runtimes' kernels know one zero point for all channels of a weight, or none.
+        where = "per channel " if qparams.scale.dim() else ""
+        raise UnsupportedError(
+            f"export: {name} has weights with zero points {where}other than 0, for which "
+            f"{target.name} has no kernel; use weight_symmetric=True."
+        )
+    wants_codes = target.integer_bias and not target.weight_only
+    if wants_codes and layer.bias_codes is None and layer.bias is not None:
+        raise UnsupportedError(
+            f"export: {name} has a floating-point bias, and {target.name} adds an int32 bias to "
+            f"the accumulator; use quantize_bias=True. {target.remedy}"
+        )
+
+
+def _check_groups(name: str, layer: QuantizedLayer, target: Target) -> None:
+    bits = layer.weight_grid.bits
+    linear = type(layer.float_layer) is nn.Linear
+    if target.weight_only and linear and bits <= 4:
+        return
+    kind = type(layer.float_layer).__name__
+    raise UnsupportedError(
+        f"export: {name} ({kind}) has {bits}-bit weights per group, for which {target.name} has no "
+        "kernel; use weight_granularity='per_channel'. Only Linear layers of 4 bits or fewer go "
+        "into a file per group, as INT4, with target='onnxruntime'."
+    )
+
+
+def has_groups(layer: QuantizedLayer) -> bool:
+    """Whether an output channel of the weight has several scales."""
+    scale = layer.weight_scale
+    if scale is None or not scale.dim():
+        return False
+    return scale.movedim(layer.channel_axis, 0).flatten(1).shape[1] != 1
