@@ -123,8 +123,9 @@ def expand_dot_product_attention(traced: fx.GraphModule) -> None:
         if given.get("enable_gqa") or isinstance(given.get("is_causal"), fx.Node):
             continue
         mask, is_causal = given.get("attn_mask"), bool(given.get("is_causal", False))
+        tracer = fx.proxy.GraphAppendingTracer(traced.graph)
         with traced.graph.inserting_before(node):
-            query, key, value = (fx.Proxy(given[name]) for name in ("query", "key", "value"))
+            query, key, value = (fx.Proxy(given[n], tracer) for n in ("query", "key", "value"))
             scale = given.get("scale")
             scale = query.size(-1) ** -0.5 if scale is None else scale
             scores = torch.matmul(query, key.transpose(-2, -1)) * scale
@@ -132,7 +133,7 @@ def expand_dot_product_attention(traced: fx.GraphModule) -> None:
                 path = f"{node.name}_mask"
                 traced.add_submodule(path, DotProductMask(is_causal))
                 inputs = (scores.node,) if mask is None else (scores.node, mask)
-                scores = fx.Proxy(traced.graph.call_module(path, inputs))
+                scores = fx.Proxy(traced.graph.call_module(path, inputs), tracer)
             output = torch.matmul(torch.softmax(scores, dim=-1), value)
         node.replace_all_uses_with(output.node)
         traced.graph.erase_node(node)

@@ -25,7 +25,7 @@ class Kind(Enum):
 
     WEIGHTED = "has a weight, computes with integers"
     BINARY = "computes with two or more integer values, each with its own scale"
-    CLAMP = "only clamps (or is fused): merges into the operation before it"
+    CLAMP = "only clamps or scales (or is fused): merges into the operation before it"
     CURVE = "a function of one value: integers in, integers out"
     SOFTMAX = "a curve whose output range is known to be [0, 1]"
     INHERIT = "moves or averages codes: the output keeps the scale of its input"
@@ -73,6 +73,7 @@ ARITHMETIC = frozenset(
     )
 )
 DIVISIONS = frozenset(_every_form("div truediv div_ itruediv divide true_divide"))
+SCALINGS = DIVISIONS | frozenset(_every_form("mul mul_ imul multiply"))
 # Small changes of their input are large changes of their output: rounding it would ruin a formula.
 FORMULAS = DIVISIONS | frozenset(
     _every_form(
@@ -232,6 +233,7 @@ _WHY: dict[Operation, str] = {
         "BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm")},
     nn.EmbeddingBag: "EmbeddingBag sums rows of its table inside one kernel",
     nn.MultiheadAttention: "MultiheadAttention with bias_k, add_zero_attn or a changed forward()",
+    **dict.fromkeys(FORMULAS - DIVISIONS, "part of a formula that is computed in floating point"),
     **dict.fromkeys(_every_form("einsum"), "einsum has no integer kernel; write it as matmul"),
     **dict.fromkeys(_every_form("batch_norm"),
                     "batch_norm follows no layer that could absorb it, or uses the batch"),

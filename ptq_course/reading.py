@@ -24,6 +24,7 @@ from ptq_course.kinds import (
     KINDS,
     MASKING,
     NOT_TENSORS,
+    SCALINGS,
     Kind,
     operation_of,
     refusal,
@@ -162,6 +163,8 @@ class _Reader:
         if kind is Kind.BINARY and len(sources) < 2:
             repeated = sum(a in self.result.floats for a in node.args if _is_node(a)) == 2  # x + x
             kind = Kind.BINARY if repeated else Kind.CURVE  # x * 0.5: one value in, one out
+        if kind is Kind.CURVE and operation in SCALINGS and self._follows_product(sources[0]):
+            return Kind.CLAMP, ""  # a constant factor changes the scale, not the codes
         if kind is Kind.CLAMP and operation not in self.fused:
             kind = Kind.CURVE
         if kind is Kind.CURVE and operation in self.fused and self._follows_layer(sources[0]):
@@ -172,6 +175,10 @@ class _Reader:
 
     def _follows_layer(self, source: fx.Node) -> bool:
         return self.result.kinds[source] is Kind.WEIGHTED and len(source.users) == 1
+
+    def _follows_product(self, source: fx.Node) -> bool:
+        product = self.result.kinds[source] in (Kind.WEIGHTED, Kind.BINARY)
+        return product and len(source.users) == 1
 
     def _reads_mask(self, scores: fx.Node) -> bool:
         """Masked scores; also scores plus an input of the network, which is a mask then."""

@@ -7,20 +7,24 @@ twice has two names, and a clamp to [0, 6] is a ReLU6; the later steps then see 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from ptq_course.attention import expand_dot_product_attention
 from ptq_course.errors import UnsupportedError
 from ptq_course.functional import rewrite_functional_layers
 from ptq_course.kinds import WEIGHTED_MODULES
+from ptq_course.reading import ScoreMask
 from ptq_course.transformer import rewrite_attention
 
 
@@ -28,7 +32,7 @@ class _Tracer(fx.Tracer):
     """torch.fx's tracer, which keeps every module of torch.nn as one node."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, ScoreMask)):
             return True
         return super().is_leaf_module(module, qualified_name)
 
@@ -60,7 +64,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     prepared = prepared_copy(model)
     tracer = _Tracer()
     try:
-        graph = tracer.trace(prepared, concrete_args=optional_arguments(prepared))
+        with _creation_follows_proxies():
+            graph = tracer.trace(prepared, concrete_args=optional_arguments(prepared))
     except Exception as error:  # fx raises TraceError, TypeError, ... for the same cause
         raise UnsupportedError(
             f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}). "
@@ -77,6 +82,30 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
+
+
+@contextlib.contextmanager
+def _creation_follows_proxies() -> Iterator[None]:
+    """Let torch.arange(x.size(1)) and its like become nodes, which torch.fx alone refuses."""
+    names = ("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "rand", "randn")
+    originals = {name: getattr(torch, name) for name in names}
+
+    def following(original: Callable) -> Callable:
+        def create(*args: Any, **kwargs: Any) -> Any:
+            proxies = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, fx.Proxy)]
+            if not proxies:
+                return original(*args, **kwargs)
+            return proxies[0].tracer.create_proxy("call_function", original, args, kwargs)
+
+        return create
+
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, following(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
 
 
 def optional_arguments(model: nn.Module) -> dict[str, Any]:
