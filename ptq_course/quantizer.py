@@ -28,6 +28,7 @@ from ptq_course.observe import Observer, model_inputs, run
 from ptq_course.qconfig import QConfig
 from ptq_course.report import Report, make_report
 from ptq_course.summaries import Summary
+from ptq_course.tracing import copied
 
 KL_BITS = 8  # above, KL's candidate thresholds are too few for the levels (chapter 03)
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
@@ -104,7 +105,7 @@ class PTQQuantizer:
             )
         for step in steps:
             self._network.apply(lambda module, step=step: step(module, self))
-        self._unfused: nn.Module = copy.deepcopy(model).eval()
+        self._unfused: nn.Module = copied(model)
         self.model: nn.Module = self._network.module
         self.num_batches = 0
         self._summaries: dict[str, dict[type[Summary], Summary]] = {}

@@ -37,15 +37,25 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(module, qualified_name)
 
 
-def prepared_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode, its attention rewritten, its parametrizations computed."""
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode. UnsupportedError where the model cannot be copied."""
     try:
-        model = copy.deepcopy(model).eval()
+        twin = copy.deepcopy(model).eval()
     except Exception as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove "
             "hooks such as torch.nn.utils.weight_norm (remove_weight_norm) first."
         ) from error
+    for old, new in zip(model.modules(), twin.modules(), strict=True):
+        # Copying nn.TransformerDecoderLayer hides an activation module behind F.relu.
+        if isinstance(old, nn.TransformerDecoderLayer) and "activation" not in vars(old):
+            vars(new).pop("activation", None)
+    return twin
+
+
+def prepared_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode, its attention rewritten, its parametrizations computed."""
+    model = copied(model)
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):

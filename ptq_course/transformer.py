@@ -170,7 +170,7 @@ def rewrite_attention(model: nn.Module) -> nn.Module:
             done[module] = module
             for name, child in list(module._modules.items()):
                 if child is not None:
-                    setattr(module, name, rewritten(child))
+                    module._modules[name] = rewritten(child)
             if type(module) in _REWRITES and not _is_unusual(module):
                 done[module] = _REWRITES[type(module)](module).eval()
         return done[module]

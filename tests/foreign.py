@@ -42,7 +42,7 @@ class PreActivation(nn.Module):
 
 
 class DenseConcat(nn.Module):
-    """Every layer reads the concatenation of all before it; batch norm follows the concatenation."""
+    """Every layer reads the concatenation of all before it, the last batch norm as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -392,8 +392,8 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            *conv_bn(3, 8, stride=2), nn.LeakyReLU(0.1), *conv_bn(8, 8, stride=2), nn.LeakyReLU(0.1),
-            nn.Flatten(), nn.Linear(72, 16),
+            *conv_bn(3, 8, stride=2), nn.LeakyReLU(0.1), *conv_bn(8, 8, stride=2),
+            nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(72, 16),
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Linear(16, 72), nn.ReLU(), nn.Unflatten(1, (8, 3, 3)),
@@ -449,7 +449,7 @@ class RootMeanSquare(nn.Module):
 
 
 class MaskedAttention(nn.Module):
-    """Causal attention by masked_fill, a mask input added to the scores, and optional arguments."""
+    """Causal attention by masked_fill, a mask as input added to scores, optional arguments."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ def test_what_stays_in_floating_point_is_named_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_has_integer_weights(name):
-    """Each matrix of parameters is in some quantized layer, or its owner stands in float by name."""
+    """Layers of the model are quantized under the path that they have in it."""
     model, quantizer = converted(name)
     quantized = quantizer.model.quantized_layers()
     assert quantized
