@@ -58,8 +58,7 @@ def prepared_copy(model: nn.Module) -> nn.Module:
     model = copied(model)
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
+            _compute_parametrizations(module)
     return rewrite_attention(model)
 
 
@@ -92,6 +91,18 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
+
+
+def _compute_parametrizations(module: nn.Module) -> None:
+    """Make computed weights (weight_norm, ...) plain parameters.
+
+    torch's remove_parametrizations changes the class, which the user's model shares.
+    """
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
 
 
 @contextlib.contextmanager
