@@ -134,8 +134,11 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto
                 verbose=False,
             )
     except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise UnsupportedError(
-            f"torch.onnx.export refused {type(module).__name__}: {str(error).splitlines()[0]}"
+            f"torch.onnx.export refused {type(module).__name__}: {str(cause).splitlines()[0]}"
         ) from error
     finally:
         logger.setLevel(level)
