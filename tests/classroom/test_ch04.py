@@ -1,0 +1,157 @@
+"""Figures, widget and the table of operations of chapter 04."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ptq_course.classroom.checks.ch04 import BLOCK, BRANCH, CHAIN, qdq_pairs
+from ptq_course.classroom.models import load_model
+from ptq_course.classroom.operations import (
+    observe_values,
+    operations,
+    quantized_values,
+    readers,
+    round_values,
+)
+from ptq_course.classroom.plots import ch04_fusion as plots
+from ptq_course.classroom.widgets import ch04_gamma
+from ptq_course.fusion import fuse
+from ptq_course.graph import plan
+from ptq_course.tracing import trace
+
+MERGE = ("bn", "relu")
+
+
+@pytest.fixture(scope="module", params=["resnet", "mobilenet"])
+def traced(request: pytest.FixtureRequest):
+    return trace(load_model(request.param))
+
+
+def test_the_table_has_every_operation_but_identities(traced):
+    ops = operations(traced)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in traced.modules())
+    kinds = [kind for kind, _ in ops.values()]
+    assert kinds.count("conv") == kinds.count("bn") == convolutions
+    assert all(source in ops for _, inputs in ops.values() for source in inputs)
+
+
+def test_pairs_after_fusion_are_the_plan_s_values_and_the_pooling(traced):
+    fused = fuse(traced)
+    expected = plan(fused)
+    rounded_again = sum(len(v.inherited_by) for v in expected.values.values())
+    values = quantized_values(operations(fused), ("relu",))
+    assert len(values) == len(expected.values) + rounded_again
+    assert len(values) == qdq_pairs(operations(traced), MERGE)
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="Tanh"):
+        operations(trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())))
+
+
+@pytest.mark.parametrize("ops", [CHAIN, BLOCK, BRANCH])
+@pytest.mark.parametrize("merge", [(), ("relu",), MERGE])
+def test_exercise_and_course_count_the_same(ops, merge):
+    assert len(quantized_values(ops, merge)) == qdq_pairs(ops, merge)
+
+
+def test_only_rounded_values_change_the_output():
+    traced = trace(load_model("resnet"))
+    x = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        plain = traced(x)
+        assert torch.equal(round_values(traced, {}, 8)(x), plain)
+        calibrators = observe_values(traced, ["relu"], x)
+        fine, coarse = (round_values(traced, calibrators, bits)(x) - plain for bits in (8, 3))
+    assert 0 < fine.abs().max() < coarse.abs().max()
+
+
+def test_groups_join_only_what_alone_reads_the_value():
+    assert plots.groups(CHAIN, MERGE) == {
+        "x": ["x"],
+        "relu1": ["conv1", "bn1", "relu1"],
+        "conv2": ["conv2"],
+    }
+    assert plots.groups(BRANCH, MERGE)["conv1"] == ["conv1"]
+    assert readers(BRANCH, "conv1") == ["relu1", "add"]
+
+
+def test_the_diagram_draws_a_box_for_each_group_and_a_dot_for_each_pair():
+    ops = operations(trace(load_model("resnet")))
+    fig, alt = plots.block_diagram(ops, "layer1_relu2", "layer2_relu2", MERGE)
+    assert [len(ax.patches) for ax in fig.axes] == [10, 5]
+    dots = [sum(line.get_marker() == "o" for line in ax.lines) for ax in fig.axes]
+    assert dots == [10, 5 + 1]  # one stands in the legend
+    assert "before fusion 9 boxes and 9 Q/DQ pairs" in alt
+    assert "after fusion 4 boxes and 4 Q/DQ pairs" in alt
+
+
+def test_spread_of_layers_plots_both_ratios():
+    fig, alt = plots.spread_of_layers({"net": {"a": (2.0, 9.0), "b": (3.0, 2.5)}})
+    before, after = fig.axes[0].lines[:2]
+    assert list(before.get_xdata()) == [2.0, 3.0]
+    assert list(after.get_xdata()) == [9.0, 2.5]
+    assert "1 of 2 layers spread, most of all a, from 2.0 to 9.0" in alt
+
+
+def test_channel_ranges_are_relative_to_the_median():
+    fig, alt = plots.channel_ranges([1, 2, 3], [10, 5, 1], "conv")
+    assert [bar.get_height() for bar in fig.axes[0].patches] == pytest.approx([0.2, 1.0, 2.0])
+    assert "between 0.2 and 2 times" in alt
+
+
+def test_by_batch_size_and_gamma():
+    fig, alt = plots.by_batch_size([1, 8], [20.0, 90.0], [95.0, 95.0])
+    assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [[95, 95], [20, 90]]
+    assert "20 percent with 1 in a batch, 90 with 8" in alt
+    gamma, beta = torch.tensor([-1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0])
+    fig, alt = plots.told_by_gamma(gamma, torch.tensor([1.0, 2.0, 3.0]), beta, -beta)
+    assert list(fig.axes[0].lines[1].get_xdata()) == [1.0, 2.0, 3.0]
+    assert "|gamma|, correlation 1.00" in alt
+    assert "beta, correlation -1.00" in alt
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return ch04_gamma.GammaOverSigma()
+
+
+def heights(picture: ch04_gamma.GammaOverSigma) -> np.ndarray:
+    return np.array([bar.get_height() for bar in picture.bars])
+
+
+def test_a_loud_channel_costs_the_others_and_not_itself(picture):
+    picture.frame(ratio=1.0, bits=5, scales=ch04_gamma.SHARED)
+    even = heights(picture)
+    picture.frame(ratio=8.0, bits=5, scales=ch04_gamma.SHARED)
+    loud = heights(picture)
+    others = np.arange(ch04_gamma.CHANNELS) != ch04_gamma.LOUD
+    assert (loud[others] < even[others] - 8).all()
+    assert loud[ch04_gamma.LOUD] == pytest.approx(even[ch04_gamma.LOUD], abs=1e-3)
+
+
+def test_own_scales_make_the_ratio_irrelevant(picture):
+    picture.frame(ratio=1.0, bits=5, scales=ch04_gamma.OWN)
+    before = heights(picture)
+    readout, alt = picture.frame(ratio=40.0, bits=5, scales=ch04_gamma.OWN)
+    assert heights(picture) == pytest.approx(before, abs=1e-3)
+    assert "reaches ±40" in readout
+    assert ch04_gamma.OWN in alt
+    assert picture.reach.get_text() == "up to 40"
+
+
+def test_marks_are_the_values_of_codes(picture):
+    picture.frame(ratio=4.0, bits=4, scales=ch04_gamma.SHARED)
+    levels = {round(segment[0][1], 4) for segment in picture.ticks.get_segments()}
+    assert levels == {round(k * 4 / 7, 4) for k in (-2, -1, 0, 1, 2)}
+    rounded = np.unique(np.round(picture.moved.get_ydata(), 4))
+    assert np.allclose(rounded * 7 / 4, np.round(rounded * 7 / 4), atol=1e-3)
+
+
+def test_the_explorer_answers_to_its_controls():
+    explorer = ch04_gamma.explorer()
+    first = explorer.set(ratio=20.0, bits=5, scales=ch04_gamma.SHARED)
+    assert explorer.set(scales=ch04_gamma.OWN) != first
