@@ -40,6 +40,10 @@ _MODULE_OF = {
         ("CalibrationError", "DataIntegrityError", "QuantizationError", "UnsupportedError"),
         "errors",
     ),
+    **dict.fromkeys(("ablate", "sensitivity"), "ablation"),
+    "compare": "comparison",
+    "diagnose": "diagnosis",
+    "top1_on": "scores",
     **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "dynamic"),
     **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
     **dict.fromkeys(("IntegerModel", "agreement", "to_integer"), "integer"),
@@ -70,11 +74,14 @@ __all__ = [
     "QuantizationError",
     "QuantizedModel",
     "UnsupportedError",
+    "ablate",
     "agreement",
     "block_minmax",
     "choose_qparams",
     "clipped_share",
+    "compare",
     "dequantize",
+    "diagnose",
     "fake_quantize",
     "flips",
     "fold_batch_norm",
@@ -83,9 +90,11 @@ __all__ = [
     "quantize",
     "quantize_dynamic",
     "search_ranges",
+    "sensitivity",
     "sqnr_db",
     "to_integer",
     "top1",
+    "top1_on",
     "trace",
 ]
 
@@ -103,6 +112,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from ptq_course.ablation import ablate, sensitivity
     from ptq_course.affine import (
         IntGrid,
         QParams,
@@ -121,6 +131,8 @@ if TYPE_CHECKING:
         MSECalibrator,
         PercentileCalibrator,
     )
+    from ptq_course.comparison import compare
+    from ptq_course.diagnosis import diagnose
     from ptq_course.dynamic import DynamicModel, quantize_dynamic
     from ptq_course.errors import (
         CalibrationError,
@@ -136,3 +148,4 @@ if TYPE_CHECKING:
     from ptq_course.qconfig import QConfig
     from ptq_course.quantizer import PTQQuantizer, QuantizedModel
     from ptq_course.range_search import search_ranges
+    from ptq_course.scores import top1_on

@@ -16,6 +16,7 @@ FLOORS = {
     "blocks": 1,
     "affine": 1,
     "metrics": 1,
+    "tables": 1,
     "counting": 2,
     "reduction": 2,
     "summaries": 2,
@@ -45,7 +46,14 @@ FLOORS = {
     "monitor": 7,
     "range_search": 7,
     "integer": 7,
-    "diagnose": 7,
+    "parts": 7,
+    "walks": 7,
+    "comparison": 7,
+    "scores": 7,
+    "ablation": 7,
+    "answers": 7,
+    "recipes": 7,
+    "diagnosis": 7,
     "deploy": 7,
 }
 OUTSIDE = {"__init__", "classroom"}  # the front door, which only names things, and the classroom

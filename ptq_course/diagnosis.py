@@ -1,0 +1,276 @@
+"""diagnose: "my INT8 model lost 3 %". Ask an engineer's questions in the order that saves time.
+
+Chapter 06. Each answer is measured, names the chapter that explains it and carries a recipe to
+paste. The questions: is the drop real? is the FP32 export equal? does the runtime equal the
+simulation? is it the weights or the activations? is it the range rule? which layers?
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ptq_course import recipes
+from ptq_course.ablation import observed, versions
+from ptq_course.answers import Answer, Diagnosis, Remedy, advise, gained
+from ptq_course.comparison import Comparison, compare
+from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.metrics import sqnr_db
+from ptq_course.observe import model_inputs
+from ptq_course.qconfig import QConfig
+from ptq_course.quantizer import PTQQuantizer, QuantizedModel
+from ptq_course.scores import UNPAIRED, Evaluate, Scores, Variant, against, check_rereadable, score
+from ptq_course.tables import decibels
+
+EXAMPLES = 512  # calibration examples on which layers and runtimes are compared
+RULES = ("minmax", "percentile", "kl", "mse")
+
+
+def diagnose(
+    model: nn.Module,
+    calibration: Iterable,
+    evaluate: Evaluate,
+    *,
+    config: QConfig | None = None,
+    ranges: str | None = None,
+    runtime: bool = True,
+    thorough: bool = False,
+    worst: int = 3,
+    progress: bool = True,
+) -> Diagnosis:
+    """Quantize ``model`` and find out why it loses accuracy.
+
+    model: the float model, never changed. calibration: a loader that can be read again (a list or
+    a DataLoader). evaluate: a function of a model that returns a score for each example [N], higher
+    is better (`scores.top1_on(loader)` makes one); a single number works without intervals. config,
+    ranges: how the model was quantized. runtime: also export and run both files in ONNX Runtime.
+    thorough: go on to the causes where no drop was shown. worst: how many layers to try in float.
+
+    Raises QuantizationError where the model is quantized already or evaluate returns something
+    unusable, CalibrationError where the data are empty or can be read only once.
+    """
+    check_rereadable(calibration, "diagnose")
+    config = config or QConfig.onnxruntime()
+    config = config if ranges is None else replace(config, activation_range=ranges)
+    bar = tqdm(total=6, desc="diagnosing", unit="question", disable=not progress, leave=False)
+    with bar:
+        case = _Case(model, calibration, evaluate, config, worst)
+        answers = [case.is_the_drop_real()]
+        bar.update()
+        if runtime:
+            answers += [case.is_the_export_equal(), case.is_the_runtime_equal()]
+        bar.update(2)
+        drop = case.drop
+        notes = () if case.reference.examples is not None else (f"note: {UNPAIRED}",)
+        shown = drop.high < 0 if drop.high is not None else drop.difference < 0
+        if not (shown or thorough):
+            return Diagnosis(tuple(answers), advise(answers, case.remedies), notes=notes)
+        for question in (case.weights_or_activations, case.is_it_the_range_rule, case.which_layers):
+            answers.append(question())
+            bar.update()
+    return Diagnosis(tuple(answers), advise(answers, case.remedies), case.comparison, notes)
+
+
+class _Case:
+    """What the questions share: the statistics, FP32's scores and those of the quantized model."""
+
+    def __init__(
+        self, model: nn.Module, calibration: Iterable, evaluate: Evaluate, config: QConfig,
+        worst: int,
+    ) -> None:  # fmt: skip
+        self.config, self.evaluate, self.worst = config, evaluate, worst
+        self.quantizer: PTQQuantizer = observed(model, calibration, config, None, progress=False)
+        self.quantized: QuantizedModel = self.quantizer.convert()
+        self.float_model = copy.deepcopy(model).eval()
+        self.reference: Scores = score(evaluate, self.float_model, "FP32")
+        self.scores: Scores = score(evaluate, self.quantized, "the quantized model")
+        self.name = "the quantized model"
+        self.drop: Variant = against(self.reference, self.scores, self.name)
+        self.batches = _some(calibration, self.quantizer.input_names)
+        self.comparison: Comparison | None = None
+        self.remedies: list[Remedy] = []
+
+    def is_the_drop_real(self) -> Answer:
+        drop, count = self.drop, len(self.scores.examples) if self.drop.low is not None else 0
+        if drop.low is None:
+            verdict = "cannot tell"
+            finding = f"The score changed by {drop}."
+        else:
+            verdict = "yes" if drop.high < 0 else "not shown"
+            finding = (
+                f"FP32 scores {100 * self.reference.mean:.1f}, the quantized model "
+                f"{100 * self.scores.mean:.1f}: {drop} on {count} examples, {drop.lost} lost and "
+                f"{drop.gained} gained."
+            )
+            if verdict != "yes":
+                finding += " The interval does not lie below zero."
+        return Answer(
+            "drop", "Is the drop real?", verdict, finding, recipes.drop(self.config),
+            {"drop": drop},
+        )  # fmt: skip
+
+    def is_the_export_equal(self) -> Answer:
+        answer = ("fp32 export", "Is the FP32 export equal?")
+        expected = _outputs(self.float_model, self.batches)
+        got = self._exported(self.float_model)
+        if isinstance(got, str):
+            return Answer(*answer, "not checked", got, recipes.fp32_export())
+        error = (got - expected).abs().max().item()
+        limit = 1e-3 * max(1.0, expected.abs().max().item())
+        finding = (
+            f"On {len(expected)} calibration examples the largest difference between ONNX Runtime "
+            f"and PyTorch is {error:.1g}; the outputs reach {expected.abs().max().item():.3g}."
+        )
+        verdict = "yes" if error <= limit else "no"
+        return Answer(*answer, verdict, finding, recipes.fp32_export(), {"error": error})
+
+    def is_the_runtime_equal(self) -> Answer:
+        answer = ("runtime", "Does the runtime equal the simulation?")
+        recipe = recipes.runtime(self.config)
+        simulated = _outputs(self.quantized, self.batches)
+        got = self._exported(self.quantized)
+        if isinstance(got, str):
+            return Answer(*answer, "not checked", got, recipe)
+        own = sqnr_db(_outputs(self.float_model, self.batches), simulated)
+        runtime = sqnr_db(simulated, got)
+        numbers: dict[str, Any] = {"runtime_db": runtime, "simulation_db": own}
+        finding = (
+            f"ONNX Runtime agrees with the simulation to {decibels(runtime)} dB, the simulation "
+            f"with FP32 to {decibels(own)} dB."
+        )
+        equal = runtime > own + 6  # a runtime's rounding must stay small beside quantization's own
+        if simulated.dim() == 2 and simulated.shape[1] > 1:
+            agree = (simulated.argmax(1) == got.argmax(1)).double().mean().item()
+            numbers["agreement"] = agree
+            finding += f" {100 * agree:.1f} % of {len(got)} predictions agree."
+            equal = equal or agree >= 0.995
+        return Answer(*answer, "yes" if equal else "no", finding, recipe, numbers)
+
+    def _exported(self, model: nn.Module) -> Tensor | str:
+        """Outputs of the exported file, or why there are none."""
+        from ptq_course.deploy.onnx import export, session  # here: importing ONNX takes a second
+
+        first = [torch.cat([x, x])[:2] for x in self.batches[0]]
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                run = session(export(model, first, Path(folder) / "model.onnx"))
+            except QuantizationError as error:
+                return f"The export was refused: {str(error).splitlines()[0]}"
+            return torch.cat([run(*inputs) for inputs in self.batches])
+
+    def weights_or_activations(self) -> Answer:
+        table = versions(self.quantizer, self.evaluate, self.reference, more=False, progress=False)
+        by_name = {row.name: row for row in table.rows[1:]}
+        alone = [row for name, row in by_name.items() if "32" in name][:2]
+        finding = "; ".join(f"{row.name}: {row}" for row in by_name.values()) + "."
+        verdict = "only one of them is quantized"
+        if len(alone) == 2:
+            weights, activations = alone
+            bad = [row.high < 0 if row.high is not None else row.difference < 0 for row in alone]
+            worse = weights.difference < activations.difference
+            verdict = {
+                (True, False): "weights",
+                (False, True): "activations",
+                (True, True): f"both, mostly the {'weights' if worse else 'activations'}",
+                (False, False): "neither alone",
+            }[tuple(bad)]
+        return Answer(
+            "weights or activations", "Is it the weights or the activations?", verdict, finding,
+            recipes.ablation(self.config), {"table": table},
+        )  # fmt: skip
+
+    def is_it_the_range_rule(self) -> Answer:
+        question = ("range rule", "Is it the range rule?")
+        used = self.config.activation_range
+        recipe = recipes.range_rule(self.config, used)
+        if self.config.activation_bits is None:
+            return Answer(*question, "no", "No activation is quantized.", recipe)
+        found: dict[str, Variant] = {}
+        for rule in RULES:
+            if rule != used:
+                quantized = self.quantizer.fork().compute_qparams(rule, config=self.config)
+                found[rule] = self._gain(quantized.convert(), f"ranges={rule!r}")
+        best = max(found, key=lambda rule: found[rule].score)
+        better = gained(found[best])
+        parts = [f"{rule} {100 * row.score:.1f} ({row})" for rule, row in found.items()]
+        finding = f"{used} scores {100 * self.scores.mean:.1f}; against it, " + "; ".join(parts)
+        if better:
+            self.remedies.append((f"choose ranges={best!r} ({found[best]})", found[best]))
+            recipe = recipes.range_rule(self.config, best)
+        verdict = f"yes, {best} is better" if better else "no"
+        return Answer(*question, verdict, finding + ".", recipe, {"rules": found})
+
+    def which_layers(self) -> Answer:
+        self.comparison = compare(self.float_model, self.quantized, self.batches, progress=False)
+        layers = {row.name for row in self.quantizer.report().layers}  # what float_layers may name
+        rated = [r for r in self.comparison.worst(len(self.comparison.layers)) if r.name in layers]
+        worst = rated[: min(self.worst, len(layers) - 1)]  # at least one stays quantized
+        names = [row.name for row in worst]
+        if not names:
+            return Answer(
+                "layers", "Which layers?", "only one", "There is no other layer to compare with.",
+                recipes.float_layers(self.config, ()),
+            )  # fmt: skip
+        groups = [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
+        scores: dict[str, Scores] = {}
+        for group in groups:
+            config = replace(self.config, float_layers=(*self.config.float_layers, *group))
+            kept = self.quantizer.fork().compute_qparams(config=config).convert()
+            scores[", ".join(group)] = score(self.evaluate, kept, f"{group} in float")
+        gains = {name: against(self.scores, found, name) for name, found in scores.items()}
+        best = max(names, key=lambda name: gains[name].score)
+        together = ", ".join(names)
+        if gained(against(scores[best], scores[together], together)):
+            best = together  # several layers only where one is shown not to be enough
+        listed = "; ".join(
+            f"{row.name} {decibels(row.isolated_db)} dB, in floating point {gains[row.name]}"
+            for row in worst
+        )
+        finding = f"Worst by themselves: {listed}."
+        if len(names) > 1:
+            finding += f" All {len(names)} in floating point: {gains[together]}."
+        keep = best.split(", ")
+        if gained(gains[best]):
+            self.remedies.append((f"keep {best} in floating point ({gains[best]})", gains[best]))
+        else:
+            finding += " Keeping them in floating point repairs nothing that can be shown."
+        return Answer(
+            "layers", "Which layers?", names[0], finding, recipes.float_layers(self.config, keep),
+            {"worst": worst, "gains": gains},
+        )  # fmt: skip
+
+    def _gain(self, quantized: nn.Module, name: str) -> Variant:
+        return against(self.scores, score(self.evaluate, quantized, name), name)
+
+
+def _some(loader: Iterable, names: list[str]) -> list[list[Tensor]]:
+    """Inputs of the first batches, up to EXAMPLES examples."""
+    batches, count = [], 0
+    for batch in loader:
+        if count >= EXAMPLES:
+            break
+        inputs = model_inputs(batch, names)
+        batches.append(inputs)
+        count += len(inputs[0])
+    if not batches:
+        raise CalibrationError("diagnose: the calibration loader gave no batch; pass at least one.")
+    return batches
+
+
+def _outputs(model: nn.Module, batches: list[list[Tensor]]) -> Tensor:
+    with torch.no_grad():
+        outputs = [model(*inputs) for inputs in batches]
+    if not isinstance(outputs[0], Tensor):
+        raise QuantizationError(
+            f"diagnose: the model returns a {type(outputs[0]).__name__}; wrap it in a module that "
+            "returns the one tensor to compare."
+        )
+    return torch.cat(outputs)

@@ -1,0 +1,173 @@
+"""What `evaluate` returns, checked, and how two versions of a network are compared by it.
+
+Chapter 06. One contract: ``evaluate(model)`` returns a score for each example, float or 0/1 [N],
+higher is better, always the same examples in the same order. Then versions are compared in pairs,
+with an interval. A single float is accepted too; it gives a difference without an interval, and
+every table says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.metrics import correct, paired_bootstrap
+from ptq_course.tables import html_table, points, text_table
+
+Evaluate = Callable[[nn.Module], Any]
+COLUMNS = ("version", "score", "lost", "gained", "change", "95 % interval")
+UNPAIRED = (
+    "evaluate returned one number, so no interval can be given: let it return a score for each "
+    "example to compare in pairs"
+)
+
+
+def top1_on(loader: Iterable) -> Evaluate:
+    """An ``evaluate`` that scores 1.0 for each example of ``loader`` whose top-1 is its label.
+
+    loader: batches (x, label) with label integer [n], read again for each model: a list or a
+    DataLoader. Raises CalibrationError where it is empty, an iterator, or has no labels.
+    """
+    check_rereadable(loader, "top1_on")
+
+    def evaluate(model: nn.Module) -> Tensor:
+        scores = []
+        for batch in loader:
+            labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+            if not isinstance(labels, Tensor) or labels.is_floating_point():
+                raise CalibrationError(
+                    "top1_on: a batch must be (x, label) with integer labels; without labels use "
+                    "compare(), which counts the predictions that agree."
+                )
+            scores.append(correct(model(batch[0]), labels))
+        if not scores:
+            raise CalibrationError("top1_on: the loader gave no batch; pass at least one.")
+        return torch.cat(scores)
+
+    return evaluate
+
+
+def check_rereadable(loader: Iterable, who: str) -> None:
+    """Raise CalibrationError for an iterator, which is empty when it is read a second time."""
+    if not isinstance(loader, Iterable):
+        raise CalibrationError(f"{who}: expected a loader of batches, got {type(loader).__name__}.")
+    if iter(loader) is loader:
+        raise CalibrationError(
+            f"{who}: the data are read more than once and this {type(loader).__name__} can be read "
+            "only once; pass a list(...) of batches or a DataLoader."
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Checked result of ``evaluate``: the mean, and the scores of the examples where known."""
+
+    mean: float
+    examples: Tensor | None = None
+
+
+def score(evaluate: Evaluate, model: nn.Module, version: str) -> Scores:
+    """Call ``evaluate`` without gradients and check what it returns; ``version`` names the model.
+
+    Raises QuantizationError for NaN, an empty vector or another shape.
+    """
+    if not callable(evaluate):
+        raise QuantizationError(
+            f"evaluate must be a function of a model, got {type(evaluate).__name__}; "
+            "top1_on(loader) makes one from batches with labels."
+        )
+    with torch.no_grad():
+        result = evaluate(model)
+    values = torch.as_tensor(result).detach().double().cpu()
+    if values.dim() > 1 or values.numel() == 0:
+        raise QuantizationError(
+            f"evaluate returned shape {tuple(values.shape)} for {version}: return one score for "
+            "each example, [N]. From logits that is ptq_course.metrics.correct(logits, labels)."
+        )
+    if not torch.isfinite(values).all():
+        raise QuantizationError(
+            f"evaluate returned NaN or infinity for {version}: "
+            + ("check the metric and the data." if version == "FP32" else
+               "the float model gave numbers, so find the layer with compare().")
+        )  # fmt: skip
+    return Scores(values.mean().item(), values if values.dim() == 1 else None)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One version of the network against a reference; lost and gained count examples.
+
+    difference and its interval are in units of the score; None where they cannot be known.
+    """
+
+    name: str
+    score: float
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Does the interval exclude zero? Never without one."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+    def cells(self) -> tuple[str, ...]:
+        score = f"{100 * self.score:.1f}"
+        if self.difference is None:
+            return (self.name, score, "", "", "", "")
+        if self.low is None:
+            return (self.name, score, "?", "?", points(self.difference), "unknown")
+        interval = f"[{points(self.low)}, {points(self.high)}]"
+        return (
+            self.name, score, str(self.lost), str(self.gained), points(self.difference), interval
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            return f"{self.name} {100 * self.score:.1f}"
+        if self.low is None:
+            return f"{points(self.difference)} points (no interval)"
+        return f"{points(self.difference)} points [{points(self.low)}, {points(self.high)}]"
+
+
+def against(reference: Scores, other: Scores, name: str) -> Variant:
+    """Compare two versions on the same examples; QuantizationError where these are not the same."""
+    if reference.examples is None or other.examples is None:
+        return Variant(name, other.mean, other.mean - reference.mean)
+    if len(reference.examples) != len(other.examples):
+        raise QuantizationError(
+            f"evaluate returned {len(reference.examples)} scores for the reference and "
+            f"{len(other.examples)} for {name}: use the same examples in the same order."
+        )
+    difference, low, high = paired_bootstrap(reference.examples, other.examples)
+    lost = int((other.examples < reference.examples).sum())
+    gained = int((other.examples > reference.examples).sum())
+    return Variant(name, other.mean, difference, low, high, lost, gained)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A table of versions; the first is usually the reference. ``table["W8A32"]`` finds one."""
+
+    rows: tuple[Variant, ...]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Variant:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no version {name!r}; there are {', '.join(r.name for r in self.rows)}")
+
+    def __str__(self) -> str:
+        table = text_table(COLUMNS, [row.cells() for row in self.rows])
+        return "\n".join([table, *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, [row.cells() for row in self.rows], self.notes)
