@@ -123,9 +123,19 @@ class _Reader:
             (operation in MASKING | ARITHMETIC | CREATING)
             and any(map(_is_mask_number, [*node.args, *node.kwargs.values()]))
         )
+        if masks and operation in ARITHMETIC:
+            self._leave_mask_in_float(sources[0])
         spreads = arithmetic or operation in MASKING
         if masks or (spreads and any(n in self.masked for n in sources)):
             self.masked.add(node)
+
+    def _leave_mask_in_float(self, node: fx.Node) -> None:
+        """(1 - mask) * -10000: neither the mask nor 1 - mask is a value of the network."""
+        while self.result.kinds[node] in (Kind.CURVE, Kind.INHERIT) and len(node.users) == 1:
+            if self.result.kinds[node] is Kind.CURVE:
+                self.result.kinds[node] = Kind.FLOAT
+                self.result.why[node] = "prepares a mask of very large numbers"
+            node = source_of(node)
 
     def _classify_constant(self, node: fx.Node) -> None:
         self.constants.add(node)

@@ -31,8 +31,7 @@ class Between(nn.Module):
 
 
 def values_of(operation):
-    result = plan(fuse(trace(Between(operation))))
-    return result
+    return plan(fuse(trace(Between(operation))))
 
 
 MOVING = [
@@ -268,6 +267,24 @@ def test_masks_of_minus_infinity_never_set_a_scale():
     quantizer = PTQQuantizer(model).calibrate([x], progress=False)
     assert "very large" in quantizer.left_in_float["add"]
     assert sqnr_db(model(x), quantizer.convert()(x)) > 20
+
+
+def test_a_mask_made_from_an_integer_input():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x, mask):
+            extended = (1.0 - mask[:, None, :].to(x.dtype)) * -10000.0
+            return self.b(torch.softmax(self.a(x) @ x.mT + extended, -1) @ x)
+
+    model, x, mask = Masked().eval(), torch.randn(8, 6, 8), torch.ones(8, 6, dtype=torch.long)
+    mask[::2, 4:] = 0
+    quantizer = PTQQuantizer(model).calibrate([(x, mask)], progress=False)
+    assert set(quantizer.left_in_float) == {"sub", "mul", "add", "softmax"}
+    assert not {"mask", "sub", "mul"} & set(quantizer.qparams)
+    assert sqnr_db(model(x, mask), quantizer.convert()(x, mask)) > 20
 
 
 def test_an_integer_input_that_is_computed_with_is_named():
