@@ -27,9 +27,12 @@ LIBRARIES = (
     "ipywidgets",
     "tqdm",
 )
-# Sums depend on how many threads share them, and sets of strings on the hash seed.
+# Sums depend on how many threads share them, and sets of strings on the hash seed. The threads of
+# GNU OpenMP spin while they wait, which beside other busy programs makes a notebook many times
+# slower (measured: 0.5 s became 132 s); a short spin costs a tenth on an idle machine.
 KERNEL_VARIABLES = {
     "OMP_NUM_THREADS": "2",
+    "GOMP_SPINCOUNT": "1000",
     "MKL_NUM_THREADS": "2",
     "PYTHONHASHSEED": "0",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
