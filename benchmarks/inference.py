@@ -1,0 +1,168 @@
+"""What integers cost and win at inference: every figure is a ratio against a peer in the same run.
+
+    python benchmarks/inference.py            about four minutes on two idle cores
+    python benchmarks/inference.py --quick    fewer rounds, one thread: half a minute
+    python benchmarks/inference.py --only resnet
+
+Part 1, ONNX Runtime: the INT8 file against the FP32 file (folded and stripped) at 1 and 32 pictures
+and one and two threads: as the session would run it, with its guard against saturating sums forced
+on and off, and with 7-bit weights, which cannot saturate. Part 2, PyTorch: the fake-quantized
+network and the integer-only one against FP32. Part 3: the INT8 matrix product of PyTorch and the
+exact one of `ptq_course.integer` against the float32 product.
+
+The contestants take turns. A ratio is that of the fastest calls, in brackets that of the medians:
+they differ where other programs use the machine. Above 1 is faster than the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from ptq_course import PTQQuantizer, QConfig
+from ptq_course.classroom import load_model, load_split, loader
+from ptq_course.deploy import onnx as deploy
+from ptq_course.deploy.session import Timing, products_saturate, timings
+from ptq_course.integer import int_matmul, int_mm_is_exact, to_integer
+
+NETWORKS = ("resnet", "mobilenet")
+BATCHES = (1, 32)
+MATRICES = ((4608, 288, 32), (1152, 576, 64), (512, 512, 512))  # two convolutions and a cube
+SPEED_GOAL, SIZE_GOAL = 2.0, 0.28  # the ResNet-like network at 32 pictures and two threads
+
+
+def ratios(seconds: Mapping[str, Timing], peer: str) -> dict[str, tuple[float, float]]:
+    """(fastest, median) of the peer's time over each contestant's."""
+    base = seconds[peer]
+    return {
+        name: (base.best / t.best, base.median / t.median)
+        for name, t in seconds.items()
+        if name != peer
+    }
+
+
+def show(title: str, seconds: Mapping[str, Timing], peer: str) -> dict[str, tuple[float, float]]:
+    """Print one line a contestant and return the ratios."""
+    found = ratios(seconds, peer)
+    print(f"\n{title}: times faster than {peer} ({seconds[peer].best * 1e3:.2f} ms)")
+    for name, (best, median) in found.items():
+        print(f"  {name:<34} {best:5.2f}x  ({median:.2f}x)")
+    return found
+
+
+def quantized(network: str, bits: int = 8) -> torch.nn.Module:
+    """The network with percentile ranges and weights of ``bits``."""
+    quantizer = PTQQuantizer(
+        load_model(network), config=replace(QConfig.onnxruntime(), weight_bits=bits)
+    )
+    batches = loader(load_split("calibration"))[:2]
+    quantizer.observe(batches, ranges="percentile", progress=False)
+    return quantizer.compute_qparams("percentile").convert()
+
+
+def in_onnx_runtime(
+    network: str, x: Tensor, folder: Path, threads: tuple[int, ...], rounds: int
+) -> tuple[float, float]:
+    """Part 1; returns the best exact speed at 32 pictures with most threads, and the file ratio."""
+    paths = {"FP32": deploy.export(load_model(network), x, folder / f"{network}.onnx")}
+    for bits in (8, 7):
+        path = folder / f"{network}{bits}.onnx"
+        paths[f"INT8, {bits}-bit weights"] = deploy.export(quantized(network, bits), x, path)
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    print(f"\n{network}: files " + ", ".join(f"{n} {s:,} bytes" for n, s in sizes.items()))
+    size = sizes["INT8, 8-bit weights"] / sizes["FP32"]
+    print(f"  INT8 over FP32: {size:.3f}x")
+    exact_speed = 0.0
+    for count in threads:
+        runs = {"FP32": deploy.session(paths["FP32"], count)}
+        for name in list(paths)[1:]:
+            runs[name] = deploy.session(paths[name], count)
+            for guard, words in ((True, "guard on"), (False, "guard off")):
+                runs[f"{name}, {words}"] = deploy.session(paths[name], count, exact=guard)
+        for batch in BATCHES:
+            seconds = timings(runs, x[:batch].clone(), rounds)
+            title = f"{network}, {batch} pictures, {count} threads, ONNX Runtime"
+            found = show(title, seconds, "FP32")
+            if batch == BATCHES[-1] and count == threads[-1]:
+                exact_speed = max(found[name][0] for name in list(paths)[1:])
+    print(f"  kernels: {runs['INT8, 8-bit weights'].operators}")
+    return exact_speed, size
+
+
+def in_pytorch(network: str, x: Tensor, rounds: int) -> None:
+    """Part 2: simulation and integer path against FP32, one thread count for all."""
+    model = load_model(network)
+    simulated = quantized(network)
+    runs: dict[str, Callable] = {
+        "FP32": model,
+        "fake-quantized": simulated,
+        "integer-only": to_integer(simulated),
+    }
+    with torch.no_grad():
+        for batch in BATCHES:
+            seconds = timings(runs, x[:batch].clone(), rounds)
+            title = f"{network}, {batch} pictures, {torch.get_num_threads()} threads, PyTorch"
+            show(title, seconds, "FP32")
+
+
+def products(rounds: int) -> None:
+    """Part 3: int8 matrix products against float32's."""
+    trusted = "exact here" if int_mm_is_exact() else "WRONG here: its sums saturate"
+    generator = torch.Generator().manual_seed(0)
+    for m, k, n in MATRICES:
+        a, b = (
+            torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+            for shape in ((m, k), (k, n))
+        )
+        fa, fb = a.float(), b.float()
+        runs = {
+            "float32 matmul": lambda _, fa=fa, fb=fb: fa @ fb,
+            f"torch._int_mm ({trusted})": lambda _, a=a, b=b: torch._int_mm(a, b),
+            "ptq_course.integer.int_matmul": lambda _, a=a, b=b: int_matmul(a, b),
+        }
+        title = f"[{m}, {k}] x [{k}, {n}]"
+        show(title, timings(runs, torch.zeros(()), rounds), "float32 matmul")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; the exit code is 1 where the ResNet-like network misses a goal."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, one thread")
+    parser.add_argument("--only", choices=NETWORKS, help="one network only")
+    options = parser.parse_args(arguments)
+    rounds, threads = (2, (1,)) if options.quick else (60, (1, 2))
+    torch.set_num_threads(threads[-1])
+    sums = "saturate: the session's guard is on" if products_saturate() else "are exact: no guard"
+    print(f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}; INT8 sums {sums}")
+    x = loader(load_split("test"))[0][0][: max(BATCHES)].clone()
+    missed = False
+    with tempfile.TemporaryDirectory() as folder:
+        for network in [options.only] if options.only else NETWORKS:
+            speed, size = in_onnx_runtime(network, x, Path(folder), threads, rounds)
+            in_pytorch(network, x, max(2, rounds // 6))
+            if network == "resnet":
+                missed = judge(speed, size, threads[-1])
+    products(rounds)
+    return int(missed and not options.quick)
+
+
+def judge(speed: float, size: float, threads: int) -> bool:
+    """Print PASS or MISS for the two goals of the ResNet-like network; True where one is missed."""
+    for what, value, goal, good in (
+        (f"exact speed at 32, {threads} threads", speed, f">= {SPEED_GOAL}", speed >= SPEED_GOAL),
+        ("file over FP32", size, f"<= {SIZE_GOAL}", size <= SIZE_GOAL),
+    ):
+        print(f"{'PASS' if good else 'MISS'}  resnet {what}: {value:.2f} (goal {goal})")
+    return speed < SPEED_GOAL or size > SIZE_GOAL
+
+
+if __name__ == "__main__":
+    sys.exit(main())
