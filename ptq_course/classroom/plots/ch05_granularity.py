@@ -1,0 +1,145 @@
+"""Figures of chapter 05: codes that channels use, accuracy over bits, bits per weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ptq_course.classroom.plots.base import COLORS, GREY, color, figure, text_number
+from ptq_course.classroom.plots.pieces import BEHIND
+from ptq_course.classroom.prediction import Prediction
+
+
+def codes_in_use(ranges: Mapping[str, Any], bits: int = 8) -> tuple[Figure, str]:
+    """Largest code that each channel reaches when its layer has one scale; sorted, log axis.
+
+    ranges: layer -> largest |w| of each channel.
+    """
+    top = 2 ** (bits - 1) - 1
+    fig, axes = figure(7.6, 3.1, 1, len(ranges), sharey=True, squeeze=False)
+    told = []
+    for ax, (name, values) in zip(axes[0], ranges.items(), strict=True):
+        values = np.sort(np.asarray(values, dtype=float))
+        reach = values / values.max() * top
+        ax.bar(np.arange(len(reach)), reach, color=COLORS[0], width=0.8)
+        ax.axhline(top, color=GREY, linestyle="--", linewidth=1.2)
+        ax.set(yscale="log", ylim=(1, 2 * top), xticks=[], xlabel=f"channels of {name}, sorted")
+        ax.set_yticks([1, 3, 10, 30, 127], ["1", "3", "10", "30", "127"])
+        ax.minorticks_off()
+        for i, side in ((0, "left"), (len(reach) - 1, "right")):
+            ax.annotate(
+                f"{reach[i]:.0f}", (i, reach[i]), xytext=(0, 3), textcoords="offset points",
+                ha=side, fontsize=9, bbox=BEHIND,
+            )  # fmt: skip
+        told.append(f"{name} from {reach[0]:.1f} to {reach[-1]:.0f}, median {np.median(reach):.0f}")
+    axes[0, 0].set_ylabel("largest code used")
+    return fig, f"Largest of {top} codes that a channel uses: " + "; ".join(told) + "."
+
+
+def channel_errors(decibels: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
+    """Signal-to-noise ratio of each channel of a layer for several granularities, sorted."""
+    fig, ax = figure(7.0, 3.2)
+    first = np.asarray(next(iter(decibels.values())), dtype=float)
+    order = np.argsort(first)
+    told = []
+    for number, (name, values) in enumerate(decibels.items()):
+        values = np.asarray(values, dtype=float)[order]
+        ax.plot(np.arange(len(values)), values, marker="o", markersize=3, **color(number))
+        ax.annotate(
+            name, (0, values[0]), xytext=(2, 8), textcoords="offset points", fontsize=9,
+            color=COLORS[number], bbox=BEHIND,
+        )  # fmt: skip
+        told.append(f"{name} {values.min():.0f} to {values.max():.0f} dB")
+    ax.set(xticks=[], xlabel=f"channels of {layer}, worst first", ylabel="SQNR of the weights (dB)")
+    ax.margins(y=0.15)
+    return fig, f"{len(order)} channels of {layer}: " + "; ".join(told) + "."
+
+
+def accuracy_over_bits(
+    table: Mapping[str, Mapping[str, Mapping[int, float]]],
+    fp32: Mapping[str, float],
+    guess: Prediction | None = None,
+) -> tuple[Figure, str]:
+    """Accuracy (percent) over the bits of the weights, a panel a network, a line a granularity.
+
+    table: network -> granularity -> bits -> accuracy. The guess is drawn in the last panel.
+    """
+    fig, axes = figure(8.2, 3.6, 1, len(table), sharey=True, squeeze=False)
+    told = []
+    for ax, (network, lines) in zip(axes[0], table.items(), strict=True):
+        for number, (name, by_bits) in enumerate(lines.items()):
+            bits, values = list(by_bits), list(by_bits.values())
+            ax.plot(bits, values, marker="o", markersize=4, label=name, **color(number))
+            told.append(
+                f"{network} {name}: "
+                + ", ".join(f"{v:.1f} at {b}" for b, v in zip(bits, values, strict=True))
+            )
+        ax.axhline(fp32[network], color=GREY, linestyle=":", linewidth=1.2)
+        ax.set(xlabel="bits of the weights", ylim=(0, 102), xticks=sorted(bits))
+        ax.invert_xaxis()
+        ax.set_title(f"{network} (dotted: FP32, {fp32[network]:.1f} %)", fontsize=10)
+    axes[0, 0].set_ylabel("top-1 accuracy (%)")
+    axes[0, 0].legend(loc="lower left", fontsize=9, handlelength=3.5)
+    if guess is not None:
+        guess.draw(axes[0, -1], "y")
+    return fig, "Accuracy over bits. " + "; ".join(told) + "."
+
+
+def accuracy_over_size(
+    points: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]],
+) -> tuple[Figure, str]:
+    """Accuracy (percent) over bits per weight with scales; the number of bits at each point.
+
+    points: network -> granularity -> bits -> (bits per weight, accuracy).
+    """
+    fig, axes = figure(8.2, 3.6, 1, len(points), sharey=True, squeeze=False)
+    told = []
+    for ax, (network, lines) in zip(axes[0], points.items(), strict=True):
+        for number, (name, by_bits) in enumerate(lines.items()):
+            x, y = np.array(list(by_bits.values()), dtype=float).T
+            ax.plot(x, y, marker="o", markersize=4, label=name, **color(number))
+            for bits, place in zip(by_bits, zip(x, y, strict=True), strict=True):
+                ax.annotate(
+                    str(bits), place, xytext=(0, (6, -13, 6)[number % 3]), ha="center",
+                    textcoords="offset points", fontsize=8, color=COLORS[number],
+                )  # fmt: skip
+            told.append(
+                f"{network} {name}: "
+                + ", ".join(
+                    f"{text_number(a)} bits {b:.1f} percent" for a, b in zip(x, y, strict=True)
+                )
+            )
+        ax.set(xlabel="bits per weight, scales counted", ylim=(0, 106))
+        ax.set_title(network, fontsize=10)
+    axes[0, 0].set_ylabel("top-1 accuracy (%)")
+    axes[0, -1].legend(loc="lower right", fontsize=9, handlelength=3.5)
+    return fig, "Accuracy over bits per weight. " + "; ".join(told) + "."
+
+
+def buying_decibels(
+    groups: Mapping[str, tuple[float, float]], more_bits: Mapping[str, tuple[float, float]]
+) -> tuple[Figure, str]:
+    """SQNR of one layer over bits per weight: shorter groups against one more bit.
+
+    Both: label -> (bits per weight, decibels); the two begin at the same point.
+    """
+    fig, ax = figure(6.8, 3.4)
+    told = []
+    for number, (title, line) in enumerate((("shorter groups", groups), ("more bits", more_bits))):
+        x, y = np.array(list(line.values()), dtype=float).T
+        ax.plot(x, y, marker="o", markersize=4, **color(number))
+        for label, a, b in list(zip(line, x, y, strict=True))[number:]:
+            below = title == "shorter groups"
+            ax.annotate(
+                label, (a, b), xytext=(3, -14) if below else (-5, 5), textcoords="offset points",
+                ha="left" if below else "right", fontsize=8, color=COLORS[number],
+            )  # fmt: skip
+        told.append(
+            f"{title}: " + ", ".join(f"{n} {a:.2f} bits {b:.1f} dB" for n, (a, b) in line.items())
+        )
+    ax.set(xlabel="bits per weight, scales counted", ylabel="SQNR of the weights (dB)")
+    ax.margins(x=0.14, y=0.16)
+    return fig, "Decibels over bits per weight. " + "; ".join(told) + "."

@@ -1,0 +1,108 @@
+"""Figures and widget of chapter 05: the plotted arrays and the pure frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ptq_course.affine import IntGrid, dequantize, quantize
+from ptq_course.classroom.checks.ch05 import bits_per_weight, channel_scales, group_quantize
+from ptq_course.classroom.plots import ch05_granularity as plots
+from ptq_course.classroom.prediction import Prediction
+from ptq_course.classroom.widgets import ch05_grid
+from ptq_course.layers import weight_qparams
+
+
+def test_codes_in_use_are_shares_of_the_loudest_channel():
+    fig, alt = plots.codes_in_use({"conv": [2.0, 0.5, 1.0]})
+    assert [bar.get_height() for bar in fig.axes[0].patches] == pytest.approx([31.75, 63.5, 127])
+    assert "conv from 31.8 to 127, median 64" in alt
+
+
+def test_channel_errors_are_sorted_by_the_first_series():
+    fig, alt = plots.channel_errors({"tensor": [30.0, 10.0, 20.0], "channel": [40, 41, 42]}, "x")
+    first, second = fig.axes[0].lines
+    assert list(first.get_ydata()) == [10, 20, 30]
+    assert list(second.get_ydata()) == [41, 42, 40]
+    assert "tensor 10 to 30 dB; channel 40 to 42 dB" in alt
+
+
+def test_accuracy_over_bits_draws_every_line_and_the_guess():
+    table = {"a": {"per tensor": {8: 90.0, 4: 20.0}}, "b": {"per tensor": {8: 95.0, 4: 30.0}}}
+    guess = Prediction("05.0", 50.0, "%")
+    fig, alt = plots.accuracy_over_bits(table, {"a": 91.0, "b": 96.0}, guess)
+    left, right = fig.axes
+    assert list(left.lines[0].get_ydata()) == [90, 20]
+    assert [line.get_ydata()[0] for line in right.lines] == [95, 96, 50]
+    assert left.get_xlim()[0] > left.get_xlim()[1], "fewer bits to the right"
+    assert "b per tensor: 95.0 at 8, 30.0 at 4" in alt
+
+
+def test_accuracy_over_size_places_points_by_bits_per_weight():
+    points = {"a": {"groups": {4: (4.5, 92.0), 3: (3.5, 80.0)}}}
+    fig, alt = plots.accuracy_over_size(points)
+    (line,) = fig.axes[0].lines
+    assert list(line.get_xdata()) == [4.5, 3.5]
+    assert [text.get_text() for text in fig.axes[0].texts] == ["4", "3"]
+    assert "4.5 bits 92.0 percent" in alt
+
+
+def test_buying_decibels_draws_both_ways():
+    groups = {"64": (4.25, 20.0), "32": (4.5, 21.0)}
+    fig, alt = plots.buying_decibels(groups, {"4 bits": (4.25, 20.0), "5 bits": (5.25, 26.0)})
+    shorter, more = fig.axes[0].lines
+    assert list(shorter.get_ydata()) == [20, 21]
+    assert list(more.get_xdata()) == [4.25, 5.25]
+    assert "5 bits 5.25 bits 26.0 dB" in alt
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return ch05_grid.ChannelOnItsGrid()
+
+
+def test_a_quiet_channel_has_few_codes_and_gets_them_back(picture):
+    quiet = int(ch05_grid.layer().weight.detach().flatten(1).abs().amax(1).argmin())
+    readout, _ = picture.frame(channel=quiet, bits=4, granularity="per tensor")
+    widths = [bar.get_width() for bar in picture.bars]
+    assert "codes up to ±1 of ±7" in readout
+    assert widths[0] + 10 < widths[1] < widths[2]
+    readout, alt = picture.frame(channel=quiet, bits=4, granularity="per channel")
+    assert "codes up to ±7 of ±7" in readout
+    assert f"Channel {quiet}" in alt
+
+
+@pytest.mark.parametrize("granularity", list(ch05_grid.GRANULARITIES))
+def test_marks_are_the_values_that_codes_stand_for(picture, granularity):
+    picture.frame(channel=3, bits=4, granularity=granularity)
+    marks = np.array([segment[0] for segment in picture.marks.get_segments()])
+    layer = ch05_grid.layer()
+    value = ch05_grid.GRANULARITIES[granularity]
+    q = weight_qparams(layer, IntGrid(4, narrow=True), value)
+    decoded = dequantize(quantize(layer.weight.detach(), q), q)[3].reshape(picture.rows, -1)
+    for row, values in enumerate(decoded.numpy()):
+        drawn = marks[np.abs(marks[:, 1] - (row - 0.32)) < 1e-6, 0]
+        assert (np.abs(values[:, None] - drawn[None]).min(axis=1) < 1e-6).all()
+    largest = [line.get_xdata().max() for line in picture.dots]
+    assert largest == pytest.approx(ch05_grid.channel_weights(3).amax(1).tolist())
+
+
+def test_the_explorer_answers_to_its_controls():
+    explorer = ch05_grid.explorer()
+    first = explorer.set(channel=27, bits=4, granularity="per tensor")
+    assert explorer.set(granularity="per channel") != first
+    assert explorer.redraws >= 2
+
+
+def test_the_exercises_agree_with_the_package():
+    layer = ch05_grid.layer()
+    w = layer.weight.detach()
+    q = weight_qparams(layer, IntGrid(8, narrow=True), "per_channel")
+    torch.testing.assert_close(channel_scales(w, 0), q.scale.flatten())
+    fc = torch.nn.Linear(32, 4)
+    codes, scales = group_quantize(fc.weight.detach(), 8)
+    q = weight_qparams(fc, IntGrid(4, narrow=True), 8)
+    torch.testing.assert_close(scales, q.scale)
+    assert torch.equal(codes, quantize(fc.weight.detach(), q).float())
+    assert bits_per_weight(4, 8, 32) == 8.0
