@@ -377,3 +377,32 @@ def test_products_agree_with_the_integer_modules_products():
     ours = made.sums(less_zero_point(codes), less_zero_point(made.quantized.weight_qtensor))
     theirs = products.int_matmul(codes.codes, made.quantized.weight_codes.T.contiguous())
     assert torch.equal(ours, theirs)
+
+
+def test_an_embedding_has_integer_weights_and_no_input_to_round():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 6)
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, ids):
+            return self.fc(self.table(ids))
+
+    model, ids = Words(), torch.randint(0, 9, (4, 5))
+    quantized = quantize_dynamic(model)
+    assert set(quantized.quantized_layers()) == {"table", "fc"}
+    assert set(quantized.dynamic_layers()) == {"fc"}
+    assert quantized.left_in_float["table"] == "only the weights of Embedding are integers"
+    assert sqnr_db(model(ids), quantized(ids)) > 30
+
+
+def test_attention_rounds_the_input_of_each_of_its_linear_layers():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    x = torch.randn(2, 7, 16)
+    quantized = quantize_dynamic(model)
+    assert len(quantized.dynamic_layers()) == 6
+    assert all(q.qparams.scale.shape == (2, 7, 1) for q in quantized.codes_of(x).values())
+    assert any("softmax" in name for name in quantized.left_in_float)
+    assert sqnr_db(model(x), quantized(x)) > 30
