@@ -22,6 +22,7 @@ from ptq_course.deploy.onnx_layers import ExportedQuantizer, FourBitLinear, expo
 from ptq_course.deploy.onnx_ops import translation_table
 from ptq_course.deploy.session import Session, session
 from ptq_course.deploy.targets import TARGETS, check_target, find_target
+from ptq_course.dynamic import DynamicModel
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.fusion import fuse
 from ptq_course.graph import trace
@@ -69,6 +70,11 @@ def export(
             f"export: the folder {path.parent} does not exist; create it first."
         )
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    if isinstance(model, DynamicModel):
+        raise UnsupportedError(
+            "export: scales chosen at run time have no Q/DQ form. Export the float model and give "
+            "its file to onnxruntime.quantization.quantize_dynamic, or quantize statically."
+        )
     if isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
     module = _exportable(model, examples, runtime.integer_bias)
