@@ -188,7 +188,9 @@ def validate(
 def _outputs(run: Callable, examples: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad():
         parts = [x.split(CHUNK) for x in examples]
-        return torch.cat([run(*chunk) for chunk in zip(*parts, strict=True)])
+        outputs = [run(*chunk) for chunk in zip(*parts, strict=True)]
+    # A session returns the first output only.
+    return torch.cat([out[0] if isinstance(out, tuple) else out for out in outputs])
 
 
 def _seconds(
