@@ -305,17 +305,14 @@ def test_any_changed_byte_is_noticed_and_the_file_named(tmp_path):
     good = path.read_bytes()
     start = 8 + int.from_bytes(good[:8], "little")
     assert start < len(good)
-    places = [*range(0, start, 7), *range(start, len(good))]
-    for place in places:
+    for place in range(len(good)):
         for flip in (1, 0x80) if place >= start else (1,):
             data = bytearray(good)
             data[place] ^= flip
             path.write_bytes(data)
-            with pytest.raises(QuantizationError, match="small") as caught:
+            with pytest.raises(DataIntegrityError, match="small") as caught:
                 load(path, model)
-            if place >= start:
-                assert isinstance(caught.value, DataIntegrityError)
-                assert "tensor '" in str(caught.value)
+            assert place < start or "tensor '" in str(caught.value)
     path.write_bytes(good)
     load(path, model)
 
