@@ -113,8 +113,8 @@ class Validation:
         rows = self.rows()
         width = max(len(what) for what, _ in rows)
         head = (
-            f"{self.examples} examples, target {self.target}, {self.threads} threads; speed: FP32's "
-            "time over INT8's, fastest calls (medians)"
+            f"{self.examples} examples, target {self.target}, {self.threads} threads; speed is "
+            "the time of FP32 over that of INT8, fastest calls (medians)"
         )
         if self.guarded:
             head += "; guarded: exact sums on a processor without VNNI"

@@ -13,7 +13,7 @@ from ptq_course.errors import QuantizationError
 from tests.foreign import ARCHITECTURES
 
 # Python that branches on a tensor's values has no graph that a file could hold.
-REFUSED = {"data_dependent": "DataDependent.*data-dependent"}
+REFUSED = dict.fromkeys(("data_dependent", "data_dependent_attention"), "data-dependent")
 
 
 def first(outputs):
