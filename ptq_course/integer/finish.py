@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 
 from ptq_course.affine import QParams, quantize
-from ptq_course.integer.fixed_point import clamp_codes, requantize, to_multiplier
+from ptq_course.integer.fixed_point import clamp_codes, requantize, rescale, to_multiplier
 
 
 class Requantize(nn.Module):
@@ -26,10 +26,13 @@ class Requantize(nn.Module):
         self.grid = qparams.grid
         self.zero_point = int(qparams.zero_point)
         self.limits = clamp_codes(low, high, qparams)
+        self.rounding = rescale  # chapter 08 tries others
 
     def forward(self, acc: Tensor, axis: int = 1) -> Tensor:
         multiplier, shift = (_along(v, acc, axis) for v in (self.multiplier, self.shift))
-        return requantize(acc, multiplier, shift, self.zero_point, self.grid, self.limits)
+        return requantize(
+            acc, multiplier, shift, self.zero_point, self.grid, self.limits, self.rounding
+        )
 
     def __repr__(self) -> str:
         return (

@@ -15,6 +15,8 @@ lies almost exactly between two codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,9 @@ def rescale(acc: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
     return shift_right_half_even(acc.long().mul_(multiplier), shift)
 
 
+Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]  # acc, multiplier, shift -> int64
+
+
 def divide_half_even(sums: Tensor, count: int) -> Tensor:
     """round(sums / count), ties to even, exactly, of int32 sums: averages need no multiplier."""
     floor = torch.div(sums, count, rounding_mode="floor")
@@ -89,14 +94,16 @@ def requantize(
     zero_point: int,
     grid: IntGrid,
     limits: tuple[int, int] | None = None,
+    rounding: Rounding = rescale,
 ) -> Tensor:
     """int32 accumulator -> codes: clamp(round(acc * m * 2^-shift) + zero_point), saturating.
 
     multiplier, shift: 0-d, or shaped to broadcast against acc (`to_multiplier`). limits: the lowest
     and highest code to clamp to, which is how a ReLU is fused (`clamp_codes`); default: the grid.
+    rounding: another rule than `rescale`, for comparison.
     """
     low, high = limits or (grid.qmin, grid.qmax)
-    return rescale(acc, multiplier, shift).add_(zero_point).clamp_(low, high).to(grid.dtype)
+    return rounding(acc, multiplier, shift).add_(zero_point).clamp_(low, high).to(grid.dtype)
 
 
 def clamp_codes(low: float, high: float, qparams: QParams) -> tuple[int, int]:
@@ -138,3 +145,8 @@ def rescale_twice(acc: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
     mask = (one << rest) - 1
     threshold = (mask >> 1) + (high < 0).int()
     return ((high >> rest) + ((high & mask) > threshold).int()).long()
+
+
+def rescale_down(acc: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
+    """A shift without any rounding, floor(acc * m * 2^-shift): for comparison with `rescale`."""
+    return acc.long().mul_(multiplier) >> torch.as_tensor(shift, dtype=torch.int64)

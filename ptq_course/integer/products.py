@@ -17,6 +17,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ptq_course.errors import QuantizationError
 
@@ -115,15 +116,21 @@ def known_answer(
 
 
 def saturating_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """What processors without VNNI compute: uint8 [M, K] times int8 [K, N] as int32, K even.
+    """What processors without VNNI compute: int8 [M, K] times int8 [K, N] as int32, often wrong.
 
-    The instruction vpmaddubsw multiplies unsigned by signed bytes and adds two neighbouring
-    products into 16 bits, clamped at -32768 and 32767; only these pair sums reach int32. Written
-    in exact integers, so that every machine can show the fault.
+    Their instruction vpmaddubsw multiplies unsigned by signed bytes and adds two neighbouring
+    products into 16 bits, clamped at -32768 and 32767; only these pair sums reach int32. So a moves
+    up by 128 to uint8, and 128 * sum(b) is taken off again. Written in exact integers, so that
+    every machine can show the fault.
     """
-    products = a.to(torch.int32).unsqueeze(2) * b.to(torch.int32).unsqueeze(0)  # [M, K, N]
-    pairs = products.unflatten(1, (-1, 2)).sum(2)
-    return pairs.clamp(-(2**15), 2**15 - 1).sum(1, dtype=torch.int32)
+    if a.shape[1] % 2:
+        a, b = functional.pad(a, (0, 1)), functional.pad(b, (0, 0, 0, 1))
+    unsigned, signed = a.int() + 128, b.int()
+    acc = -128 * signed.sum(0, dtype=torch.int32).expand(len(a), -1)
+    for k in range(0, a.shape[1], 2):
+        pair = unsigned[:, k : k + 1] * signed[k] + unsigned[:, k + 1 : k + 2] * signed[k + 1]
+        acc = acc + pair.clamp_(-(2**15), 2**15 - 1)
+    return acc
 
 
 def to_signed(codes: Tensor, zero_point: int) -> tuple[Tensor, int]:

@@ -1,5 +1,6 @@
 """Fixed-point requantization against exact rational arithmetic."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -14,6 +15,7 @@ from ptq_course.integer.fixed_point import (
     divide_half_even,
     requantize,
     rescale,
+    rescale_down,
     rescale_twice,
     rounding_doubling_high_mul,
     to_multiplier,
@@ -148,3 +150,17 @@ def test_two_roundings_can_turn_a_value_below_the_middle_into_the_next_code():
     assert int(rescale_twice(acc, multiplier, shift)) == 1
     with pytest.raises(QuantizationError, match="ratio"):
         rescale_twice(acc, *to_multiplier(2.0))
+
+
+@given(st.lists(INT32, min_size=1, max_size=20), RATIOS)
+def test_a_bare_shift_rounds_down(acc, ratio):
+    multiplier, shift = to_multiplier(ratio)
+    got = rescale_down(torch.tensor(acc, dtype=torch.int32), multiplier, shift)
+    exact = Fraction(int(multiplier), 2 ** int(shift))
+    assert got.tolist() == [math.floor(a * exact) for a in acc]
+
+
+def test_another_rounding_can_be_tried():
+    grid, given_ = IntGrid(8, signed=False), (torch.tensor([7]).int(), *to_multiplier(0.25))
+    assert int(requantize(*given_, 3, grid)) == 5
+    assert int(requantize(*given_, 3, grid, rounding=rescale_down)) == 4

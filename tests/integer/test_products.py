@@ -35,14 +35,6 @@ def exact(a, b):
     return (a.int() @ b.int()).to(torch.int32)  # PyTorch's own integer product
 
 
-def saturating_int_mm(a, b):
-    """torch._int_mm as a processor without VNNI computes it: a moves to uint8, and back after."""
-    if a.shape[1] % 2:
-        a, b = torch.nn.functional.pad(a, (0, 1)), torch.nn.functional.pad(b, (0, 0, 0, 1))
-    shifted = saturating_matmul((a.int() + 128).to(torch.uint8), b)
-    return shifted - 128 * b.sum(0, dtype=torch.int32)
-
-
 @given(st.integers(1, 20), st.integers(1, 2500), st.integers(1, 20), st.integers(0, 99))
 def test_both_paths_give_the_exact_integers(rows, inner, columns, seed):
     a, b = codes(rows, inner, seed=seed), codes(inner, columns, seed=seed + 1)
@@ -85,12 +77,21 @@ def test_int_mm_gives_the_same_integers_where_16_bits_are_enough():
 
 
 def test_a_saturating_kernel_is_found_out():
-    assert known_answer(saturating_int_mm, 32, 64, 16) > 0.9
+    assert known_answer(saturating_matmul, 32, 64, 16) > 0.9
     assert known_answer(exact_float_matmul, 32, 64, 16) == 0
 
 
+def test_the_saturating_kernel_is_exact_where_16_bits_are_enough():
+    a, b = codes(5, 33), codes(33, 4, low=-63, high=63, seed=1)
+    assert torch.equal(saturating_matmul(a, b), exact(a, b))
+    a, b = codes(5, 1), codes(1, 4, seed=1)  # one product alone always fits
+    assert torch.equal(saturating_matmul(a, b), exact(a, b))
+    a, b = (torch.full(shape, 127, dtype=torch.int8) for shape in ((1, 2), (2, 1)))
+    assert int(saturating_matmul(a, b)) == 2**15 - 1 - 2 * 128 * 127  # 255 * 127 * 2 is clamped
+
+
 def test_a_saturating_kernel_is_not_used(monkeypatch, fresh_test):
-    monkeypatch.setattr(torch, "_int_mm", saturating_int_mm)
+    monkeypatch.setattr(torch, "_int_mm", saturating_matmul)
     a, b = codes(8, 100), codes(100, 8, seed=1)
     assert not torch.equal(torch._int_mm(a, b), exact(a, b))
     assert not int_mm_is_exact()

@@ -1,0 +1,126 @@
+"""Figures and widget of chapter 08: the plotted arrays and the pure frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ptq_course.classroom.plots import ch08_integer as plots
+from ptq_course.classroom.prediction import Prediction
+from ptq_course.classroom.widgets import ch08_accumulator as widget
+from ptq_course.integer import agreement, to_integer
+from ptq_course.quantizer import PTQQuantizer
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A small residual network on pictures of 48 x 48, quantized and in integers."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3, 4)
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            return self.fc((x + self.second(x)).mean((2, 3)))
+
+    x = torch.rand(8, 3, 48, 48)
+    quantized = PTQQuantizer(Net()).observe([x], progress=False).compute_qparams().convert()
+    return quantized, to_integer(quantized), x
+
+
+@pytest.fixture(scope="module")
+def picture(networks):
+    pictures = torch.randint(0, 256, (6, 3, 48, 48), generator=torch.Generator().manual_seed(1))
+    return widget.NarrowAccumulator(networks[1], pictures.to(torch.uint8), "second")
+
+
+def test_patch_shows_codes_differences_and_products():
+    x = torch.arange(27, dtype=torch.uint8).reshape(3, 3, 3)
+    w = torch.full((3, 3, 3), 2, dtype=torch.int8)
+    fig, alt = plots.patch(x, w, 5)
+    assert len(fig.axes) == 12
+    drawn = [np.asarray(ax.images[0].get_array()) for ax in fig.axes]
+    assert (drawn[3] == x[0].numpy().astype(int) - 5).all()
+    assert (drawn[11] == 2 * (x[2].numpy().astype(int) - 5)).all()
+    assert f"add up to {2 * (sum(range(27)) - 5 * 27)}" in alt
+    assert fig.axes[0].texts[4].get_text() == "4"
+
+
+def test_disagreement_draws_shares(networks):
+    quantized, integer, x = networks
+    table = agreement(integer, quantized, x)
+    fig, alt = plots.disagreement(table)
+    alone, whole = fig.axes[0].lines
+    shares = [1 - row.equal / row.codes for row in table.cumulative.values()]
+    assert whole.get_xdata() == pytest.approx(np.maximum(shares, plots.LOWEST_SHARE))
+    assert (np.asarray(alone.get_xdata()) >= plots.LOWEST_SHARE).all()
+    assert f"{len(shares)} operations" in alt
+
+
+def test_accumulator_bits_are_those_of_the_table(networks):
+    table = networks[1].accumulators()
+    fig, alt = plots.accumulator_bits(table, Prediction("08.0", 27, "bits"))
+    layers = [row for row in table.rows if row.name in ("first", "second", "fc")]
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [row.bits for row in layers]
+    assert fig.axes[0].lines[-1].get_xdata()[0] == 27
+    assert f"to {max(row.bits for row in layers)}" in alt
+
+
+def test_wrong_codes_counts_steps():
+    fig, alt = plots.wrong_codes({"good": [0, 0, 0, 0], "bad": [0, 0, -1, 1]})
+    assert [bar.get_height() for bar in fig.axes[1].patches] == [25, 50, 25]
+    assert "good 0 percent, bad 50 percent" in alt
+
+
+def test_narrow_registers():
+    acc = torch.tensor([-129, -128, 0, 127, 128, 300], dtype=torch.int32)
+    assert widget.narrowed(acc, 8, widget.WRAPS).tolist() == [127, -128, 0, 127, -128, 44]
+    assert widget.narrowed(acc, 8, widget.CLAMPS).tolist() == [-128, -128, 0, 127, 127, 127]
+    for overflow in (widget.WRAPS, widget.CLAMPS):
+        assert torch.equal(widget.narrowed(acc, 32, overflow), acc)
+
+
+def test_wide_registers_change_nothing(picture):
+    readout, alt = picture.frame(bits=32, multiplier_bits=31, overflow=widget.WRAPS)
+    assert "0.00 % of the sums do not fit" in readout
+    assert "0.00 % of the codes changed" in readout
+    assert "100.0 % of the decisions stay" in readout
+    assert "32 bits" in alt
+    assert (picture.steps.get_data().values == picture.before).all()
+
+
+def test_narrow_registers_lose_sums(picture):
+    def lost(bits, overflow):
+        readout, _ = picture.frame(bits=bits, multiplier_bits=31, overflow=overflow)
+        return float(readout.split(": ")[1].split(" %")[0])
+
+    largest = int(picture.acc.abs().max())
+    assert lost(largest.bit_length() + 1, widget.WRAPS) == 0
+    assert lost(largest.bit_length() - 2, widget.WRAPS) > 0
+    assert picture.limits[1].get_xdata()[0] == 1 << (largest.bit_length() - 3)
+    assert lost(8, widget.WRAPS) == lost(8, widget.CLAMPS) > 10
+
+
+def test_a_short_multiplier_changes_codes(picture):
+    readout, _ = picture.frame(bits=32, multiplier_bits=2, overflow=widget.WRAPS)
+    assert float(readout.split("bits: ")[-1].split(" %")[0]) > 10
+
+
+def test_the_rest_of_the_network_is_computed_again(picture, networks):
+    """Handed the exact codes it gives the network's logits; handed others it does not."""
+    assert torch.equal(picture._rest(picture.codes).argmax(1), picture.decisions)
+    other = picture._rest(torch.zeros_like(picture.codes))
+    assert not torch.equal(other, picture._rest(picture.codes))
+
+
+def test_the_explorer_answers_to_its_controls(networks):
+    pictures = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
+    explorer = widget.explorer(networks[1], pictures, "second")
+    assert explorer.set(bits=8, multiplier_bits=31) != explorer.set(bits=32)
