@@ -1,0 +1,134 @@
+"""Figures and widget of chapter 06: the plotted arrays and the pure frame."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ptq_course.classroom.plots import ch06_static as plots
+from ptq_course.classroom.prediction import Prediction
+from ptq_course.classroom.widgets import ch06_layers
+from ptq_course.comparison import Comparison, compare
+from ptq_course.quantizer import PTQQuantizer
+from ptq_course.scores import Variant, Variants
+from ptq_course.walks import LayerError
+
+
+def test_rules_over_bits_plots_changes_with_their_intervals():
+    table = {("minmax", 8): (-0.03, -0.05, -0.01), ("minmax", 4): (-0.9, -0.92, -0.85)}
+    table |= {("kl", 8): (-0.01, -0.02, 0.0), ("kl", 4): (-0.05, -0.07, -0.03)}
+    fig, alt = plots.rules_over_bits({"net": table})
+    ax = fig.axes[0]
+    minmax, kl = (ax.containers[i] for i in (0, 1))
+    assert list(minmax.lines[0].get_ydata()) == pytest.approx([-3, -90])
+    assert list(kl.lines[0].get_ydata()) == pytest.approx([-1, -5])
+    assert list(np.round(kl.lines[0].get_xdata())) == [8, 4]
+    caps = sorted(y for line in minmax.lines[1] for y in line.get_ydata())
+    assert caps == pytest.approx([-92, -85, -5, -1])
+    assert ax.xaxis_inverted()
+    assert "net, minmax: -3 at 8 bits, -90 at 4 bits" in alt
+
+
+def test_ablation_plots_every_version_but_the_reference():
+    rows = (
+        Variant("FP32", 0.93),
+        Variant("W8A32", 0.92, -0.01, -0.02, 0.0, 12, 2),
+        Variant("W32A8", 0.90, -0.03, -0.05, -0.01, 40, 10),
+    )
+    fig, alt = plots.ablation(Variants(rows), Prediction("06.0", -2.0))
+    ax = fig.axes[0]
+    points = ax.containers[0].lines[0]
+    assert list(points.get_xdata()) == pytest.approx([-1, -3])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["W8A32", "W32A8"]
+    assert "W32A8 -3 [-5, -1]" in alt
+    assert any(list(line.get_xdata()) == [-2.0, -2.0] for line in ax.lines)
+
+
+def test_layer_errors_plots_both_numbers():
+    layers = (
+        LayerError("a", "Linear", 40.0, 30.0, 28.0, 28.0),
+        LayerError("b", "Linear", 40.0, 30.0, float("inf"), 25.0),
+        LayerError("c", "Linear", 40.0, 30.0, 12.0, 11.0),
+    )
+    fig, alt = plots.layer_errors({"one": Comparison(layers, 5, 11.0)})
+    ax = fig.axes[0]
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths[0] == 28.0
+    assert np.isnan(widths[1])
+    assert list(ax.lines[0].get_xdata()) == [28.0, 25.0, 11.0]
+    assert "worst alone c with 12 dB" in alt
+
+
+@pytest.fixture(scope="module")
+def case():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.randn(200, 8)
+    x[0] *= 50  # one loud example widens min-max's range
+    quantizer = PTQQuantizer(model).observe([x], progress=False)
+    return model, quantizer, x, ch06_layers.explorer(quantizer, model, x, ("minmax", "percentile"))
+
+
+def test_frames_hold_what_compare_measured(case):
+    model, quantizer, x, _ = case
+    fork = quantizer.fork().compute_qparams("minmax")
+    made = ch06_layers.frames(fork, model, x)
+    rows = compare(model, fork.convert(), [x], progress=False).layers
+    assert [(f.name, f.isolated, f.cumulative) for f in made] == [
+        (r.name, r.isolated_db, r.cumulative_db) for r in rows
+    ]
+    first = made[0]
+    assert first.scale == pytest.approx(fork.scales["0"])
+    values = x.flatten()
+    codes = first.levels / first.scale
+    assert np.allclose(codes, np.round(codes), atol=1e-3)
+    inside = (values > first.edges[0]) & (values < first.edges[-1])
+    assert first.exact.sum() == pytest.approx(inside.float().mean().item(), abs=0.01)
+    assert 0.9 < first.shares.sum() <= 1.0
+
+
+def test_the_frame_moves_the_artists(case):
+    *_, explorer = case
+    picture = explorer.picture_artists
+    readout, alt = explorer.set(layer=2, rule="percentile")
+    shown = picture.by_rule["percentile"][1]
+    assert readout.startswith("2, percentile")
+    assert f"alone {shown.isolated:.1f} dB" in readout
+    assert "Input of 2 with percentile" in alt
+    assert len(picture.stems.get_segments()) == len(shown.levels)
+    assert list(picture.dots.get_xdata()) == [f.cumulative for f in picture.by_rule["percentile"]]
+    assert [bar.get_width() for bar in picture.bars] == [
+        f.isolated for f in picture.by_rule["percentile"]
+    ]
+    other, _ = explorer.set(layer=1, rule="minmax")
+    assert other != readout
+
+
+def test_a_loud_example_leaves_fewer_codes(case):
+    *_, explorer = case
+    by_rule = explorer.picture_artists.by_rule
+    assert len(by_rule["minmax"][0].levels) < len(by_rule["percentile"][0].levels)
+    assert by_rule["minmax"][0].isolated < by_rule["percentile"][0].isolated
+
+
+def test_a_frame_is_quick(case):
+    *_, explorer = case
+    explorer.set(layer=1, rule="minmax")
+    times = []
+    for layer in (2, 1, 2, 1, 2):
+        start = time.process_time()
+        explorer.picture_artists.frame(layer, "minmax")
+        times.append(time.process_time() - start)
+    assert min(times) < 0.1
+
+
+def test_the_quantizer_keeps_its_decisions(case):
+    model, _, x, _ = case
+    quantizer = PTQQuantizer(model).observe([x], progress=False).compute_qparams("percentile")
+    before = dict(quantizer.scales)
+    ch06_layers.explorer(quantizer, model, x, ("minmax",))
+    assert quantizer.scales == before
