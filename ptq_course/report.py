@@ -6,7 +6,6 @@ the network's answers is measured on data (`metrics.flips`).
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from ptq_course.graph import Plan
 from ptq_course.layers import weight_qparams
 from ptq_course.metrics import sqnr_db
 from ptq_course.qconfig import QConfig
+from ptq_course.tables import html_table, text_table
 
 COLUMNS = ("layer", "type", "weight", "bits", "scales", "weight dB", "input range", "scale", "zero")
 
@@ -63,21 +63,11 @@ class Report:
     left_in_float: dict[str, str]
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *(layer.cells() for layer in self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        ]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([*lines, *self._float_lines()])
+        table = text_table(COLUMNS, [layer.cells() for layer in self.layers])
+        return "\n".join([table, *self._float_lines()])
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-        body = "".join(row(layer.cells(), "td") for layer in self.layers)
-        notes = "".join(f"<p>{html.escape(line)}</p>" for line in self._float_lines())
-        return f"<table>{row(COLUMNS, 'th')}{body}</table>{notes}"
+        return html_table(COLUMNS, [layer.cells() for layer in self.layers], self._float_lines())
 
     def _float_lines(self) -> list[str]:
         if not self.left_in_float:
