@@ -12,6 +12,8 @@ from ptq_course.classroom.plots.base import COLORS, GREY, color, figure, text_nu
 from ptq_course.classroom.plots.pieces import BEHIND
 from ptq_course.classroom.prediction import Prediction
 
+FLOOR = 75  # percent: where the axis of `accuracy_over_size` begins
+
 
 def codes_in_use(ranges: Mapping[str, Any], bits: int = 8) -> tuple[Figure, str]:
     """Largest code that each channel reaches when its layer has one scale; sorted, log axis.
@@ -48,9 +50,10 @@ def channel_errors(decibels: Mapping[str, Any], layer: str) -> tuple[Figure, str
     for number, (name, values) in enumerate(decibels.items()):
         values = np.asarray(values, dtype=float)[order]
         ax.plot(np.arange(len(values)), values, marker="o", markersize=3, **color(number))
+        place = 2 * len(values) // 3
         ax.annotate(
-            name, (0, values[0]), xytext=(2, 8), textcoords="offset points", fontsize=9,
-            color=COLORS[number], bbox=BEHIND,
+            name, (place, values[place]), xytext=(0, 18 if number else -22), fontsize=9,
+            textcoords="offset points", color=COLORS[number], bbox=BEHIND,
         )  # fmt: skip
         told.append(f"{name} {values.min():.0f} to {values.max():.0f} dB")
     ax.set(xticks=[], xlabel=f"channels of {layer}, worst first", ylabel="SQNR of the weights (dB)")
@@ -112,8 +115,10 @@ def accuracy_over_size(
                     f"{text_number(a)} bits {b:.1f} percent" for a, b in zip(x, y, strict=True)
                 )
             )
-        ax.set(xlabel="bits per weight, scales counted", ylim=(0, 106))
-        ax.set_title(network, fontsize=10)
+        lowest = min(accuracy for line in lines.values() for _, accuracy in line.values())
+        ax.set(xlabel="bits per weight, scales counted", ylim=(FLOOR, 98))
+        hidden = f" (what lies below {FLOOR} % is not shown)" if lowest < FLOOR else ""
+        ax.set_title(f"{network}{hidden}", fontsize=10)
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
     axes[0, -1].legend(loc="lower right", fontsize=9, handlelength=3.5)
     return fig, "Accuracy over bits per weight. " + "; ".join(told) + "."
@@ -128,11 +133,12 @@ def buying_decibels(
     """
     fig, ax = figure(6.8, 3.4)
     told = []
-    for number, (title, line) in enumerate((("shorter groups", groups), ("more bits", more_bits))):
+    both = {"shorter groups (length)": groups, "more bits": more_bits}
+    for number, (title, line) in enumerate(both.items()):
         x, y = np.array(list(line.values()), dtype=float).T
         ax.plot(x, y, marker="o", markersize=4, **color(number))
         for label, a, b in list(zip(line, x, y, strict=True))[number:]:
-            below = title == "shorter groups"
+            below = number == 0
             ax.annotate(
                 label, (a, b), xytext=(3, -14) if below else (-5, 5), textcoords="offset points",
                 ha="left" if below else "right", fontsize=8, color=COLORS[number],
@@ -140,6 +146,10 @@ def buying_decibels(
         told.append(
             f"{title}: " + ", ".join(f"{n} {a:.2f} bits {b:.1f} dB" for n, (a, b) in line.items())
         )
+        ax.annotate(
+            title, (x[-1], y[-1]), xytext=(0, 8) if number == 0 else (8, 0), fontsize=9,
+            ha="right" if number == 0 else "left", textcoords="offset points", color=COLORS[number],
+        )  # fmt: skip
     ax.set(xlabel="bits per weight, scales counted", ylabel="SQNR of the weights (dB)")
     ax.margins(x=0.14, y=0.16)
     return fig, "Decibels over bits per weight. " + "; ".join(told) + "."
