@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_course.classroom.checks.ch04 import BLOCK, BRANCH, CHAIN, qdq_pairs
+from ptq_course.classroom.checks._ch04_pairs import BLOCK, BRANCH, CHAIN, qdq_pairs
 from ptq_course.classroom.models import load_model
 from ptq_course.classroom.operations import (
     observe_values,
