@@ -93,7 +93,7 @@ def advise(answers: Sequence[Answer], remedies: Sequence[Remedy]) -> str:
             "find why the runtime differs from the simulation (saturating products, an operator "
             "left in floating point); other ranges cannot repair that."
         )
-    if "layers" not in verdicts:
+    if "layers" not in verdicts or (verdicts["drop"] == "not shown" and not remedies):
         return (
             "nothing in the ranges or layers, since no drop was shown. If your own figures differ, "
             "compare preprocessing and the file that you deploy."

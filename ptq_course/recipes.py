@@ -1,7 +1,8 @@
 """The recipes that `diagnose` hands out: code to paste, at most fifteen lines each.
 
 They use the names ``model``, ``calibration`` and ``evaluate`` of the call, and ``config``, which
-the first line of each recipe defines. The tests run every one of them. Chapters 00 to 15.
+the recipe defines. The tests run every one of them. A model with several inputs takes all of them
+where a recipe says ``x``. Chapters 00 to 15.
 """
 
 from __future__ import annotations

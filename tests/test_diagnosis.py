@@ -79,6 +79,11 @@ def test_without_a_drop_it_stops_and_says_so():
     assert fine["drop"].verdict == "not shown"
     assert [answer.topic for answer in fine.answers] == ["drop"]
     assert "no drop was shown" in fine.advice
+    every = diagnose(
+        model, DATA, lambda _: torch.ones(40), runtime=False, thorough=True, progress=False
+    )
+    assert len(every.answers) == 4
+    assert every.advice == fine.advice
     with pytest.raises(KeyError, match="layers"):
         fine["layers"]
 
