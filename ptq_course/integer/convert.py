@@ -45,6 +45,7 @@ from ptq_course.integer.rules import (
     check_layer,
     describe,
     same,
+    zero_padding,
 )
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.quantizer import QuantizedModel
@@ -223,11 +224,11 @@ class _Converter:
         if averaging:
             source = values[0]
             return Pending(name, lambda: averaging(name, source.qparams), (source.node,))
-        if isinstance(module, nn.ZeroPad2d):
-            return Codes(
-                self.call(name, IntegerPad(module.padding, values[0].qparams), values[0].node),
-                values[0].qparams,
-            )
+        padding = zero_padding(module, node)
+        if padding and isinstance(values[0], Codes):
+            source = values[0]
+            new = self.call(name, IntegerPad(padding, source.qparams), source.node)
+            return Codes(new, source.qparams)
         return self.combined(node, module, target)
 
     def clamp(self, node: fx.Node, module: nn.Module | None, target: Any) -> Pending | Real:

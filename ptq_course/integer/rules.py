@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ptq_course.affine import QParams
 from ptq_course.errors import UnsupportedError
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
+from ptq_course.kinds import ACTIVATIONS
 from ptq_course.layers import QuantizedLayer
 
-RELU = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
-RELU6 = (nn.ReLU6, F.relu6)
+RELU, RELU6 = ACTIVATIONS["relu"], ACTIVATIONS["relu6"]
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 SUBTRACT = (operator.sub, torch.sub, "sub")
 MULTIPLY = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
@@ -28,7 +28,8 @@ MOVES = (
     F.max_pool2d, F.pixel_shuffle, torch.flatten, torch.reshape, torch.transpose, torch.permute,
     torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, operator.getitem,
     "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "contiguous",
-    "chunk", "split", "t", "clone",
+    "chunk", "split", "t", "clone", "detach", "unbind", "movedim", "swapaxes", "expand",
+    torch.movedim, torch.swapaxes, torch.unbind,
 )  # fmt: skip
 SHAPES = (getattr, "size", "dim", "numel")
 
@@ -133,6 +134,17 @@ def _fixed_windows(
 
     windows = pair(kernel, 1), pair(stride, 1), pair(padding, 0)
     return lambda name, q: IntegerAveragePool(name, q, *windows)
+
+
+def zero_padding(module: nn.Module | None, node: fx.Node) -> tuple[int, ...] | None:
+    """The widths of a border of zeros, None where the node adds no such border."""
+    if isinstance(module, nn.ZeroPad2d):
+        return tuple(module.padding)
+    if node.target is not F.pad:
+        return None
+    given = bound(node, ("input", "pad", "mode", "value"))
+    zeros = given.get("mode", "constant") == "constant" and not given.get("value")
+    return tuple(given["pad"]) if zeros else None
 
 
 def bound(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:

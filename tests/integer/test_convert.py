@@ -35,7 +35,7 @@ class Branches(nn.Module):
     def forward(self, x):
         a = F.relu6(self.a(x))
         x = torch.cat((a, self.b(x)), dim=1)
-        x = F.relu(self.grouped(self.pad(x)))
+        x = F.relu(self.grouped(F.pad(self.pad(x), (0, 1, 0, 1))[:, :, :-1, :-1]))
         x = F.max_pool2d(x, 3, 1, 0) - self.pool(F.avg_pool2d(x, 1)) * x[:, :, :4, :4]
         x = self.doubling(x)
         x = x * x.mean((2, 3), keepdim=True)
@@ -346,6 +346,63 @@ def test_choices_without_integers_are_refused_by_name(config, match):
         model.conv = nn.Conv2d(3, 4, 1)
         config = replace(config, weight_granularity=3)
     refused(model, match, config)
+
+
+class BatchMean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x - x.mean(0, keepdim=True))
+
+
+class Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.offset = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.b(self.a(x) + self.offset)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.layer(x).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "match"),
+    [
+        (BatchMean, (6,), "averages over the batch"),
+        (Constant, (6,), "offset is a constant"),
+        (Attention, (5, 8), "to_integer: .*(layer|softmax|matmul|mul|norm)"),
+    ],
+)
+def test_networks_without_integers_are_refused_by_name(make, shape, match):
+    refused(make().eval(), match, shape=shape)
+
+
+def test_hardtanh_is_a_clamp_of_codes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.clamp, self.b = nn.Linear(6, 6), nn.Hardtanh(-0.5, 0.7), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.b(self.clamp(self.a(x)))
+
+    quantized, x = converted(Net(), shape=(6,))
+    table = agreement(to_integer(quantized), quantized, x)
+    assert "clamp" in table.isolated
+    assert max(row.largest for row in table.isolated.values()) <= 1
 
 
 def test_a_codebook_is_refused():
