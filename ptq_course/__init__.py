@@ -1,7 +1,8 @@
 """Post-training quantization, step by step: small reference implementations that a course builds.
 
 A chapter is a module: 01 `affine`, 02 `summaries`, `histograms`, `ranges`, `calibrators`, 03 `kl`,
-04 `fusion`, `graph`, 06 `quantizer`, 07 `dynamic`, 08 `integer`. Names below are loaded on first use.
+04 `fusion`, `graph`, 06 `quantizer`, 07 `dynamic`, 08 `integer`. Names below are loaded on
+first use.
 """
 
 from __future__ import annotations
