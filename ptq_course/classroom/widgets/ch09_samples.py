@@ -104,8 +104,8 @@ class SamplesAndShift:
         )
         alt = (
             f"Light of {shift} live pictures and the {rule} range of {samples} calibration {noun}, "
-            f"which ends at {text_number(light)}: {clipped:.2f} percent of the values are "
-            f"clipped; top-1 accuracy {accuracy:.1f} percent, FP32 {fp32:.1f}."
+            f"which ends at {text_number(light)} times white paper: {clipped:.2f} percent of the "
+            f"values are clipped; top-1 accuracy {accuracy:.1f} percent, FP32 {fp32:.1f}."
         )
         return readout, alt
 
