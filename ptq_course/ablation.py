@@ -6,7 +6,6 @@ differ. Results add up badly (errors interact), so read them as suspects, not as
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from ptq_course.scores import (
     score,
 )
 from ptq_course.tables import decibels, html_table, text_table
+from ptq_course.tracing import copied
 from ptq_course.walks import Noise
 
 
@@ -80,7 +80,7 @@ def ablate(
     evaluate returns something else.
     """
     quantizer = observed(model, calibration, config, ranges, progress)
-    reference = score(evaluate, copy.deepcopy(model).eval(), "FP32")
+    reference = score(evaluate, copied(model), "FP32")
     return versions(quantizer, evaluate, reference, more=more, progress=progress)
 
 
@@ -195,7 +195,7 @@ def sensitivity(
         raise QuantizationError(
             f"sensitivity: {unknown[0]!r} is not quantized; there are {', '.join(parts.feeding)}."
         )
-    float_model = copy.deepcopy(model).eval()
+    float_model = copied(model)
     choose = parts.only if mode == "quantize" else parts.all_but
     if evaluate is None:
         rate = _output_rater(float_model, data, quantizer.input_names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ptq_course.affine import QParams
+from ptq_course.affine import SCALE_FLOOR, QParams
 from ptq_course.errors import UnsupportedError
 
 INT32_MAX = 2**31 - 1
@@ -48,7 +48,8 @@ def quantize_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> tu
     them below half of it).
     """
     scale = (input_scale * weight_scale).expand(bias.shape).clone()
-    codes = torch.round(bias.double() / scale.double())
+    # In float32 the smallest products of scales are 0; what is divided must stay a number.
+    codes = torch.round(bias.double() / scale.double().clamp(min=SCALE_FLOOR))
     return codes.clamp(-INT32_MAX, INT32_MAX).to(torch.int32), scale
 
 
@@ -84,16 +85,16 @@ def room_for_bias(
 
 
 def check_accumulator(
-    name: str, weight_codes: Tensor, axis: int, bias_codes: Tensor | None, input_qparams: QParams
+    name: str, weight_factors: Tensor, axis: int, bias_codes: Tensor | None, input_qparams: QParams
 ) -> None:
     """Raise UnsupportedError where the sum of products plus the bias could exceed int32.
 
     The bound |sum + bias| <= sum |w| * max |x| + |bias| holds for every input (``axis``: output
-    channels of the weight codes).
+    channels of the weight's factors, which are its codes less their zero points).
     """
     grid, zero_point = input_qparams.grid, int(input_qparams.zero_point)
     largest_input = max(abs(grid.qmin - zero_point), abs(grid.qmax - zero_point))
-    codes = weight_codes.movedim(axis, 0).flatten(1).double()
+    codes = weight_factors.movedim(axis, 0).flatten(1).double()
     bound = codes.abs().sum(1).max().item() * largest_input
     if bias_codes is not None:
         bound += bias_codes.double().abs().max().item()

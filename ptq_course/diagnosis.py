@@ -7,7 +7,6 @@ simulation? is it the weights or the activations? is it the range rule? which la
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -29,6 +28,7 @@ from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer, QuantizedModel
 from ptq_course.scores import UNPAIRED, Evaluate, Scores, Variant, against, check_rereadable, score
 from ptq_course.tables import decibels
+from ptq_course.tracing import copied
 
 EXAMPLES = 512  # calibration examples on which layers and runtimes are compared
 RULES = ("minmax", "percentile", "kl", "mse")
@@ -89,7 +89,7 @@ class _Case:
         self.config, self.evaluate, self.worst = config, evaluate, worst
         self.quantizer: PTQQuantizer = observed(model, calibration, config, None, progress=False)
         self.quantized: QuantizedModel = self.quantizer.convert()
-        self.float_model = copy.deepcopy(model).eval()
+        self.float_model = copied(model)
         self.reference: Scores = score(evaluate, self.float_model, "FP32")
         self.scores: Scores = score(evaluate, self.quantized, "the quantized model")
         self.name = "the quantized model"

@@ -49,20 +49,20 @@ def rewrite_functional_layers(traced: fx.GraphModule) -> None:
             continue
         path = _free_path(traced, node)
         traced.add_submodule(path, layer)
+        node.args, node.kwargs = (_given(node)["input"],), {}
         node.op, node.target = "call_module", path
-        node.args, node.kwargs = (node.all_input_nodes[0],), {}
     _erase_unused_constants(traced)
 
 
 def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    kind, names = _LAYERS[node.target]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    kind, given = _LAYERS[node.target][0], _given(node)
     if not isinstance(given.get("input"), fx.Node):
         return None
     weight, bias = (constant(traced, given.get(name)) for name in ("weight", "bias"))
     settings = {k: v for k, v in given.items() if k not in ("input", "weight", "bias")}
     computed = given.get("bias") is not None and bias is None
-    if weight is None or computed or not all(map(_is_number, settings.values())):
+    constants = all(map(_is_number, settings.values()))
+    if weight is None or weight.dim() < 2 or computed or not constants:
         return None
     if kind is nn.Embedding:
         if settings.get("max_norm") is not None:
@@ -82,6 +82,11 @@ def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     if bias is not None:
         layer.bias = _parameter(bias)
     return layer.eval()
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a layer's function by name."""
+    return {**dict(zip(_LAYERS[node.target][1], node.args, strict=False)), **node.kwargs}
 
 
 def constant(traced: fx.GraphModule, value: Any) -> Tensor | None:
@@ -122,9 +127,7 @@ def _is_number(setting: Any) -> bool:
 
 
 def _free_path(traced: fx.GraphModule, node: fx.Node) -> str:
-    names = _LAYERS[node.target][1]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    weight = given["weight"]
+    weight = _given(node)["weight"]
     while weight.op != "get_attr":  # computed from parameters: named after the first of them
         weight = weight.all_input_nodes[0]
     parent = str(weight.target).rpartition(".")[0]

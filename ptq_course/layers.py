@@ -8,6 +8,7 @@ network with integers only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,8 @@ class ActivationQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         grid = self.grid
+        if self.scale.dim():
+            return f"{self.scale.numel()} scales, bits={grid.bits}"
         return (
             f"scale={self.scale.item():.6g}, zero_point={self.zero_point.item()}, bits={grid.bits}"
         )
@@ -136,7 +139,9 @@ class QuantizedLayer(nn.Module):
         quantized = cls(layer, QTensor(codes, weight_qparams), bias_codes, bias_scale, name=name)
         quantized.raised_channels = raised
         if input_qparams is not None:
-            check_accumulator(name, codes, quantized.channel_axis, bias_codes, input_qparams)
+            unit = replace(weight_qparams, scale=torch.ones_like(weight_qparams.scale))
+            factors = dequantize(codes, unit)  # less their zero points, as they are multiplied
+            check_accumulator(name, factors, quantized.channel_axis, bias_codes, input_qparams)
         return quantized
 
     @property

@@ -17,7 +17,7 @@ from __future__ import annotations
 from types import TracebackType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ptq_course.affine import QParams
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
@@ -74,12 +74,14 @@ class ClippingMonitor:
         if self._hooks:
             raise QuantizationError("ClippingMonitor is running already: leave its block first.")
         done: set[str] = set()
+        traced = any(isinstance(part, fx.GraphModule) for part in self._model.modules())
         self._hooks.append(self._model.register_forward_pre_hook(lambda *_: done.clear()))
         for name, quantizer in self._quantizers.items():
 
             def count(module: nn.Module, inputs: tuple, name: str = name) -> None:
                 # A value that pooling or reshaping passes on is rounded again: count it once.
-                if name not in done:
+                # Without a graph every call is another value: the layer was called again.
+                if name not in done or not traced:
                     done.add(name)
                     self._clipped[name] += _outside(inputs[0], module.qparams, name)
                     self._seen[name] += inputs[0].numel()

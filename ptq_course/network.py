@@ -246,5 +246,9 @@ def _call_after(module: fx.GraphModule, node: fx.Node, target: str) -> None:
 
 
 def _replace_submodule(module: nn.Module, path: str, new: nn.Module) -> None:
-    parent_path, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent_path), name, new)
+    """Put ``new`` where the module at ``path`` stands, also under its other names."""
+    old = module.get_submodule(path)
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, name, new)

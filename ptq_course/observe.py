@@ -6,8 +6,10 @@ out, and any range rule can read it later without a second pass over the data.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,16 +55,14 @@ def run(
     if num_batches is not None and num_batches < 1:
         raise CalibrationError(f"num_batches must be at least 1, got {num_batches}.")
     optional = set(optional_names)
-    total = len(loader) if hasattr(loader, "__len__") else None
-    if num_batches is not None:
-        total = num_batches if total is None else min(total, num_batches)
+    length = operator.length_hint(loader, -1)  # a loader of a stream has a len() that raises
+    total = min((n for n in (length, num_batches) if n is not None and n >= 0), default=None)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     done, first = 0, None
-    batches = tqdm(loader, total=total, desc="calibrating", unit="batch", disable=not progress)
+    taken = islice(loader, num_batches)  # not one more, which an iterator could not give again
+    batches = tqdm(taken, total=total, desc="calibrating", unit="batch", disable=not progress)
     with torch.no_grad():
         for batch in batches:
-            if num_batches is not None and done >= num_batches:
-                break
             if done == 0 and isinstance(batch, Mapping) and optional & set(batch):
                 warnings.warn(
                     f"the batch also gives {sorted(optional & set(batch))}, which the model takes "

@@ -181,11 +181,24 @@ class PTQQuantizer:
         """Turn the statistics into scales and zero points; repeat it with other rules and bits.
 
         ranges: "minmax", "moving_average", "percentile", "kl" or "mse" (default: the config's);
-        ``options`` go to its calibrator (``percentile=99.99``).
+        ``options`` go to its calibrator (``percentile=99.99``). An error leaves all as it was.
         """
-        if config is not None:
-            self._network.replan(config.float_layers, config.fused_activations)
-            self.config = config
+        before = self.config, self._network
+        self._network = copy.copy(self._network)
+        try:
+            if config is not None:
+                self._network.replan(config.float_layers, config.fused_activations)
+                self.config = config
+            self.value_calibrators, self.qparams = self._decide(ranges, bits, options)
+        except Exception:
+            self.config, self._network = before
+            raise
+        return self
+
+    def _decide(
+        self, ranges: str | None, bits: int | None, options: dict[str, float]
+    ) -> tuple[dict[str, Calibrator], dict[str, QParams]]:
+        """A calibrator and QParams for each value of the plan."""
         if bits is not None:
             self.config = self.config.with_bits(bits)
         rule = ranges or self.config.activation_range
@@ -194,26 +207,27 @@ class PTQQuantizer:
             warnings.warn(
                 f"ranges='kl' with {self.config.activation_bits} bits: its 2,048 candidates leave "
                 "so fine a grid little to choose from; 'minmax' or 'percentile' suit it better.",
-                stacklevel=2,
+                stacklevel=3,
             )
         if self.num_batches == 0 and self.config.activation_bits is not None:
             raise CalibrationError("compute_qparams: no data was observed; call observe(loader).")
         grid = self.config.activation_grid
-        self.value_calibrators, self.qparams = {}, {}
+        calibrators: dict[str, Calibrator] = {}
+        qparams: dict[str, QParams] = {}
         if grid is None:
-            return self
+            return calibrators, qparams
         self._check_collected([rule])
         for name, value in self._network.plan.values.items():
             if value.range is not None:
-                self.qparams[name] = _fixed_qparams(value, self.config)
+                qparams[name] = _fixed_qparams(value, self.config)
                 continue
             calibrator = self._calibrator(name, rule, options)
-            self.value_calibrators[name] = calibrator
+            calibrators[name] = calibrator
             try:
-                self.qparams[name] = calibrator.qparams(grid, self.config.activation_symmetric)
+                qparams[name] = calibrator.qparams(grid, self.config.activation_symmetric)
             except QuantizationError as error:
                 raise type(error)(f"value {name!r}: {error}") from error
-        return self
+        return calibrators, qparams
 
     def _calibrator(self, name: str, rule: str, options: dict[str, float]) -> Calibrator:
         kind = CALIBRATORS[rule]

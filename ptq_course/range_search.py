@@ -95,6 +95,7 @@ def search_ranges(
     # sorted is stable: of equals, the candidate named first
     search = RangeSearch(tuple(sorted(tried, key=lambda t: -t.sqnr_db)))
     quantizer.compute_qparams(search.best.rule, **search.best.options)
+    quantizer.model = before[2]  # not that of the last candidate; convert() makes the best
     return search
 
 

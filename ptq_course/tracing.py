@@ -176,6 +176,7 @@ def _name_clamps(traced: fx.GraphModule) -> None:
             if type(module) is not nn.Hardtanh:
                 continue
             low, high = module.min_val, module.max_val
+            in_place = module.inplace
         elif node.op.startswith("call") and node.target in _CLAMPS:
             bounds = list(node.args[1:])
             low = node.kwargs.get("min", node.kwargs.get("min_val", bounds[0] if bounds else None))
@@ -183,12 +184,15 @@ def _name_clamps(traced: fx.GraphModule) -> None:
             high = node.kwargs.get("max", node.kwargs.get("max_val", high))
             if node.target is F.hardtanh:
                 low, high = (-1 if low is None else low), (1 if high is None else high)
+            in_place = node.target == "clamp_" or bool(node.kwargs.get("inplace"))
         else:
             continue
         function = {(0, 6): F.relu6, (0, None): F.relu}.get(_hashable((low, high)))
         if function is not None:
             node.op, node.target = "call_function", function
-            node.args, node.kwargs = (node.all_input_nodes[0],), {}
+            # Whoever reads the clamped tensor under its old name must still see it clamped.
+            node.args = (node.all_input_nodes[0],)
+            node.kwargs = {"inplace": True} if in_place else {}
 
 
 def _hashable(bounds: tuple) -> tuple:

@@ -243,3 +243,23 @@ def test_the_model_is_not_changed():
     sensitivity(model, DATA, evaluate, progress=False)
     assert model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class Decoder(nn.Module):
+    """torch hides the activation module of a copied decoder layer behind F.relu."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(16, 2, 32, activation=nn.Tanh(), batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x, x)
+
+
+def test_fp32_is_scored_with_its_own_activation():
+    torch.manual_seed(0)
+    model, x = Decoder().eval(), torch.randn(4, 5, 16)
+    with torch.no_grad():
+        expected = model(x)
+    table = ablate(model, [x], lambda m: -(m(x) - expected).abs().amax((1, 2)), progress=False)
+    assert table["FP32"].score == pytest.approx(0, abs=1e-5)

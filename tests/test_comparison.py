@@ -280,3 +280,46 @@ def test_the_function_is_not_hidden_by_a_module_of_its_name():
         "assert all(map(callable, (ablate, compare, diagnose, sensitivity, top1_on)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Decoder(nn.Module):
+    """torch hides the activation module of a copied decoder layer behind F.relu."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(16, 2, 32, activation=nn.Tanh(), batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x, x)
+
+
+class Attentive(nn.Module):
+    """Cannot be traced; its attention is rewritten to layers that the float model does not name."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        return x if x.sum() > 1e9 else self.attention(x, x, x)[0]
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        hidden = torch.tensor([False, False, False, True])
+        return self.fc(x).masked_fill(hidden, float("-inf"))
+
+
+@pytest.mark.filterwarnings("ignore:Quantizing layer by layer")
+@pytest.mark.parametrize("network", [Decoder, Attentive, Masked])
+def test_the_float_model_is_recognized(network):
+    torch.manual_seed(0)
+    model, data = network().eval(), [torch.randn(4, 5, 16)]
+    if network is Masked:
+        data = [torch.randn(8, 16)]
+    result = compare(model, converted(model, data), data, progress=False)
+    assert all(layer.cumulative_db > 20 for layer in result.layers if layer.cumulative_db)

@@ -138,3 +138,40 @@ def test_softmax_has_a_known_range():
     assert result.layers
     values = plan(trace(Attention())).values
     assert [v.range for v in values.values() if v.range] == [(0.0, 1.0)]
+
+
+class ClampedInPlace(nn.Module):
+    """The result of clamp_ is not used by name: the clamped tensor is."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        y.clamp_(min=0)
+        z = self.second(y)
+        F.hardtanh(z, 0, 6, inplace=True)
+        return z
+
+
+def test_a_clamp_in_place_stays_in_place():
+    torch.manual_seed(0)
+    model, x = ClampedInPlace().eval(), torch.randn(16, 8)
+    assert torch.allclose(trace(model)(x), model(x))
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.square, self.row = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return F.linear(F.linear(weight=self.square, input=x), self.row)
+
+
+def test_functional_layers_by_keyword_and_with_a_vector_as_weight():
+    model, x = ByKeyword().eval(), torch.randn(16, 8)
+    traced = trace(model)
+    assert torch.allclose(traced(x), model(x), atol=1e-5)
+    assert list(plan(traced).layers) == ["linear"]  # a vector has no output channels

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ptq_course.affine import IntGrid, QTensor, choose_qparams, fake_quantize
-from ptq_course.bias import BIAS_LIMIT
+from ptq_course.bias import BIAS_LIMIT, quantize_bias
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.layers import (
     ActivationQuantizer,
@@ -141,3 +141,27 @@ def test_a_grouped_transposed_convolution_has_an_int32_bias():
     torch.testing.assert_close(quantized.bias, layer.bias.detach(), atol=1e-3, rtol=1e-3)
     x = torch.rand(2, 4, 5, 5) * 4
     assert (quantized(x) - layer(x)).abs().max() < 0.1
+
+
+def test_zero_points_of_the_weight_count_in_the_accumulator():
+    layer = nn.Linear(200, 1, bias=False)
+    nn.init.uniform_(layer.weight, 0.9, 1.0)  # codes near 2047, zero point -2048
+    grid = IntGrid(12)
+    with pytest.raises(UnsupportedError, match="beyond int32"):
+        QuantizedLayer.from_float(
+            layer,
+            weight_qparams(layer, grid, "per_channel", symmetric=False),
+            choose_qparams(0.0, 1.0, IntGrid(12, signed=False)),
+            name="fc",
+        )
+
+
+def test_a_bias_of_zero_beside_scales_whose_product_underflows():
+    codes, scale = quantize_bias(torch.zeros(1), torch.tensor(1e-9), torch.tensor([1.2e-38]))
+    assert codes.item() == 0
+    assert scale.item() == 0
+
+
+def test_a_quantizer_with_several_scales_prints():
+    qparams = choose_qparams(torch.zeros(1, 3), torch.ones(1, 3), IntGrid(), False, (-1, 1))
+    assert "3 scales" in repr(ActivationQuantizer(qparams))

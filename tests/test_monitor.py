@@ -144,3 +144,25 @@ def test_what_cannot_be_watched_is_refused():
     monitor = ClippingMonitor(quantized())
     with pytest.raises(QuantizationError, match="running already"), monitor:
         monitor.__enter__()
+
+
+class Twice(nn.Module):
+    """Cannot be traced; calls its layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x if x.sum() > 1e9 else self.fc(10 * self.fc(x))
+
+
+@pytest.mark.filterwarnings("ignore:Quantizing layer by layer")
+def test_every_call_of_an_untraced_layer_is_counted():
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(16, 8)
+    watched = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    with ClippingMonitor(watched) as monitor:
+        watched(100 * x)
+    first = clipped_share(100 * x, watched.qparams["fc.input"])
+    assert monitor.shares()["fc.input"] > first  # the second call clips more

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import fx, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ptq_course.calibrators import MinMaxCalibrator
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
@@ -301,3 +301,59 @@ def test_statistics_of_a_layer_can_be_read():
     quantizer = PTQQuantizer(make()).observe(batches(), progress=False)
     histogram = quantizer.summary("a", DyadicHistogram)
     assert histogram.count == 4 * 8 * 8 * 144
+
+
+def test_a_failed_decision_changes_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    q = PTQQuantizer(model).observe([torch.randn(16, 8)], ranges="minmax", progress=False)
+    q.compute_qparams()
+    before = q.config, dict(q.qparams), q.left_in_float
+    other = replace(QConfig.arm(), float_layers=("0",))
+    with pytest.raises(CalibrationError, match="not collected"):
+        q.compute_qparams("kl", bits=4, config=other)
+    assert (q.config, q.qparams, q.left_in_float) == before
+    last = list(q.qparams)[-1]
+    q._summaries[last] = {kind: kind() for kind in q._summaries[last]}
+    with pytest.raises(CalibrationError, match=last):
+        q.compute_qparams()
+    assert q.convert().qparams.keys() == before[1].keys()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.randn(16, 8))
+
+
+def test_streams_and_iterators():
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    q = PTQQuantizer(model).observe(DataLoader(Stream(), batch_size=4), progress=False)
+    assert q.num_batches == 4
+    batches = iter([torch.full((2, 8), float(i)) for i in range(6)])
+    q.observe(batches, num_batches=2, progress=False)
+    q.observe(batches, num_batches=2, progress=False)
+    assert next(batches)[0, 0] == 4  # none was taken and thrown away
+
+
+class Repeats(nn.Module):
+    """Cannot be traced; one layer stands at three places."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8)] * 3)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Quantizing layer by layer")
+def test_a_layer_under_several_names_is_quantized_under_all():
+    model, x = Repeats().eval(), torch.randn(16, 8)
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    assert len({id(layer) for layer in quantized.module.layers}) == 1
+    assert sum(isinstance(m, QuantizedLayer) for m in quantized.modules()) == 1
+    assert not any(isinstance(layer, nn.Linear) for layer in quantized.module.layers)

@@ -69,6 +69,8 @@ def export(
         raise QuantizationError(
             f"export: the folder {path.parent} does not exist; create it first."
         )
+    if path.is_dir():
+        raise QuantizationError(f"export: {path} is a folder; name a file in it.")
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     if isinstance(model, DynamicModel):
         raise UnsupportedError(
@@ -84,8 +86,11 @@ def export(
     pack_four_bits(proto)
     onnx.checker.check_model(proto, full_check=True)
     partial = path.with_name(path.name + ".partial")
-    onnx.save(proto, partial)
-    partial.replace(path)
+    try:
+        onnx.save(proto, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -143,8 +148,9 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)  # may have no text
         raise UnsupportedError(
-            f"torch.onnx.export refused {type(module).__name__}: {str(cause).splitlines()[0]}"
+            f"torch.onnx.export refused {type(module).__name__}: {reason}"
         ) from error
     finally:
         logger.setLevel(level)

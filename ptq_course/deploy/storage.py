@@ -150,7 +150,7 @@ def _assemble(
         name: layer_from_tensors(name, entry, tensors, network.module.get_submodule(name), qparams)
         for name, entry in header.layers.items()
     }
-    quantizers = {name: ActivationQuantizer(q) for name, q in qparams.items()}
+    quantizers = {name: ActivationQuantizer(q, name=name) for name, q in qparams.items()}
     module = network.with_quantizers(layers, quantizers)
     _load_float_state(module, tensors)
     left_in_float = dict(network.plan.left_in_float)

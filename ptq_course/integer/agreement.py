@@ -160,5 +160,5 @@ class Simulation(fx.Interpreter):
             q = quantizer.qparams
             self.codes[n.name] = torch.round(value / q.scale).int() + q.zero_point
             if self.lead is not None:
-                return dequantize(self.lead[n.name], q)
+                return dequantize(self.lead[n.name], q, value.dtype)
         return value

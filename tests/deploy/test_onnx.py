@@ -148,3 +148,22 @@ def test_implied_clamp():
     assert implied_clamp(choose_qparams(0.0, 3.0, unsigned), 0.0, float("inf"))
     assert not implied_clamp(choose_qparams(-1.0, 3.0, unsigned), 0.0, 6.0)
     assert not implied_clamp(choose_qparams(0.0, 7.0, unsigned), 0.0, 6.0)
+
+
+class Refuses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 1e9:  # cannot be traced
+            return x
+        raise NotImplementedError
+
+
+def test_a_refusal_without_a_text_and_a_folder_as_the_path(tmp_path):
+    with pytest.raises(UnsupportedError, match="refused Refuses"):
+        deploy.export(Refuses(), torch.zeros(2, 4), tmp_path / "x.onnx")
+    with pytest.raises(QuantizationError, match="is a folder"):
+        deploy.export(nn.Sequential(nn.Linear(4, 4)), torch.zeros(2, 4), tmp_path)
+    assert not list(tmp_path.iterdir())

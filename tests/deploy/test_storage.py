@@ -18,7 +18,7 @@ from ptq_course.deploy.storage_header import VERSION, read
 from ptq_course.deploy.storage_report import size_report
 from ptq_course.dynamic import DynamicModel, quantize_dynamic
 from ptq_course.errors import DataIntegrityError, QuantizationError, UnsupportedError
-from ptq_course.layers import QuantizedLayer
+from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer, QuantizedModel
 from tests.networks import (
@@ -454,3 +454,14 @@ def test_the_residual_network_meets_its_budgets(tmp_path):
         assert size_report(path).ratio <= 0.16
     assert_same(made, made, data)
     assert_same(int8, load(tmp_path / "int8", resnet()), data)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads Linux's memory map")
+def test_a_loaded_model_does_not_hold_its_file_open(tmp_path):
+    model = make()
+    path = save(static(model), tmp_path / "held.safetensors")
+    loaded = load(path, model)
+    with open("/proc/self/maps") as maps:
+        assert "held.safetensors" not in maps.read()
+    names = [m.name for m in loaded.modules() if isinstance(m, ActivationQuantizer)]
+    assert set(names) == set(loaded.qparams)  # named as before saving

@@ -447,3 +447,14 @@ def test_what_a_learner_reads():
     table = agreement(integer, quantized, x)
     assert "same decision: 8 of 8 inputs" in str(table)
     assert "<table>" in table._repr_html_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_agreement_in_the_dtype_of_the_model(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval().to(dtype)
+    x = torch.randn(16, 8, dtype=dtype)
+    simulated = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    result = agreement(to_integer(simulated), simulated, x)
+    assert result.inputs == 16
+    assert all(d.largest <= 1 for d in result.isolated.values())
