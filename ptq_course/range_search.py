@@ -117,4 +117,5 @@ def _tensors(output: Any) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
         output = output.values()
-    return [t for part in output for t in _tensors(part)] if isinstance(output, Iterable) else []
+    nested = isinstance(output, Iterable) and not isinstance(output, str)
+    return [t for part in output for t in _tensors(part)] if nested else []

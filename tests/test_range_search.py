@@ -95,3 +95,18 @@ def test_the_last_candidate_is_not_left_as_the_model():
     before = quantizer.model
     search_ranges(quantizer, data, progress=False)
     assert quantizer.model is before
+
+
+class WithAName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(x), "a name"
+
+
+def test_outputs_that_are_no_tensors_are_left_out():
+    x = torch.randn(16, 8)
+    quantizer = observed(WithAName().eval(), [x])
+    assert search_ranges(quantizer, [x], (("minmax", {}),), progress=False).best.sqnr_db > 20

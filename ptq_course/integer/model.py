@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ptq_course.errors import QuantizationError
 from ptq_course.integer.accumulators import AccumulatorTable, accumulator_table
@@ -38,9 +39,9 @@ class IntegerModel(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         pieces = zip(*(x.split(self.batch_size) for x in inputs), strict=True)
         outputs = [self.module(*piece) for piece in pieces]
-        if isinstance(outputs[0], Tensor):
-            return torch.cat(outputs)
-        return type(outputs[0])(torch.cat(parts) for parts in zip(*outputs, strict=True))
+        leaves = zip(*map(pytree.tree_leaves, outputs), strict=True)  # of tuples, dicts, ...
+        structure = pytree.tree_structure(outputs[0])
+        return pytree.tree_unflatten(map(torch.cat, leaves), structure)
 
     def operations(self) -> Iterator[IntegerOp]:
         """Everything with an accumulator, in the order of execution."""

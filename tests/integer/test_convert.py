@@ -458,3 +458,22 @@ def test_agreement_in_the_dtype_of_the_model(dtype):
     result = agreement(to_integer(simulated), simulated, x)
     assert result.inputs == 16
     assert all(d.largest <= 1 for d in result.isolated.values())
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.body(x)
+        return {"one": self.one(y), "both": (self.one(y), self.two(y))}
+
+
+def test_outputs_by_name():
+    torch.manual_seed(0)
+    x = torch.randn(100, 8)  # more than one piece
+    simulated = PTQQuantizer(Named().eval()).calibrate([x], progress=False).convert()
+    got, expected = to_integer(simulated)(x), simulated(x)
+    assert torch.allclose(got["one"], expected["one"], atol=1e-2)
+    assert torch.allclose(got["both"][1], expected["both"][1], atol=1e-2)
