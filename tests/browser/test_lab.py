@@ -96,6 +96,7 @@ def page(lab):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(60_000)
+        page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
         page.goto(lab)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         yield page
@@ -103,10 +104,10 @@ def page(lab):
 
 
 def test_a_chapter_runs_in_the_browser_and_its_slider_draws(page):
-    run_all(page)
+    picture = ".jupyter-widgets .widget-html-content img[alt]"
+    run_all(page, picture)
     wait_until_idle(page)
     accept = page.locator(".jp-Dialog .jp-mod-accept")
-    picture = ".jupyter-widgets .widget-html-content img[alt]"
     page.wait_for_selector(picture, state="attached")
     if accept.count():  # "select a kernel" would mean that the copy names none
         pytest.fail("JupyterLab asked something before it ran the chapter")
@@ -120,17 +121,26 @@ def test_a_chapter_runs_in_the_browser_and_its_slider_draws(page):
     assert all(old != new for old, new in zip(before, after, strict=True))
 
 
-def run_all(page) -> None:
-    """Run > Run All Cells, again where the kernel was not connected yet and took no notice."""
-    for _ in range(5):
+def run_all(page, picture: str) -> None:
+    """Run > Run All Cells, until the widget's picture is there.
+
+    A kernel that is still being connected loses what it is told, without a word; the page then is
+    loaded again, finds the kernel running, and starts afresh.
+    """
+    from playwright.sync_api import TimeoutError as NotThere
+
+    for _ in range(4):
         wait_until_idle(page)
+        page.wait_for_timeout(1500)
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator('[data-command="runmenu:run-all"]').click()
-        for _ in range(40):
-            page.wait_for_timeout(250)
-            if re.search(r"\[[\d*]+\]", page.locator(".jp-Notebook").first.inner_text()):
-                return
-    pytest.fail("no cell ran")
+        try:
+            page.wait_for_selector(picture, state="attached", timeout=20_000)
+            return
+        except NotThere:
+            page.reload()
+            page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    pytest.fail("the widget never appeared")
 
 
 def redraw_after_a_key(page, picture: str) -> float:
