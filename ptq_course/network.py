@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.fusion import fuse
@@ -27,6 +25,7 @@ from ptq_course.graph import (
     plan,
     trace,
 )
+from ptq_course.observe import output_tensors
 from ptq_course.qconfig import ALWAYS_FUSED
 from ptq_course.tracing import optional_arguments, prepared_copy
 
@@ -198,8 +197,8 @@ def check_same_outputs(reference: nn.Module, module: nn.Module, inputs: Sequence
     torch.backends.mha.set_fastpath_enabled(False)  # it writes zeros where padding is masked
     try:
         with torch.no_grad():
-            expected, again = _tensors(reference(*inputs)), _tensors(reference(*inputs))
-            got = _tensors(module(*inputs))
+            expected, again = output_tensors(reference(*inputs)), output_tensors(reference(*inputs))
+            got = output_tensors(module(*inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     if not all(torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
@@ -207,16 +206,14 @@ def check_same_outputs(reference: nn.Module, module: nn.Module, inputs: Sequence
     if [t.shape for t in expected] != [t.shape for t in got]:
         raise UnsupportedError("the traced network gives outputs of other shapes than the model.")
     for wanted, found in zip(expected, got, strict=True):
-        error = (wanted.double() - found.double()).abs().max().item()
-        if error > 1e-3 * max(1.0, wanted.double().abs().max().item()):
+        same = wanted == found  # equal infinities have no difference
+        error = (wanted.double() - found.double()).masked_fill(same, 0).abs().max().item()
+        largest = wanted.double().masked_fill(wanted.isinf(), 0).abs().max().item()
+        if not error <= 1e-3 * max(1.0, largest):  # also where only one of the two is NaN
             raise UnsupportedError(
                 f"fusing changed the model's output by {error:.3g}: a rule of fusion.py does not "
                 "fit this model. Please report it; pass config float_layers to go on."
             )
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.numel()]
 
 
 def _quantizable(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError
@@ -107,3 +108,8 @@ def model_inputs(batch: Any, input_names: list[str]) -> list[Tensor]:
                 "convert it in the loader."
             )
     return found
+
+
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """The tensors with values anywhere in what a model returned: tuples, dicts, nested."""
+    return [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.numel()]

@@ -6,9 +6,8 @@ criterion needs no labels: the signal-to-noise ratio of the network's outputs ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.metrics import sqnr_db
-from ptq_course.observe import model_inputs
+from ptq_course.observe import model_inputs, output_tensors
 from ptq_course.quantizer import PTQQuantizer
 
 Candidate = tuple[str, dict[str, float]]
@@ -79,23 +78,15 @@ def search_ranges(
     batches = list(batches)
     if not batches:
         raise CalibrationError("search_ranges: the loader gave no batch: pass at least one.")
-    before = quantizer.value_calibrators, quantizer.qparams, quantizer.model
-    float_model, names = quantizer.float_model, quantizer.input_names
+    trial, names = quantizer.fork(), quantizer.input_names  # an error leaves quantizer alone
+    reference = _outputs(quantizer.float_model, batches, names)
     tried = []
-    try:
-        reference = _outputs(float_model, batches, names)
-        for rule, options in tqdm(candidates, "range rules", disable=not progress, leave=False):
-            quantized = quantizer.compute_qparams(rule, **options).convert()
-            tried.append(
-                Tried(rule, dict(options), sqnr_db(reference, _outputs(quantized, batches, names)))
-            )
-    except Exception:
-        quantizer.value_calibrators, quantizer.qparams, quantizer.model = before
-        raise
+    for rule, options in tqdm(candidates, "range rules", disable=not progress, leave=False):
+        found = _outputs(trial.compute_qparams(rule, **options).convert(), batches, names)
+        tried.append(Tried(rule, dict(options), sqnr_db(reference, found)))
     # sorted is stable: of equals, the candidate named first
     search = RangeSearch(tuple(sorted(tried, key=lambda t: -t.sqnr_db)))
     quantizer.compute_qparams(search.best.rule, **search.best.options)
-    quantizer.model = before[2]  # not that of the last candidate; convert() makes the best
     return search
 
 
@@ -106,16 +97,8 @@ def _outputs(model: torch.nn.Module, batches: list, input_names: list[str]) -> T
     with torch.no_grad():
         for batch in batches:
             inputs = [x.to(device) for x in model_inputs(batch, input_names)]
-            rows += [t.flatten() for t in _tensors(model(*inputs))]
+            found = output_tensors(model(*inputs))
+            rows += [t.flatten() for t in found if t.is_floating_point()]
     if not rows:
         raise QuantizationError("search_ranges: the model returns no floating-point tensor.")
     return torch.cat(rows)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = output.values()
-    nested = isinstance(output, Iterable) and not isinstance(output, str)
-    return [t for part in output for t in _tensors(part)] if nested else []

@@ -98,3 +98,18 @@ def batches(count: int = 4, size: int = 8, shape: tuple[int, ...] = (3, 12, 12),
     return [
         (torch.randn(size, *shape, generator=generator), torch.zeros(size)) for _ in range(count)
     ]
+
+
+def answering(data: list, seed: int = 0) -> nn.Module:
+    """A residual network whose classes all occur on `data`, so that noise can change answers."""
+    torch.manual_seed(seed)
+    model = randomize_batch_norms(Residual(), seed)
+    with torch.no_grad():
+        model.fc.bias -= model(torch.cat([x for x, _ in data])).mean(0)
+    return model
+
+
+def taught_by(model: nn.Module, data: list) -> list[tuple[Tensor, Tensor]]:
+    """`data` with the model's own answers as labels: in FP32 it scores 100 %."""
+    with torch.no_grad():
+        return [(x, model(x).argmax(1)) for x, _ in data]

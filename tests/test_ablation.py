@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import DataDependent, Residual, batches, randomize_batch_norms
+from networks import DataDependent, answering, batches, taught_by
 from torch import nn
 
 from ptq_course.ablation import ablate, sensitivity
@@ -21,19 +21,11 @@ DATA = batches(2, 16)
 
 
 def make(seed=0):
-    """A residual network whose classes all occur, so that noise can change the answers."""
-    torch.manual_seed(seed)
-    model = randomize_batch_norms(Residual(), seed)
-    with torch.no_grad():
-        x = torch.cat([x for x, _ in DATA])
-        model.fc.bias -= model(x).mean(0)
-    return model
+    return answering(DATA, seed)
 
 
 def teacher(model, data=DATA):
-    """Labels are what the float model says: FP32 scores 100 %."""
-    with torch.no_grad():
-        return top1_on([(x, model(x).argmax(1)) for x, _ in data])
+    return top1_on(taught_by(model, data))
 
 
 def test_the_four_versions_and_their_differences():

@@ -13,6 +13,7 @@ from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedEr
 from ptq_course.histograms import DyadicHistogram
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.metrics import sqnr_db
+from ptq_course.network import check_same_outputs
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer
 from tests.networks import (
@@ -357,3 +358,23 @@ def test_a_layer_under_several_names_is_quantized_under_all():
     assert len({id(layer) for layer in quantized.module.layers}) == 1
     assert sum(isinstance(m, QuantizedLayer) for m in quantized.modules()) == 1
     assert not any(isinstance(layer, nn.Linear) for layer in quantized.module.layers)
+
+
+class Adds(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return x + self.value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.1])
+def test_a_rewritten_network_that_computes_something_else_is_refused(value):
+    with pytest.raises(UnsupportedError, match="changed the model's output"):
+        check_same_outputs(nn.Identity(), Adds(value), [torch.ones(2)])
+
+
+def test_equal_infinities_are_no_difference():
+    masked = torch.tensor([1.0, float("-inf")])
+    check_same_outputs(nn.Identity(), Adds(1e-5), [masked])

@@ -28,6 +28,7 @@ from ptq_course.fusion import fuse
 from ptq_course.graph import trace
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.quantizer import QuantizedModel
+from ptq_course.tracing import copied
 
 __all__ = ["TARGETS", "Session", "export", "session"]
 
@@ -106,7 +107,7 @@ def _exportable(
         try:
             module = fuse(trace(model))
         except UnsupportedError:
-            module = copy.deepcopy(model).eval()
+            module = copied(model)
     if isinstance(module, fx.GraphModule):
         use_global_average_pool(module, examples)
     replaced: dict[nn.Module, nn.Module] = {}

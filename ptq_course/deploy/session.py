@@ -92,8 +92,7 @@ def timings(
     """Time each session on ``x``, in turns: ``rounds`` turns of ``calls`` calls.
 
     Taking turns gives each the same chance of a quiet moment; quote ratios, not seconds. The first
-    call of a turn is not counted: the threads of ONNX Runtime spin for a while after a call and
-    are in the way of the next session's.
+    call of a turn is not counted: it finds the caches full of the other sessions' data.
     """
     if rounds < 1 or calls < 1 or not sessions:
         raise QuantizationError("timings: needs at least one session, one round and one call.")

@@ -1,6 +1,6 @@
 """A learner's chapter in JupyterLab, driven in Chromium: Run All, then a slider moves the picture.
 
-Skipped, with the reason, where there is no Chromium (Playwright downloads none of its own here).
+Skipped, with the reason, where there is no Chromium (see conftest.py).
 """
 
 from __future__ import annotations
@@ -18,25 +18,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 TOKEN = "learner"
 CHAPTER = "01_affine_quantization.ipynb"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +74,19 @@ def wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float =
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
-        page.goto(lab)
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        yield page
-        browser.close()
+def page(chromium, lab):
+    page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
+    page.goto(lab)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    yield page
+    page.close()
 
 
 def test_a_chapter_runs_in_the_browser_and_its_slider_draws(page):
     picture = ".jupyter-widgets .widget-html-content img[alt]"
     run_all(page, picture)
-    wait_until_idle(page)
-    accept = page.locator(".jp-Dialog .jp-mod-accept")
-    page.wait_for_selector(picture, state="attached")
-    if accept.count():  # "select a kernel" would mean that the copy names none
-        pytest.fail("JupyterLab asked something before it ran the chapter")
     wait_until_idle(page)
     image, status = page.locator(picture).first, page.locator('.jupyter-widgets [role="status"]')
     before = image.get_attribute("src"), image.get_attribute("alt"), status.first.inner_text()
