@@ -32,9 +32,13 @@ def root():
     return ROOT
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """Chromium as a playwright Browser; skips, with the reason, where there is none."""
+    """Chromium as a playwright Browser; skips, with the reason, where there is none.
+
+    Not for the whole session: as long as playwright is open, an event loop runs in this thread, and
+    code under test that asks for one (a widget, `asyncio.run`) would behave as it does in a kernel.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
