@@ -41,10 +41,7 @@ _MODULE_OF = {
         ("CalibrationError", "DataIntegrityError", "QuantizationError", "UnsupportedError"),
         "errors",
     ),
-    **dict.fromkeys(("ablate", "sensitivity"), "ablation"),
-    "compare": "comparison",
-    "diagnose": "diagnosis",
-    "top1_on": "scores",
+    **dict.fromkeys(("ablate", "compare", "diagnose", "sensitivity", "top1_on"), "diagnosis"),
     **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "dynamic"),
     **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
     **dict.fromkeys(("IntegerModel", "agreement", "to_integer"), "integer"),
@@ -113,7 +110,6 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ptq_course.ablation import ablate, sensitivity
     from ptq_course.affine import (
         IntGrid,
         QParams,
@@ -132,8 +128,7 @@ if TYPE_CHECKING:
         MSECalibrator,
         PercentileCalibrator,
     )
-    from ptq_course.comparison import compare
-    from ptq_course.diagnosis import diagnose
+    from ptq_course.diagnosis import ablate, compare, diagnose, sensitivity, top1_on
     from ptq_course.dynamic import DynamicModel, quantize_dynamic
     from ptq_course.errors import (
         CalibrationError,
@@ -149,4 +144,3 @@ if TYPE_CHECKING:
     from ptq_course.qconfig import QConfig
     from ptq_course.quantizer import PTQQuantizer, QuantizedModel
     from ptq_course.range_search import search_ranges
-    from ptq_course.scores import top1_on

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
-from ptq_course.functional import constant
+from ptq_course.graph.functional import constant
 
 FOLDABLE = (
     nn.Conv1d,

@@ -22,12 +22,13 @@ from ptq_course.graph import (
     Plan,
     Value,
     check_float_layers,
+    optional_arguments,
     plan,
+    prepared_copy,
     trace,
 )
 from ptq_course.observe import output_tensors
 from ptq_course.qconfig import ALWAYS_FUSED
-from ptq_course.tracing import optional_arguments, prepared_copy
 
 
 class TracedNetwork:

@@ -21,14 +21,13 @@ from torch import Tensor, fx, nn
 from ptq_course.affine import IntGrid, QParams, choose_qparams
 from ptq_course.calibrators import CALIBRATORS, Calibrator
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.graph import Value
+from ptq_course.graph import Value, copied
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.network import TracedNetwork, UntracedNetwork, check_same_outputs
 from ptq_course.observe import Observer, model_inputs, run
 from ptq_course.qconfig import QConfig
 from ptq_course.report import Report, make_report
 from ptq_course.summaries import Summary
-from ptq_course.tracing import copied
 
 KL_BITS = 8  # above, KL's candidate thresholds are too few for the levels (chapter 03)
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]

@@ -16,10 +16,10 @@ from torch.utils import _pytree as pytree
 from ptq_course.errors import UnsupportedError
 from ptq_course.fusion import BATCH_NORMS, fuse
 from ptq_course.graph import Kind, plan, trace
+from ptq_course.graph.reading import read, source_of
 from ptq_course.metrics import sqnr_db
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer
-from ptq_course.reading import read, source_of
 from tests.foreign import ARCHITECTURES, realistic
 
 NAMES = sorted(ARCHITECTURES)

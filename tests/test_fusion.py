@@ -13,7 +13,7 @@ from ptq_course.classroom.models import load_model
 from ptq_course.errors import QuantizationError
 from ptq_course.fusion import BATCH_NORMS, fold_batch_norm, fuse
 from ptq_course.graph import plan, trace
-from ptq_course.kinds import ACTIVATIONS
+from ptq_course.graph.kinds import ACTIVATIONS
 from ptq_course.qconfig import FUSABLE, QConfig
 from ptq_course.quantizer import PTQQuantizer
 from tests.networks import InvertedResidual, Residual, randomize_batch_norms

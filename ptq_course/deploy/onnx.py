@@ -25,10 +25,9 @@ from ptq_course.deploy.targets import TARGETS, check_target, find_target
 from ptq_course.dynamic import DynamicModel
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.fusion import fuse
-from ptq_course.graph import trace
+from ptq_course.graph import copied, trace
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.quantizer import QuantizedModel
-from ptq_course.tracing import copied
 
 __all__ = ["TARGETS", "Session", "export", "session"]
 

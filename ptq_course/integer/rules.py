@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ptq_course.affine import QParams
 from ptq_course.errors import UnsupportedError
+from ptq_course.graph.kinds import ACTIVATIONS
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
-from ptq_course.kinds import ACTIVATIONS
 from ptq_course.layers import QuantizedLayer
 
 RELU, RELU6 = ACTIVATIONS["relu"], ACTIVATIONS["relu6"]

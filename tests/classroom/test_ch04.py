@@ -19,8 +19,7 @@ from ptq_course.classroom.operations import (
 from ptq_course.classroom.plots import ch04_fusion as plots
 from ptq_course.classroom.widgets import ch04_gamma
 from ptq_course.fusion import fuse
-from ptq_course.graph import plan
-from ptq_course.tracing import trace
+from ptq_course.graph import plan, trace
 
 MERGE = ("bn", "relu")
 

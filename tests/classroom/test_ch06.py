@@ -12,10 +12,10 @@ from torch import nn
 from ptq_course.classroom.plots import ch06_static as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch06_layers
-from ptq_course.comparison import Comparison, compare
+from ptq_course.diagnosis.comparison import Comparison, compare
+from ptq_course.diagnosis.scores import Variant, Variants
+from ptq_course.diagnosis.walks import LayerError
 from ptq_course.quantizer import PTQQuantizer
-from ptq_course.scores import Variant, Variants
-from ptq_course.walks import LayerError
 
 
 def test_rules_over_bits_plots_changes_with_their_intervals():

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from ptq_course.classroom.plots.base import COLORS, GREY, color, figure, text_number
 from ptq_course.classroom.plots.pieces import BEHIND
 from ptq_course.classroom.prediction import Prediction
-from ptq_course.comparison import Comparison
-from ptq_course.scores import Variants
+from ptq_course.diagnosis.comparison import Comparison
+from ptq_course.diagnosis.scores import Variants
 
 OFFSET = 0.12  # of the rules beside each other, in bits
 

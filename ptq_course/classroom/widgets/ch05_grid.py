@@ -12,9 +12,9 @@ from ptq_course.classroom.models import load_model
 from ptq_course.classroom.plots.base import COLORS, GREY, figure, text_number
 from ptq_course.classroom.widgets.base import Choice, Explorer, Slider
 from ptq_course.fusion import fuse
+from ptq_course.graph import trace
 from ptq_course.layers import weight_qparams
 from ptq_course.metrics import sqnr_db
-from ptq_course.tracing import trace
 
 LAYER = "layer1.conv1"  # of the residual network: [32, 32, 3, 3]
 GROUP = 8  # input channels that share a scale: 72 weights

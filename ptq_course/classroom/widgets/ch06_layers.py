@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ptq_course.affine import QParams, fake_quantize
 from ptq_course.classroom.plots.base import COLORS, figure, text_number
 from ptq_course.classroom.widgets.base import Choice, Explorer, Slider
-from ptq_course.comparison import Comparison, compare
+from ptq_course.diagnosis.comparison import Comparison, compare
+from ptq_course.diagnosis.parts import parts_of
 from ptq_course.layers import ActivationQuantizer
-from ptq_course.parts import parts_of
 from ptq_course.quantizer import PTQQuantizer
 
 BINS = 100

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from networks import DataDependent, answering, batches, taught_by
 from torch import nn
 
-from ptq_course.ablation import ablate, sensitivity
+from ptq_course.diagnosis.ablation import ablate, sensitivity
+from ptq_course.diagnosis.scores import Scores, against, score, top1_on
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer
-from ptq_course.scores import Scores, against, score, top1_on
 
 DATA = batches(2, 16)
 

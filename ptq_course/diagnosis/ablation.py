@@ -14,13 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ptq_course.comparison import check_float
-from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.observe import model_inputs
-from ptq_course.parts import Parts, partly, parts_of
-from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer, QuantizedModel
-from ptq_course.scores import (
+from ptq_course.diagnosis.comparison import check_float
+from ptq_course.diagnosis.parts import Parts, partly, parts_of
+from ptq_course.diagnosis.scores import (
     UNPAIRED,
     Evaluate,
     Scores,
@@ -30,9 +26,13 @@ from ptq_course.scores import (
     check_rereadable,
     score,
 )
+from ptq_course.diagnosis.walks import Noise
+from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.graph import copied
+from ptq_course.observe import model_inputs
+from ptq_course.qconfig import QConfig
+from ptq_course.quantizer import PTQQuantizer, QuantizedModel
 from ptq_course.tables import decibels, html_table, text_table
-from ptq_course.tracing import copied
-from ptq_course.walks import Noise
 
 
 def observed(

@@ -1,6 +1,6 @@
 """The plan: who owns a scale. One QParams per tensor value, shared by all its consumers.
 
-Chapters 04 and 06. `trace` turns a model into a torch.fx graph. `plan` reads the graph and says
+Chapters 04 and 06. `plan` reads the graph that `trace` made and says
 which values become integers (`Value`) and which layers get integer weights (`LayerSite`). Nothing
 here computes a scale: that is the quantizer's work.
 
@@ -23,22 +23,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.kinds import SOFTMAXES, WEIGHTED_MODULES, Kind, averages, operation_of
+from ptq_course.graph.kinds import SOFTMAXES, Kind, averages, operation_of
+from ptq_course.graph.reading import Reading, read, source_of
 from ptq_course.qconfig import ALWAYS_FUSED
-from ptq_course.reading import Reading, read, source_of
-from ptq_course.tracing import trace
-
-__all__ = [
-    "WEIGHTED_MODULES",
-    "Kind",
-    "LayerSite",
-    "Plan",
-    "Value",
-    "check_float_layers",
-    "kinds_of",
-    "plan",
-    "trace",
-]
 
 
 @dataclass

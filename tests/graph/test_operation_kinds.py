@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ptq_course.errors import CalibrationError
 from ptq_course.fusion import fuse
 from ptq_course.graph import WEIGHTED_MODULES, kinds_of, plan, trace
-from ptq_course.kinds import KINDS, Kind
+from ptq_course.graph.kinds import KINDS, Kind
 from ptq_course.layers import OPERATIONS, ActivationQuantizer
 from ptq_course.metrics import sqnr_db
 from ptq_course.qconfig import QConfig

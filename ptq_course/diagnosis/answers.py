@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptq_course.comparison import Comparison
-from ptq_course.scores import Variant
+from ptq_course.diagnosis.comparison import Comparison
+from ptq_course.diagnosis.scores import Variant
 
 Remedy = tuple[str, Variant]  # what to do, and what it gained over the quantized model
 CHAPTERS = {

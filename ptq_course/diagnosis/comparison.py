@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
+from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError, Noise
 from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.graph import copied, prepared_copy
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.metrics import Flips, correct, flips, paired_bootstrap
 from ptq_course.observe import model_inputs
 from ptq_course.quantizer import QuantizedModel
 from ptq_course.tables import decibels, html_table, points, text_table
-from ptq_course.tracing import copied, prepared_copy
-from ptq_course.walks import GraphWalk, HookWalk, LayerError, Noise
 
 COLUMNS = ("layer", "type", "weight dB", "input dB", "isolated dB", "cumulative dB")
 BY_HOOKS = (

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from ptq_course.diagnosis.parts import Parts, parts_of
 from ptq_course.errors import QuantizationError
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.metrics import sqnr_db
-from ptq_course.parts import Parts, parts_of
 from ptq_course.quantizer import QuantizedModel
 from ptq_course.tables import decibels
 

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from ptq_course.attention import expand_dot_product_attention
 from ptq_course.errors import UnsupportedError
-from ptq_course.functional import rewrite_functional_layers
-from ptq_course.kinds import WEIGHTED_MODULES
-from ptq_course.reading import ScoreMask
-from ptq_course.transformer import rewrite_attention
+from ptq_course.graph.attention import expand_dot_product_attention
+from ptq_course.graph.functional import rewrite_functional_layers
+from ptq_course.graph.kinds import WEIGHTED_MODULES
+from ptq_course.graph.reading import ScoreMask
+from ptq_course.graph.transformer import rewrite_attention
 
 
 class _Tracer(fx.Tracer):

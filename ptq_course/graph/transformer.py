@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ptq_course.attention import Attention
+from ptq_course.graph.attention import Attention
 
 
 class EncoderLayer(nn.Module):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from networks import DataDependent, answering, batches, taught_by
 
-from ptq_course.answers import CHAPTERS
 from ptq_course.diagnosis import diagnose
+from ptq_course.diagnosis.answers import CHAPTERS
+from ptq_course.diagnosis.scores import top1_on
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.qconfig import QConfig
-from ptq_course.scores import top1_on
 
 DATA = batches(4, 32)
 FLASH = [(torch.cat([x[:-1], x[-1:] * 300]), y) for x, y in DATA]  # one loud picture a batch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ptq_course.reading import ScoreMask
+from ptq_course.graph.reading import ScoreMask
 
 
 class AttentionMask(ScoreMask):

@@ -17,18 +17,26 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ptq_course import recipes
-from ptq_course.ablation import observed, versions
-from ptq_course.answers import Answer, Diagnosis, Remedy, advise, gained
-from ptq_course.comparison import Comparison, compare
+from ptq_course.diagnosis import recipes
+from ptq_course.diagnosis.ablation import observed, versions
+from ptq_course.diagnosis.answers import Answer, Diagnosis, Remedy, advise, gained
+from ptq_course.diagnosis.comparison import Comparison, compare
+from ptq_course.diagnosis.scores import (
+    UNPAIRED,
+    Evaluate,
+    Scores,
+    Variant,
+    against,
+    check_rereadable,
+    score,
+)
 from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.graph import copied
 from ptq_course.metrics import sqnr_db
 from ptq_course.observe import model_inputs
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer, QuantizedModel
-from ptq_course.scores import UNPAIRED, Evaluate, Scores, Variant, against, check_rereadable, score
 from ptq_course.tables import decibels
-from ptq_course.tracing import copied
 
 EXAMPLES = 512  # calibration examples on which layers and runtimes are compared
 RULES = ("minmax", "percentile", "kl", "mse")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from ptq_course.kinds import (
+from ptq_course.graph.kinds import (
     ACTIVATIONS,
     ARITHMETIC,
     CREATING,

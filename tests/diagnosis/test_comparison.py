@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from networks import DataDependent, InvertedResidual, Residual, batches, randomize_batch_norms
 from torch import nn
 
-from ptq_course.comparison import compare, labels_of
+from ptq_course.diagnosis.comparison import compare, labels_of
+from ptq_course.diagnosis.parts import partly, parts_of
+from ptq_course.diagnosis.walks import Noise
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.layers import ActivationQuantizer
-from ptq_course.parts import partly, parts_of
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer
-from ptq_course.walks import Noise
 
 
 def make(seed=0, net=Residual):
@@ -275,7 +275,7 @@ class TestParts:
 
 def test_the_function_is_not_hidden_by_a_module_of_its_name():
     code = (
-        "import ptq_course.diagnosis, ptq_course.comparison, ptq_course.ablation\n"
+        "import ptq_course.diagnosis\n"
         "from ptq_course import ablate, compare, diagnose, sensitivity, top1_on\n"
         "assert all(map(callable, (ablate, compare, diagnose, sensitivity, top1_on)))"
     )
