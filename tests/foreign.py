@@ -663,6 +663,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         {
             "(between layers)": "could not be traced",
             "attention.mask": "AttentionMask",
+            "attention.masked_softmax": "MaskedSoftmax",
             "norm": "LayerNorm",
         },
         traceable=False,

@@ -14,50 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ptq_course.graph.reading import ScoreMask
-
-
-class AttentionMask(ScoreMask):
-    """Puts minus infinity (or a float mask's values) on scores [.., heads, queries, keys]."""
-
-    def forward(
-        self, scores: Tensor, attention: Tensor | None = None, padding: Tensor | None = None
-    ) -> Tensor:
-        """``attention`` [queries, keys] or [batch * heads, queries, keys], ``padding`` [.., keys].
-
-        True means masked, as in nn.MultiheadAttention.
-        """
-        if attention is not None:
-            if attention.dim() == 3 and scores.dim() == 4:
-                attention = attention.reshape(-1, *scores.shape[1:])
-            scores = _masked(scores, attention)
-        if padding is not None:
-            if padding.dim() == 2:
-                padding = padding[:, None, None, :]
-            scores = _masked(scores, padding)
-        return scores
-
-
-class DotProductMask(ScoreMask):
-    """The mask of F.scaled_dot_product_attention, in which True means *not* masked."""
-
-    def __init__(self, is_causal: bool) -> None:
-        super().__init__()
-        self.is_causal = is_causal
-
-    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        if self.is_causal:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = _masked(scores, future)
-        if mask is not None:
-            scores = _masked(scores, ~mask if mask.dtype == torch.bool else mask)
-        return scores
-
-
-def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(mask, float("-inf"))
-    return scores + mask
+from ptq_course.graph.masks import AttentionMask, DotProductMask, MaskedSoftmax
 
 
 class Attention(nn.Module):
@@ -79,7 +36,7 @@ class Attention(nn.Module):
         for name, weight, bias in zip("qkv", weights, biases, strict=True):
             setattr(self, f"{name}_proj", _linear(weight, bias))
         self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
-        self.mask = AttentionMask()
+        self.mask, self.masked_softmax = AttentionMask(), MaskedSoftmax()
 
     def _heads(self, x: Tensor) -> Tensor:
         """[batch, length, width], or length first, or no batch -> [.., heads, length, head_dim]."""
@@ -103,8 +60,9 @@ class Attention(nn.Module):
         v = self._heads(self.v_proj(value))
         scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(self.head_dim))
         if attn_mask is not None or key_padding_mask is not None:
-            scores = self.mask(scores, attn_mask, key_padding_mask)
-        weights = torch.softmax(scores, dim=-1)
+            weights = self.masked_softmax(self.mask(scores, attn_mask, key_padding_mask))
+        else:
+            weights = torch.softmax(scores, dim=-1)
         mixed = torch.matmul(weights, v)
         mixed = mixed.transpose(-3, -2) if self.batch_first else mixed.movedim(-2, 0)
         output = self.out_proj(mixed.flatten(-2))
@@ -132,9 +90,14 @@ def expand_dot_product_attention(traced: fx.GraphModule) -> None:
             if mask is not None or is_causal:
                 path = f"{node.name}_mask"
                 traced.add_submodule(path, DotProductMask(is_causal))
+                traced.add_submodule(f"{node.name}_softmax", MaskedSoftmax())
                 inputs = (scores.node,) if mask is None else (scores.node, mask)
-                scores = fx.Proxy(traced.graph.call_module(path, inputs), tracer)
-            output = torch.matmul(torch.softmax(scores, dim=-1), value)
+                masked = traced.graph.call_module(path, inputs)
+                softmax = traced.graph.call_module(f"{node.name}_softmax", (masked,))
+                weights = fx.Proxy(softmax, tracer)
+            else:
+                weights = torch.softmax(scores, dim=-1)
+            output = torch.matmul(weights, value)
         node.replace_all_uses_with(output.node)
         traced.graph.erase_node(node)
 

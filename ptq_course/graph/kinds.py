@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ptq_course.graph.masks import MaskedSoftmax
 from ptq_course.layers import OPERATIONS
 
 Operation = Any  # type[nn.Module], a function, or a method's name
@@ -80,7 +81,7 @@ FORMULAS = DIVISIONS | frozenset(
         "pow square sqrt rsqrt reciprocal exp expm1 log log2 log1p var std var_mean norm logsumexp"
     )
 ) | {torch.linalg.norm, torch.linalg.vector_norm}  # fmt: skip
-SOFTMAXES = frozenset([*_every_form("softmax"), nn.Softmax, nn.Softmax2d])
+SOFTMAXES = frozenset([*_every_form("softmax"), nn.Softmax, nn.Softmax2d, MaskedSoftmax])
 # The activations that a runtime may fuse into the layer before (QConfig.fused_activations).
 ACTIVATIONS: dict[str, frozenset[Operation]] = {
     "relu": frozenset([*_every_form("relu relu_"), nn.ReLU]),

@@ -29,13 +29,10 @@ from ptq_course.graph.kinds import (
     operation_of,
     refusal,
 )
+from ptq_course.graph.masks import ScoreMask
 from ptq_course.qconfig import ALWAYS_FUSED
 
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
-
-
-class ScoreMask(nn.Module):
-    """Base of modules that put minus infinity on attention scores (attention.py)."""
 
 
 @dataclass

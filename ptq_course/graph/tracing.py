@@ -24,7 +24,7 @@ from ptq_course.errors import UnsupportedError
 from ptq_course.graph.attention import expand_dot_product_attention
 from ptq_course.graph.functional import rewrite_functional_layers
 from ptq_course.graph.kinds import WEIGHTED_MODULES
-from ptq_course.graph.reading import ScoreMask
+from ptq_course.graph.masks import MaskedSoftmax, ScoreMask
 from ptq_course.graph.transformer import rewrite_attention
 
 
@@ -32,7 +32,8 @@ class _Tracer(fx.Tracer):
     """torch.fx's tracer, which keeps every module of torch.nn as one node."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, ScoreMask)):
+        whole = (nn.MultiheadAttention, nn.TransformerEncoderLayer, ScoreMask, MaskedSoftmax)
+        if isinstance(module, whole):
             return True
         return super().is_leaf_module(module, qualified_name)
 

@@ -62,6 +62,57 @@ def test_equals_multihead_attention(batch_first, bias, sizes, call):
         assert_close(original.eval()(q, k, v, **call), ours(q, k, v, **call))
 
 
+def test_a_row_that_is_masked_completely_has_weights_of_zero():
+    """torch's fused product does the same; with need_weights, and in the fast path, it gives NaN."""
+    original = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    ours, x = rewritten(original), torch.randn(BATCH, KEYS, WIDTH)
+    padding = torch.arange(KEYS).expand(BATCH, -1) > 3
+    padding[1] = True
+    expected = original.eval()(x, x, x, key_padding_mask=padding, need_weights=False)
+    got, weights = ours(x, x, x, key_padding_mask=padding)
+    assert_close(expected[:1], [got])
+    assert torch.equal(weights[1], torch.zeros(KEYS, KEYS))
+
+
+class Padded(nn.Module):
+    def __init__(self, need_weights):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.out, self.need_weights = nn.Linear(WIDTH, 3), need_weights
+
+    def forward(self, x, padding):
+        mixed = self.attention(
+            x, x, x, key_padding_mask=padding, need_weights=self.need_weights
+        )[0]  # fmt: skip
+        return self.out(mixed)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_calibration_with_a_sequence_of_nothing_but_padding(need_weights):
+    torch.manual_seed(0)
+    model, x = Padded(need_weights).eval(), torch.randn(BATCH, KEYS, WIDTH)
+    padding = torch.arange(KEYS).expand(BATCH, -1) > 3
+    padding[1] = True
+    quantized = PTQQuantizer(model).calibrate([(x, padding)], progress=False).convert()
+    with torch.no_grad():
+        got, expected = quantized(x, padding), model(x, padding)
+    assert got.isfinite().all()
+    assert torch.allclose(got[[0, 2]], expected[[0, 2]], atol=0.1)
+
+
+def test_dot_product_attention_with_a_masked_row():
+    class DotProduct(nn.Module):
+        def forward(self, q, mask):
+            return F.scaled_dot_product_attention(q, q, q, mask)
+
+    q = torch.randn(BATCH, HEADS, KEYS, WIDTH)
+    mask = torch.ones(KEYS, KEYS, dtype=torch.bool)
+    mask[2] = False
+    float_mask = torch.zeros(KEYS, KEYS).masked_fill(~mask, float("-inf"))
+    for given in (mask, float_mask):
+        assert_close([DotProduct()(q, given)], [trace(DotProduct())(q, given)])
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_without_a_batch(batch_first):
     original = nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first)
