@@ -1,7 +1,8 @@
 """The traced graph of a network, and the plan that says who owns a scale. Chapters 04 and 06.
 
 trace     a model's Python becomes one graph (`tracing`), in one way of writing: functions
-          become layers (`functional`), attention becomes products (`attention`, `masks`, `transformer`)
+          become layers (`functional`), attention becomes products (`attention`, `masks`,
+              `transformer`)
 kinds     what each operation does to integers (`kinds`), and what this graph's do (`reading`)
 plan      which values become integers and share a scale, which layers (`planning`)
 """

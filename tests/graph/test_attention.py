@@ -63,7 +63,7 @@ def test_equals_multihead_attention(batch_first, bias, sizes, call):
 
 
 def test_a_row_that_is_masked_completely_has_weights_of_zero():
-    """torch's fused product does the same; with need_weights, and in the fast path, it gives NaN."""
+    """As in torch's fused product; with need_weights, and in its fast path, torch gives NaN."""
     original = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
     ours, x = rewritten(original), torch.randn(BATCH, KEYS, WIDTH)
     padding = torch.arange(KEYS).expand(BATCH, -1) > 3
