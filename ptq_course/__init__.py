@@ -142,5 +142,6 @@ if TYPE_CHECKING:
     from ptq_course.metrics import flips, paired_bootstrap, sqnr_db, top1
     from ptq_course.monitor import ClippingMonitor, clipped_share
     from ptq_course.qconfig import QConfig
-    from ptq_course.quantizer import PTQQuantizer, QuantizedModel
+    from ptq_course.quantized import QuantizedModel
+    from ptq_course.quantizer import PTQQuantizer
     from ptq_course.range_search import search_ranges

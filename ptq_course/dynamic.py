@@ -31,9 +31,10 @@ from ptq_course.affine import (
 from ptq_course.bias import INT32_MAX
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import Kind, kinds_of
-from ptq_course.layers import OPERATIONS, QuantizedLayer
+from ptq_course.layers import OPERATIONS, LayerStandIn, QuantizedLayer, check_call
 from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer, QuantizedModel
+from ptq_course.quantized import ConvertedModel, QuantizedModel, check_float
+from ptq_course.quantizer import PTQQuantizer
 
 GRANULARITIES = ("per_tensor", "per_token")
 FLOAT32_INTEGERS = 2**24  # float32 holds every integer up to here
@@ -74,6 +75,7 @@ def quantize_dynamic(
     Raises QuantizationError for an unknown granularity or a config without weight bits, and
     UnsupportedError, naming the layer, where a sum of products could exceed int32.
     """
+    check_float(model)
     config = config or QConfig.onnxruntime()
     config = config if bits is None else config.with_bits(bits)
     if config.weight_bits is None:
@@ -93,19 +95,22 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
     module, left_in_float = quantized.module, dict(quantized.left_in_float)
     if isinstance(module, fx.GraphModule):
         left_in_float |= _between_layers(module)
-    for path, layer in list(module.named_modules()):
+    made: dict[nn.Module, DynamicLayer] = {}  # a layer under two names stays one
+    for path, layer in list(module.named_modules(remove_duplicate=False)):
         if not isinstance(layer, QuantizedLayer):
             continue
         kind = type(layer.float_layer)
         if kind not in TOKEN_DIMENSIONS:
             left_in_float[path] = f"only the weights of {kind.__name__} are integers"
             continue
-        quantizer = DynamicQuantizer(
-            config.activation_grid, config.activation_symmetric, granularity,
-            TOKEN_DIMENSIONS[kind], layer.name,
-        )  # fmt: skip
+        if layer not in made:
+            quantizer = DynamicQuantizer(
+                config.activation_grid, config.activation_symmetric, granularity,
+                TOKEN_DIMENSIONS[kind], layer.name,
+            )  # fmt: skip
+            made[layer] = DynamicLayer(layer, quantizer)
         parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, DynamicLayer(layer, quantizer))
+        setattr(module.get_submodule(parent), name, made[layer])
     return DynamicModel(module, config, granularity, left_in_float)
 
 
@@ -127,7 +132,7 @@ def _between_layers(module: fx.GraphModule) -> dict[str, str]:
     }
 
 
-class DynamicModel(nn.Module):
+class DynamicModel(ConvertedModel):
     """The network after `quantize_dynamic`: same inputs and outputs.
 
     ``config`` and ``granularity`` say how it was made, ``left_in_float`` what is computed in
@@ -138,23 +143,12 @@ class DynamicModel(nn.Module):
     def __init__(
         self, module: nn.Module, config: QConfig, granularity: str, left_in_float: dict[str, str]
     ) -> None:
-        super().__init__()
-        self.module = module
-        self.config = config
+        super().__init__(module, config, left_in_float)
         self.granularity = granularity
-        self.left_in_float = left_in_float
-        self.eval()
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.module(*inputs)
 
     def dynamic_layers(self) -> dict[str, DynamicLayer]:
         """The layers that round their input at run time, by their path in the user's model."""
         return {m.name: m for m in self.module.modules() if isinstance(m, DynamicLayer)}
-
-    def quantized_layers(self) -> dict[str, QuantizedLayer]:
-        """The layers with integer weights, by their path in the user's model."""
-        return {m.name: m for m in self.module.modules() if isinstance(m, QuantizedLayer)}
 
     def codes_of(self, *inputs: Tensor) -> dict[str, QTensor]:
         """Run once; the integers that each layer made of its input, with their scales."""
@@ -222,7 +216,7 @@ class DynamicQuantizer(nn.Module):
         return f"{self.granularity}, {kind}, bits={self.grid.bits}"
 
 
-class DynamicLayer(nn.Module):
+class DynamicLayer(LayerStandIn):
     """A layer that rounds its input at run time, multiplies integers, and returns floating point.
 
         codes of the input  ->  int32 sums of products  ->  times s_x * s_w, plus the float bias
@@ -232,6 +226,8 @@ class DynamicLayer(nn.Module):
     Raises UnsupportedError, naming the layer, where a sum could exceed int32, for codebooks, and
     for weights per group in a convolution with groups.
     """
+
+    stands_for = "quantized"
 
     def __init__(self, quantized: QuantizedLayer, quantizer: DynamicQuantizer) -> None:
         super().__init__()
@@ -253,8 +249,17 @@ class DynamicLayer(nn.Module):
                 "dynamic form here; use weight_granularity='per_channel'."
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        given = self.quantizer.codes(x)
+    @property
+    def weight(self) -> Tensor:
+        return self.quantized.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.quantized.bias
+
+    def forward(self, input: Tensor, **options: object) -> Tensor:
+        check_call(self.quantized.float_layer, self.name, input, options)
+        x, given = input, self.quantizer.codes(input)
         # Parts of the input channels that share a weight scale; one part unless there are groups.
         scales, axis = self._weight_scales(), self.quantized.channel_axis
         integers = less_zero_point(given)

@@ -7,8 +7,9 @@ network with integers only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,29 @@ class ActivationQuantizer(nn.Module):
         )
 
 
-class QuantizedLayer(nn.Module):
+class LayerStandIn(nn.Module):
+    """Stands where a layer of the user's model stood, whose code may ask for its settings.
+
+    ``fc.in_features``, ``conv.padding`` and the like are answered by the submodule that
+    ``stands_for`` names. Tensors are not: which weight would it be?
+    """
+
+    stands_for: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = vars(self).get("_modules", {}).get(self.stands_for)
+            if layer is None or name.startswith("_"):
+                raise
+            value = getattr(layer, name)
+            if isinstance(value, (Tensor, nn.Module)):
+                raise
+            return value
+
+
+class QuantizedLayer(LayerStandIn):
     """A Conv, ConvTranspose, Linear or Embedding with integer weight codes.
 
     ``layer`` is the float layer (kept unchanged, for comparison); ``weight`` holds the codes and
@@ -89,6 +112,8 @@ class QuantizedLayer(nn.Module):
     them the bias stays in floating point (weight-only, per-group).
     Raises QuantizationError where codes and layer differ in shape, or its weight is not finite.
     """
+
+    stands_for = "float_layer"
 
     def __init__(
         self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
@@ -179,14 +204,34 @@ class QuantizedLayer(nn.Module):
         """Axis of the weight that holds the output channels."""
         return channel_axis(self.float_layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return OPERATIONS[type(self.float_layer)](self.float_layer, x, self.weight, self.bias)
+    def forward(self, input: Tensor, **options: object) -> Tensor:
+        check_call(self.float_layer, self.name, input, options)
+        return OPERATIONS[type(self.float_layer)](self.float_layer, input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         if self.codebook is not None:
             return f"weight: codebook of {len(self.codebook)} values"
         grid, scales = self.weight_grid, self.weight_scale.numel()
         return f"weight: {grid.bits} bits in [{grid.qmin}, {grid.qmax}], scales: {scales}"
+
+
+def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, object]) -> None:
+    """Raise UnsupportedError where a layer is called in a way that its integer form does not know.
+
+    Settings given with the call (a transposed convolution's output_size), and a batch norm folded
+    into a Linear layer whose input has more than two dimensions: there it normalized another axis.
+    """
+    if any(value is not None for value in options.values()):
+        raise UnsupportedError(
+            f"layer {name!r} is called with {', '.join(options)}, which has no integer form; keep "
+            "it in floating point (float_layers)."
+        )
+    if isinstance(layer, nn.Linear) and hasattr(layer, "folded_gamma") and x.dim() != 2:
+        raise UnsupportedError(
+            f"layer {name!r}: the batch norm behind it was folded, which needs an input [N, "
+            f"features], got {tuple(x.shape)}. There it normalizes the second dimension; transpose "
+            "before it, or use a 1x1 convolution."
+        )
 
 
 def check_layer(layer: nn.Module, name: str = "") -> None:

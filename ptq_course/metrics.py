@@ -33,6 +33,18 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
+def rounding_limit(reference: Tensor) -> float:
+    """How far apart two floating-point computations of the same tensor may lie.
+
+    A thousandth of its largest value, or eight units in the last place of a shorter dtype; NaN and
+    infinity in ``reference`` are left out.
+    """
+    if not reference.is_floating_point():
+        return 0.0
+    largest = reference.detach().double().masked_fill(~reference.isfinite(), 0).abs().max().item()
+    return max(1e-3, 8 * torch.finfo(reference.dtype).eps) * largest + 1e-6
+
+
 def top1(logits: Tensor, labels: Tensor) -> float:
     """Share of rows of ``logits`` [N, classes] whose largest entry is at ``labels`` [N]."""
     return _correct(logits, labels).double().mean().item()

@@ -14,50 +14,27 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, fx, nn
 
-from ptq_course.affine import IntGrid, QParams, choose_qparams
-from ptq_course.calibrators import CALIBRATORS, Calibrator
+from ptq_course.affine import QParams
+from ptq_course.calibrators import Calibrator
+from ptq_course.decisions import decide
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.graph import Value, copied
+from ptq_course.graph import copied, plain_module, stays_float
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
-from ptq_course.network import TracedNetwork, UntracedNetwork, check_same_outputs
-from ptq_course.observe import Observer, model_inputs, run
+from ptq_course.network import TracedNetwork, check_same_outputs
+from ptq_course.observe import run
 from ptq_course.qconfig import QConfig
+from ptq_course.quantized import QuantizedModel, check_float
 from ptq_course.report import Report, make_report
+from ptq_course.statistics import Statistics
 from ptq_course.summaries import Summary
+from ptq_course.untraced import UntracedNetwork
 
-KL_BITS = 8  # above, KL's candidate thresholds are too few for the levels (chapter 03)
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
-
-
-class QuantizedModel(nn.Module):
-    """The network after conversion: same inputs and outputs, every value on its integer grid.
-
-    It simulates integers in floating point; `deploy.onnx.export` writes real ones. ``config`` says
-    how it was made, ``qparams`` holds the QParams of each value, ``left_in_float`` says what was
-    not quantized and why.
-    """
-
-    def __init__(
-        self, module: nn.Module, config: QConfig, qparams: dict[str, QParams],
-        left_in_float: dict[str, str],
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.module = module
-        self.config = config
-        self.qparams = qparams
-        self.left_in_float = left_in_float
-        self.eval()
-
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        return self.module(*inputs, **named)
-
-    def quantized_layers(self) -> dict[str, QuantizedLayer]:
-        """The layers with integer weights, by their path in the user's model."""
-        return {m.name: m for m in self.module.modules() if isinstance(m, QuantizedLayer)}
 
 
 class PTQQuantizer:
@@ -84,8 +61,8 @@ class PTQQuantizer:
         config: QConfig | None = None,
         steps: Sequence[Step] = (),
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
+        check_float(model)
+        model = plain_module(model)
         config = config or QConfig.onnxruntime()
         self.config = config if bits is None else config.with_bits(bits)
         try:
@@ -106,8 +83,8 @@ class PTQQuantizer:
             self._network.apply(lambda module, step=step: step(module, self))
         self._unfused: nn.Module = copied(model)
         self.model: nn.Module = self._network.module
-        self.num_batches = 0
-        self._summaries: dict[str, dict[type[Summary], Summary]] = {}
+        self.statistics = Statistics()
+        self._decided = False
         self.value_calibrators: dict[str, Calibrator] = {}
         self.qparams: dict[str, QParams] = {}
 
@@ -127,49 +104,56 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
-        summaries = copy.deepcopy(self._summaries)
-        if not summaries:
-            kinds = {CALIBRATORS[rule].summary_type for rule in _rules(ranges)}
-            for name, value in self._network.full_plan.values.items():
-                if value.range is None:
-                    summaries[name] = {kind: kind() for kind in kinds}
+        statistics = self.statistics.copy()
+        if not statistics.summaries:
+            values = self._network.full_plan.values.items()
+            statistics.prepare((name for name, value in values if value.range is None), ranges)
         elif ranges is not None:
-            self._check_collected(_rules(ranges))
-        observed = self._network.with_observers(
-            {name: Observer(name, mine) for name, mine in summaries.items()}
-        )
-        names = self._network.input_names
-        done, first = run(
-            observed,
+            statistics.require(ranges)
+        network = self._network
+        statistics.num_batches += run(
+            network.with_observers(statistics.observers(network.input_values)),
             loader,
-            input_names=names,
+            input_names=network.input_names,
+            optional_names=network.optional_names,
             num_batches=num_batches,
+            check_first=None if self.num_batches else self._check_fusion,
             progress=progress,
-            optional_names=self._network.optional_names,
         )
-        if self.num_batches == 0:
-            self._check_fusion(first)
-        self._summaries = summaries
-        self.num_batches += done
+        self.statistics = statistics
         return self
 
-    def _check_collected(self, rules: list[str]) -> None:
-        for rule in rules:
-            kind = CALIBRATORS[rule].summary_type
-            if any(kind not in mine for mine in self._summaries.values()):
-                raise CalibrationError(
-                    f"ranges={rule!r} was not collected by the first call of observe(). Start with "
-                    f"a new PTQQuantizer and observe(loader, ranges={rule!r}), or None for all."
-                )
+    def merge(self, other: PTQQuantizer) -> PTQQuantizer:
+        """Add the statistics that another quantizer of the same model has observed.
 
-    def _check_fusion(self, batch: object) -> None:
+        The result is the same, to the bit, as if this one had observed its data too, in any order.
+        Raises CalibrationError where the two do not belong together, UnsupportedError where they
+        collected for a rule that does not merge (a moving average); then nothing has changed.
+        """
+        self.statistics = self.statistics.merge(other.statistics)
+        return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
+        """`merge` with the quantizers of all processes of ``torch.distributed``."""
+        self.statistics = self.statistics.all_reduce(group)
+        return self
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches have been observed."""
+        return self.statistics.num_batches
+
+    def _check_fusion(self, inputs: list[Tensor]) -> None:
         """The fused graph must compute what the user's model computes."""
-        inputs = model_inputs(batch, self._network.input_names)
-        if len(inputs) == 1:  # several need not share their first dimension
-            inputs = [inputs[0][:2]]
-        device = next((p.device for p in self._unfused.parameters()), inputs[0].device)
-        inputs = [x.to(device) for x in inputs]
-        check_same_outputs(self._unfused, self._network.module, inputs)
+        if len(inputs) == 1 and inputs[0].dim() > 1:  # several need not share their dimensions
+            few = [inputs[0][:2]]
+            try:
+                return check_same_outputs(self._unfused, self._network.module, few)
+            except UnsupportedError:
+                raise
+            except Exception:
+                pass
+        return check_same_outputs(self._unfused, self._network.module, inputs)
 
     # --- step 3: decide --------------------------------------------------------------------
 
@@ -182,67 +166,21 @@ class PTQQuantizer:
         ranges: "minmax", "moving_average", "percentile", "kl" or "mse" (default: the config's);
         ``options`` go to its calibrator (``percentile=99.99``). An error leaves all as it was.
         """
-        before = self.config, self._network
-        self._network = copy.copy(self._network)
-        try:
-            if config is not None:
-                self._network.replan(config.float_layers, config.fused_activations)
-                self.config = config
-            self.value_calibrators, self.qparams = self._decide(ranges, bits, options)
-        except Exception:
-            self.config, self._network = before
-            raise
+        config = self.config if config is None else config
+        config = config if bits is None else config.with_bits(bits)
+        network = copy.copy(self._network)
+        network.replan(config.float_layers, config.fused_activations)
+        rule = ranges or config.activation_range
+        calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
+        self.config, self._network, self._decided = config, network, True
+        self.value_calibrators, self.qparams = calibrators, qparams
         return self
-
-    def _decide(
-        self, ranges: str | None, bits: int | None, options: dict[str, float]
-    ) -> tuple[dict[str, Calibrator], dict[str, QParams]]:
-        """A calibrator and QParams for each value of the plan."""
-        if bits is not None:
-            self.config = self.config.with_bits(bits)
-        rule = ranges or self.config.activation_range
-        _rules(rule)
-        if rule == "kl" and (self.config.activation_bits or 0) > KL_BITS:
-            warnings.warn(
-                f"ranges='kl' with {self.config.activation_bits} bits: its 2,048 candidates leave "
-                "so fine a grid little to choose from; 'minmax' or 'percentile' suit it better.",
-                stacklevel=3,
-            )
-        if self.num_batches == 0 and self.config.activation_bits is not None:
-            raise CalibrationError("compute_qparams: no data was observed; call observe(loader).")
-        grid = self.config.activation_grid
-        calibrators: dict[str, Calibrator] = {}
-        qparams: dict[str, QParams] = {}
-        if grid is None:
-            return calibrators, qparams
-        self._check_collected([rule])
-        for name, value in self._network.plan.values.items():
-            if value.range is not None:
-                qparams[name] = _fixed_qparams(value, self.config)
-                continue
-            calibrator = self._calibrator(name, rule, options)
-            calibrators[name] = calibrator
-            try:
-                qparams[name] = calibrator.qparams(grid, self.config.activation_symmetric)
-            except QuantizationError as error:
-                raise type(error)(f"value {name!r}: {error}") from error
-        return calibrators, qparams
-
-    def _calibrator(self, name: str, rule: str, options: dict[str, float]) -> Calibrator:
-        kind = CALIBRATORS[rule]
-        summary = self._summaries[name][kind.summary_type]
-        if summary.count == 0:
-            raise CalibrationError(
-                f"value {name!r}: no calibration data reached it. Use data that exercises this "
-                "branch, or keep the layers that read it in floating point (float_layers)."
-            )
-        return kind(summary=summary, **options)
 
     # --- step 4: convert -------------------------------------------------------------------
 
     def convert(self) -> QuantizedModel:
         """The quantized model, also ``self.model``; CalibrationError before qparams exist."""
-        if self.config.activation_bits is not None and not self.qparams:
+        if self.config.activation_bits is not None and not self._decided:
             raise CalibrationError(
                 "convert: no scales yet. Call observe(loader) and compute_qparams(), "
                 "or calibrate(loader)."
@@ -255,12 +193,12 @@ class PTQQuantizer:
         layers = {}
         if config.weight_bits is not None:
             for name, site in plan.layers.items():
-                if name not in config.float_layers:
+                if not stays_float(name, config.float_layers):
                     source = qparams.get(site.input_value) if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
         module = self._network.with_quantizers(layers, quantizers)
-        return QuantizedModel(module, config, dict(qparams), dict(plan.left_in_float))
+        return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
     def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:
         layer = self._network.module.get_submodule(name)
@@ -326,7 +264,7 @@ class PTQQuantizer:
                 config.weight_symmetric,
             ).scale
             for name in self._network.plan.layers
-            if name not in config.float_layers
+            if not stays_float(name, config.float_layers)
         }  # fmt: skip
 
     @property
@@ -342,12 +280,25 @@ class PTQQuantizer:
     @property
     def left_in_float(self) -> dict[str, str]:
         """Operations that stay in floating point, and why."""
-        return dict(self._network.plan.left_in_float)
+        arrived = dict.fromkeys(self.statistics.integers, "an input that arrives as integers")
+        return self._network.plan.left_in_float | arrived
 
     def summary(self, layer: str, kind: type[Summary]) -> Summary:
         """The statistics of one kind of a layer's input, for plots and experiments."""
         value = self._network.plan.layers[layer].input_value
-        return self._summaries[value][kind]
+        return self.statistics.summaries[value][kind]
+
+    def check_made_from(self, model: nn.Module) -> None:
+        """Raise QuantizationError where ``model`` is not the one that this quantizer was given."""
+        mine, other = self._unfused.state_dict(), plain_module(model).state_dict()
+        if mine.keys() != other.keys() or not all(
+            mine[name].shape == other[name].shape and torch.equal(mine[name], other[name])
+            for name in mine
+        ):
+            raise QuantizationError(
+                "the quantizer was made from another model, or this one changed since: pass the "
+                "float model that it was made from, or make a new quantizer."
+            )
 
     def fork(self) -> PTQQuantizer:
         """Another quantizer with the same network and statistics, whose decisions are its own."""
@@ -362,22 +313,3 @@ class PTQQuantizer:
     def _by_layer(self, by_value: dict) -> dict:
         sites = self._network.plan.layers.items()
         return {n: by_value[s.input_value] for n, s in sites if s.input_value in by_value}
-
-
-def _rules(ranges: str | Sequence[str] | None) -> list[str]:
-    if ranges is None:
-        return ["minmax", "percentile", "kl"]  # three summaries serve every rule that merges
-    rules = [ranges] if isinstance(ranges, str) else list(ranges)
-    for rule in rules:
-        if rule not in CALIBRATORS:
-            raise QuantizationError(
-                f"unknown range rule {rule!r}; choose from {', '.join(sorted(CALIBRATORS))}."
-            )
-    return rules
-
-
-def _fixed_qparams(value: Value, config: QConfig) -> QParams:
-    grid = config.activation_grid
-    if not config.activation_symmetric:
-        grid = IntGrid(grid.bits, signed=grid.signed)
-    return choose_qparams(*value.range, grid, symmetric=config.activation_symmetric)

@@ -1,7 +1,8 @@
 """Which range rule? Try them all on the calibration data and keep the one nearest to FP32.
 
 Chapter 06. No rule wins everywhere, and the statistics are collected once, so trying is cheap. The
-criterion needs no labels: the signal-to-noise ratio of the network's outputs against FP32's.
+criterion needs no labels: the signal-to-noise ratio of the network's outputs against FP32's, all
+examples pooled, so that a rule that ruins a few of them cannot hide behind the many.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.metrics import sqnr_db
-from ptq_course.observe import model_inputs, output_tensors
+from ptq_course.observe import output_tensors, placed
 from ptq_course.quantizer import PTQQuantizer
 
 Candidate = tuple[str, dict[str, float]]
@@ -31,7 +32,7 @@ CANDIDATES: tuple[Candidate, ...] = (
 
 @dataclass(frozen=True)
 class Tried:
-    """One range rule, and how near the quantized network's outputs came to FP32's (in dB)."""
+    """One range rule, and how near the quantized network's outputs came to FP32's (dB, pooled)."""
 
     rule: str
     options: dict[str, float]
@@ -54,7 +55,7 @@ class RangeSearch:
 
     def __str__(self) -> str:
         width = max(len(str(t)) for t in self.tried)
-        lines = [f"{'rule':<{width}}  output SQNR"]
+        lines = [f"{'rule':<{width}}  output SQNR (pooled)"]
         return "\n".join([*lines, *(f"{t!s:<{width}}  {t.sqnr_db:8.1f} dB" for t in self.tried)])
 
 
@@ -92,12 +93,10 @@ def search_ranges(
 
 def _outputs(model: torch.nn.Module, batches: list, input_names: list[str]) -> Tensor:
     """All outputs, in one vector."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     rows: list[Tensor] = []
     with torch.no_grad():
         for batch in batches:
-            inputs = [x.to(device) for x in model_inputs(batch, input_names)]
-            found = output_tensors(model(*inputs))
+            found = output_tensors(model(*placed(batch, input_names, model)))
             rows += [t.flatten() for t in found if t.is_floating_point()]
     if not rows:
         raise QuantizationError("search_ranges: the model returns no floating-point tensor.")

@@ -14,7 +14,7 @@ from torch import nn
 
 from ptq_course.affine import QParams, fake_quantize
 from ptq_course.errors import QuantizationError
-from ptq_course.graph import Plan
+from ptq_course.graph import Plan, stays_float
 from ptq_course.layers import weight_qparams
 from ptq_course.metrics import sqnr_db
 from ptq_course.qconfig import QConfig
@@ -108,7 +108,7 @@ def make_report(
         layer = module.get_submodule(name)
         weight = layer.weight.detach()
         bits = scales = decibels = None
-        if config.weight_bits is not None and name not in config.float_layers:
+        if config.weight_bits is not None and not stays_float(name, config.float_layers):
             parameters = weight_qparams(
                 layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
             )

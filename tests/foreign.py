@@ -153,11 +153,11 @@ class SelfAttention(nn.Module):
 class TextEncoder(nn.Module):
     """Token and position embeddings, nn.TransformerEncoder with a padding mask, mean pooling."""
 
-    def __init__(self) -> None:
+    def __init__(self, nested: bool = False) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(30, 16, padding_idx=0), nn.Embedding(12, 16)
         layer = nn.TransformerEncoderLayer(16, 4, 32, activation="gelu", batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
         self.head = nn.Linear(16, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -497,6 +497,53 @@ class WindowShift(nn.Module):
         return self.head(x + y.reshape(batch, width, side, side))
 
 
+class LanguageModel(nn.Module):
+    """Positions and a causal mask are cut from buffers by the length of the input (BERT, GPT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(30, 16), nn.Embedding(12, 16)
+        self.qkv, self.out, self.norm = nn.Linear(16, 48), nn.Linear(16, 30), nn.LayerNorm(16)
+        self.register_buffer("position_ids", torch.arange(12).expand(1, -1))
+        self.register_buffer("causal", torch.ones(12, 12, dtype=torch.bool).tril())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.size(1)
+        x = self.tokens(tokens) + self.positions(self.position_ids[:, :length])
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        scores = q @ k.transpose(1, 2) / 4
+        scores = scores.masked_fill(~self.causal[:length, :length], float("-inf"))
+        return self.out(x + scores.softmax(-1) @ v)
+
+
+class InPlaceInput(nn.Module):
+    """Normalizes the very tensor that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.2).mul_(3.0)
+        return self.head(F.relu(self.a(x)).mean((2, 3)))
+
+
+class WorksOnViews(nn.Module):
+    """What is added to a view is read through the tensor that it is a view of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        rows = x.view(x.size(0), -1)
+        rows *= 2
+        y = self.b(x)
+        y += x  # nobody else reads y
+        return self.head(F.relu(y).mean((2, 3)))
+
+
 class UntraceableAttention(SelfAttention):
     """Branches on its data, so that only its layers can be quantized."""
 
@@ -590,11 +637,28 @@ ARCHITECTURES: dict[str, Architecture] = {
         tokens(10),
         {
             **{f"encoder.layers.{i}.self_attn.mask": "AttentionMask" for i in (0, 1)},
+            **{f"encoder.layers.{i}.self_attn.masked_softmax": "masked scores" for i in (0, 1)},
             **{f"encoder.layers.{i}.norm{j}": "LayerNorm" for i in (0, 1) for j in (1, 2)},
-            **dict.fromkeys(("softmax", "softmax_1"), "masked scores"),
             **dict.fromkeys(("gelu", "gelu_1"), "gelu"),
         },
     ),
+    "text_encoder_packed": Architecture(
+        lambda: TextEncoder(nested=True),
+        tokens(10),
+        {
+            **{f"encoder.layers.{i}.self_attn.mask": "AttentionMask" for i in (0, 1)},
+            **{f"encoder.layers.{i}.self_attn.masked_softmax": "masked scores" for i in (0, 1)},
+            **{f"encoder.layers.{i}.norm{j}": "LayerNorm" for i in (0, 1) for j in (1, 2)},
+            **dict.fromkeys(("gelu", "gelu_1"), "gelu"),
+        },
+    ),
+    "language_model": Architecture(
+        LanguageModel,
+        tokens(9),
+        {"norm": "LayerNorm", "masked_fill": "no integer form", "softmax": "masked scores"},
+    ),
+    "normalizes_its_input_in_place": Architecture(InPlaceInput),
+    "works_on_views": Architecture(WorksOnViews),
     "translator": Architecture(
         Translator,
         tokens(9, 7),
@@ -602,7 +666,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             **{f"transformer.encoder.{n}": "LayerNorm" for n in _norms(2)},
             **{f"transformer.decoder.{n}": "LayerNorm" for n in _norms(3)},
             "transformer.decoder.layers.0.self_attn.mask": "AttentionMask",
-            "softmax_1": "masked scores",
+            "transformer.decoder.layers.0.self_attn.masked_softmax": "masked scores",
         },
     ),
     "vision_transformer": Architecture(

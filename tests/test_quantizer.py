@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ptq_course.calibrators import MinMaxCalibrator
+from ptq_course.dynamic import quantize_dynamic
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.histograms import DyadicHistogram
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
@@ -315,7 +316,8 @@ def test_a_failed_decision_changes_nothing():
         q.compute_qparams("kl", bits=4, config=other)
     assert (q.config, q.qparams, q.left_in_float) == before
     last = list(q.qparams)[-1]
-    q._summaries[last] = {kind: kind() for kind in q._summaries[last]}
+    mine = q.statistics.summaries
+    mine[last] = {kind: kind() for kind in mine[last]}
     with pytest.raises(CalibrationError, match=last):
         q.compute_qparams()
     assert q.convert().qparams.keys() == before[1].keys()
@@ -378,3 +380,32 @@ def test_a_rewritten_network_that_computes_something_else_is_refused(value):
 def test_equal_infinities_are_no_difference():
     masked = torch.tensor([1.0, float("-inf")])
     check_same_outputs(nn.Identity(), Adds(1e-5), [masked])
+
+
+def test_outputs_are_compared_by_their_own_scale():
+    """Probabilities over a thousand classes are near 0.001; twice as much must not pass."""
+    small = torch.full((2, 5), 1e-4)
+    with pytest.raises(UnsupportedError, match="changed the model's output"):
+        check_same_outputs(nn.Identity(), Adds(1e-4), [small])
+    check_same_outputs(nn.Identity(), Adds(1e-8), [small])
+    check_same_outputs(nn.Identity(), Adds(1e-3), [torch.full((2, 5), 1e3)])
+
+
+def test_a_value_that_is_nan_in_the_reference_is_none_to_reach():
+    class Repaired(nn.Module):
+        def forward(self, x):
+            return x.nan_to_num(0.0)
+
+    check_same_outputs(nn.Identity(), Repaired(), [torch.tensor([1.0, float("nan")])])
+
+
+def test_a_batch_norm_over_another_axis_is_refused_also_without_data():
+    """A graph cannot tell [N, L, C] from [N, C]; the layer sees its input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    model[1].running_mean.normal_()
+    for convert in (lambda m: PTQQuantizer(m).quantize_weights(), quantize_dynamic):
+        quantized = convert(model)
+        assert sqnr_db(model(torch.ones(3, 4)), quantized(torch.ones(3, 4))) > 25
+        with pytest.raises(UnsupportedError, match=r"layer '0'.*batch norm.*\(3, 4, 4\)"):
+            quantized(torch.randn(3, 4, 4))

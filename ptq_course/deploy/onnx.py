@@ -27,7 +27,7 @@ from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.fusion import fuse
 from ptq_course.graph import copied, trace
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.quantized import QuantizedModel
 
 __all__ = ["TARGETS", "Session", "export", "session"]
 

@@ -40,8 +40,9 @@ from ptq_course.deploy.storage_layers import layer_from_tensors, layer_to_tensor
 from ptq_course.dynamic import DynamicModel, round_inputs
 from ptq_course.errors import QuantizationError
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.network import TracedNetwork, UntracedNetwork
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.network import TracedNetwork
+from ptq_course.quantized import QuantizedModel
+from ptq_course.untraced import UntracedNetwork
 
 SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 Network = TracedNetwork | UntracedNetwork

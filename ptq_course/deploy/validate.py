@@ -19,7 +19,7 @@ from ptq_course.deploy.onnx import export
 from ptq_course.deploy.session import Session, Timing, products_saturate, session, timings
 from ptq_course.errors import QuantizationError
 from ptq_course.metrics import top1
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.quantized import QuantizedModel
 
 BATCHES = (1, 32)
 CHUNK = 100  # examples at a time where speed is not measured

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ptq_course.diagnosis.comparison import check_float
 from ptq_course.diagnosis.parts import Parts, partly, parts_of
 from ptq_course.diagnosis.scores import (
     UNPAIRED,
@@ -26,12 +25,13 @@ from ptq_course.diagnosis.scores import (
     check_rereadable,
     score,
 )
-from ptq_course.diagnosis.walks import Noise
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied
-from ptq_course.observe import model_inputs
+from ptq_course.noise import Noise
+from ptq_course.observe import placed
 from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer, QuantizedModel
+from ptq_course.quantized import QuantizedModel, check_float
+from ptq_course.quantizer import PTQQuantizer
 from ptq_course.tables import decibels, html_table, text_table
 
 
@@ -45,6 +45,7 @@ def observed(
     """A quantizer that has seen the data and decided: a fork of ``calibration`` where it is one."""
     check_float(model)
     if isinstance(calibration, PTQQuantizer):
+        calibration.check_made_from(model)
         quantizer = calibration.fork()
         config = config or quantizer.config
     else:
@@ -217,12 +218,11 @@ def _score_rater(evaluate: Evaluate, reference: Scores) -> Any:
 
 
 def _output_rater(float_model: nn.Module, data: Iterable, names: list[str]) -> Any:
-    device = next((p.device for p in float_model.parameters()), torch.device("cpu"))
-    batches = [[x.to(device) for x in model_inputs(batch, names)] for batch in data]
+    batches = [placed(batch, names, float_model) for batch in data]
     if not batches:
         raise CalibrationError("sensitivity: the loader gave no batch; pass at least one.")
     with torch.no_grad():
-        expected = [float_model(*inputs) for inputs in batches]
+        expected = [float_model(*[x.clone() for x in inputs]) for inputs in batches]
     if not isinstance(expected[0], Tensor):
         raise QuantizationError("sensitivity: the model must return one tensor, or pass evaluate.")
 
@@ -230,7 +230,7 @@ def _output_rater(float_model: nn.Module, data: Iterable, names: list[str]) -> A
         noise = Noise()
         with torch.no_grad():
             for inputs, reference in zip(batches, expected, strict=True):
-                noise.add(reference, model(*inputs))
+                noise.add(reference, model(*[x.clone() for x in inputs]))
         return Variant(name, float("inf") if noise.db is None else noise.db)
 
     return rate

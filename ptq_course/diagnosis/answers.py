@@ -68,14 +68,18 @@ class Diagnosis:
     def summary(self) -> str:
         """One line a question, and what to do first."""
         lines = [f"{a.question} {a.verdict.upper()}. {a.finding}" for a in self.answers]
-        return "\n".join([*lines, f"Do first: {self.advice}", *self.notes])
+        return "\n".join([*lines, f"Do first: {self.advice}", *_noted(self.notes)])
 
     def __str__(self) -> str:
         numbered = [f"{n}. {answer}" for n, answer in enumerate(self.answers, 1)]
         last = textwrap.fill(f"Do first: {self.advice}", 95)
-        return "\n\n".join([*numbered, last, *(f"note: {note}" for note in self.notes)])
+        return "\n\n".join([*numbered, last, *_noted(self.notes)])
 
     __repr__ = __str__
+
+
+def _noted(notes: Sequence[str]) -> list[str]:
+    return [f"note: {note}" for note in notes]
 
 
 def gained(row: Variant) -> bool:

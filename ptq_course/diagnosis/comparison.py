@@ -12,9 +12,8 @@ answers is measured by taking its quantization back (`ablation.sensitivity`).
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -23,13 +22,13 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
-from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError, Noise
+from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.graph import copied, prepared_copy
-from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.metrics import Flips, correct, flips, paired_bootstrap
-from ptq_course.observe import model_inputs
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.graph import copied, prepared_copy, required_inputs
+from ptq_course.metrics import Flips, correct, flips, paired_bootstrap, rounding_limit
+from ptq_course.noise import Noise
+from ptq_course.observe import labels_of, placed
+from ptq_course.quantized import QuantizedModel, check_float
 from ptq_course.tables import decibels, html_table, points, text_table
 
 COLUMNS = ("layer", "type", "weight dB", "input dB", "isolated dB", "cumulative dB")
@@ -144,13 +143,14 @@ def compare(
         )
     traced = isinstance(quantized.module, fx.GraphModule)
     walk = GraphWalk(quantized) if traced else HookWalk(prepared_copy(fp32), quantized)
-    device = next((p.device for p in fp32.parameters()), torch.device("cpu"))
     expected, got, labels = [], [], []
     with torch.no_grad():
         bar = tqdm(loader, desc="comparing", unit="batch", disable=not progress)
-        for inputs, label in _batches(bar, input_names(fp32, quantized), num_batches):
-            inputs = [x.to(device) for x in inputs]
-            reference, simulated, output = fp32(*inputs), *walk(inputs)
+        names = required_inputs(quantized.module if traced else fp32)
+        for batch in islice(bar, num_batches):
+            inputs = placed(batch, names, fp32)
+            label = labels_of(batch, len(inputs), len(inputs[0]))
+            reference, simulated, output = fp32(*[x.clone() for x in inputs]), *walk(inputs)
             if not isinstance(reference, Tensor):
                 raise QuantizationError(
                     f"compare: the model returns a {type(reference).__name__}; wrap it in a module "
@@ -185,57 +185,13 @@ def _summarize(
     )
 
 
-# --- reading batches ---------------------------------------------------------------------------
-
-
-def check_float(model: nn.Module) -> None:
-    """Raise QuantizationError where ``model`` is no module, or holds quantized parts already."""
-    if not isinstance(model, nn.Module):
-        raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
-    for name, part in model.named_modules():
-        if isinstance(part, (QuantizedModel, QuantizedLayer, ActivationQuantizer)):
-            raise QuantizationError(
-                f"the model is quantized already ({name or 'itself'} is a {type(part).__name__}): "
-                "pass the float model that it was made from."
-            )
-
-
-def input_names(fp32: nn.Module, quantized: QuantizedModel) -> list[str]:
-    """Names of the model's arguments that have no default."""
-    if isinstance(quantized.module, fx.GraphModule):
-        nodes = quantized.module.graph.nodes
-        return [str(n.target) for n in nodes if n.op == "placeholder" and not n.args]
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(fp32.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
-
-
-def _batches(
-    loader: Iterable, names: list[str], limit: int | None
-) -> Iterator[tuple[list[Tensor], Tensor | None]]:
-    for batch in islice(loader, limit):
-        inputs = model_inputs(batch, names)
-        yield inputs, labels_of(batch, len(names), len(inputs[0]))
-
-
-def labels_of(batch: Any, inputs: int, examples: int) -> Tensor | None:
-    """The labels of a batch: the integer tensor [examples] after its inputs, or None."""
-    found = None
-    if isinstance(batch, Mapping):
-        found = next((batch[k] for k in ("labels", "label", "target", "y") if k in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > inputs:
-        found = batch[inputs]
-    is_class = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
-    return found if is_class and found.shape == (examples,) else None
-
-
 def _check_same_network(reference: Tensor, simulated: Tensor) -> None:
-    same_shape = reference.shape == simulated.shape
     error = math.inf
-    if same_shape:  # equal infinities (a mask in the output) have no difference
-        error = (reference - simulated).masked_fill(reference == simulated, 0).abs().max().item()
-    largest = reference.masked_fill(reference.isinf(), 0).abs().max().item()
-    if not error <= 1e-3 * max(1.0, largest):
+    if reference.shape == simulated.shape:
+        # Equal infinities (a mask in the output) have no difference, NaN is no value to reach.
+        same = (reference == simulated) | reference.isnan()
+        error = (reference - simulated).masked_fill(same, 0).abs().max().item()
+    if not error <= rounding_limit(reference):
         raise QuantizationError(
             f"compare: with the quantizers taken out, the quantized model differs from the float "
             f"one by {error:.3g}. It was made from another model, or this one changed since: "

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from ptq_course.errors import QuantizationError
-from ptq_course.graph import WEIGHTED_MODULES, Kind, kinds_of
+from ptq_course.graph import WEIGHTED_MODULES, Kind
+from ptq_course.graph.reading import read
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.quantized import QuantizedModel
 
 
 def partly(
@@ -109,7 +110,9 @@ def _read_modules(module: nn.Module, parts: Parts) -> None:
 
 def _read_graph(quantized: QuantizedModel, parts: Parts) -> None:
     module: fx.GraphModule = quantized.module
-    kinds = {n.name: k for n, k in kinds_of(partly(quantized, (), ()).module).items()}
+    reading = read(partly(quantized, (), ()).module)
+    kinds = {node.name: kind for node, kind in reading.kinds.items()}
+    tensors = {node.name for node in reading.floats}
     sources: dict[fx.Node, tuple[str, ...]] = {}  # quantizers whose codes a node carries
     for node in module.graph.nodes:
         part = module.get_submodule(node.target) if node.op == "call_module" else None
@@ -124,7 +127,7 @@ def _read_graph(quantized: QuantizedModel, parts: Parts) -> None:
             parts.passes_codes.add(node)
             sources[node] = reads
         elif isinstance(part, (QuantizedLayer, *WEIGHTED_MODULES)) or (
-            reads and node.op.startswith("call")
+            reads and node.op.startswith("call") and node.name in tensors
         ):
             name = part.name if isinstance(part, QuantizedLayer) else _name(node)
             parts.rows[node] = name

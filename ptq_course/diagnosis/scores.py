@@ -2,13 +2,14 @@
 
 Chapter 06. One contract: ``evaluate(model)`` returns a score for each example, float or 0/1 [N],
 higher is better, always the same examples in the same order. Then versions are compared in pairs,
-with an interval. A single float is accepted too; it gives a difference without an interval, and
-every table says so.
+with an interval. Scores in [0, 1] are shown in percent and their differences in points, others (a
+negative error, say) as they are. A single float is accepted too; it gives a difference without an
+interval, and every table says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.metrics import correct, paired_bootstrap
+from ptq_course.observe import LABELS, labels_of
 from ptq_course.tables import html_table, points, text_table
 
 Evaluate = Callable[[nn.Module], Any]
@@ -30,21 +32,29 @@ UNPAIRED = (
 def top1_on(loader: Iterable) -> Evaluate:
     """An ``evaluate`` that scores 1.0 for each example of ``loader`` whose top-1 is its label.
 
-    loader: batches (x, label) with label integer [n], read again for each model: a list or a
-    DataLoader. Raises CalibrationError where it is empty, an iterator, or has no labels.
+    loader: batches (x, label), (x1, x2, label) or dicts with "labels"; labels are integers [n].
+    They are read again for each model: a list or a DataLoader. Raises CalibrationError where it is
+    empty, an iterator, or has no labels.
     """
     check_rereadable(loader, "top1_on")
 
     def evaluate(model: nn.Module) -> Tensor:
         scores = []
         for batch in loader:
-            labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
-            if not isinstance(labels, Tensor) or labels.is_floating_point():
+            inputs, named = (), {}
+            if isinstance(batch, Mapping):
+                named = {key: x for key, x in batch.items() if key not in LABELS}
+            elif isinstance(batch, (tuple, list)):
+                inputs = tuple(batch[:-1])
+            first = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
+            count = 0 if first is None else len(first)
+            labels = labels_of(batch, len(inputs), count)
+            if labels is None or not count:
                 raise CalibrationError(
                     "top1_on: a batch must be (x, label) with integer labels; without labels use "
                     "compare(), which counts the predictions that agree."
                 )
-            scores.append(correct(model(batch[0]), labels))
+            scores.append(correct(model(*inputs, **named), labels))
         if not scores:
             raise CalibrationError("top1_on: the loader gave no batch; pass at least one.")
         return torch.cat(scores)
@@ -70,6 +80,12 @@ class Scores:
     mean: float
     examples: Tensor | None = None
 
+    @property
+    def is_share(self) -> bool:
+        """Do all scores lie in [0, 1], so that they read as percentages?"""
+        values = torch.tensor([self.mean]) if self.examples is None else self.examples
+        return values.min().item() >= 0 and values.max().item() <= 1
+
 
 def score(evaluate: Evaluate, model: nn.Module, version: str) -> Scores:
     """Call ``evaluate`` without gradients and check what it returns; ``version`` names the model.
@@ -83,7 +99,13 @@ def score(evaluate: Evaluate, model: nn.Module, version: str) -> Scores:
         )
     with torch.no_grad():
         result = evaluate(model)
-    values = torch.as_tensor(result).detach().double().cpu()
+    try:
+        values = torch.as_tensor(result).detach().double().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise QuantizationError(
+            f"evaluate returned a {type(result).__name__} for {version}: return one score for each "
+            "example, [N], or a single number."
+        ) from error
     if values.dim() > 1 or values.numel() == 0:
         raise QuantizationError(
             f"evaluate returned shape {tuple(values.shape)} for {version}: return one score for "
@@ -103,6 +125,7 @@ class Variant:
     """One version of the network against a reference; lost and gained count examples.
 
     difference and its interval are in units of the score; None where they cannot be known.
+    is_share: the scores lie in [0, 1] and are shown in percent.
     """
 
     name: str
@@ -112,6 +135,7 @@ class Variant:
     high: float | None = None
     lost: int | None = None
     gained: int | None = None
+    is_share: bool = True
 
     @property
     def significant(self) -> bool:
@@ -119,28 +143,38 @@ class Variant:
         return self.low is not None and (self.low > 0 or self.high < 0)
 
     def cells(self) -> tuple[str, ...]:
-        score = f"{100 * self.score:.1f}"
+        score = shown(self.score, self.is_share)
         if self.difference is None:
             return (self.name, score, "", "", "", "")
         if self.low is None:
-            return (self.name, score, "?", "?", points(self.difference), "unknown")
-        interval = f"[{points(self.low)}, {points(self.high)}]"
-        return (
-            self.name, score, str(self.lost), str(self.gained), points(self.difference), interval
-        )  # fmt: skip
+            return (self.name, score, "?", "?", self._signed(self.difference), "unknown")
+        interval = f"[{self._signed(self.low)}, {self._signed(self.high)}]"
+        change = self._signed(self.difference)
+        return (self.name, score, str(self.lost), str(self.gained), change, interval)
+
+    def _signed(self, difference: float) -> str:
+        return points(difference) if self.is_share else f"{difference:+.4g}"
 
     def __str__(self) -> str:
         if self.difference is None:
-            return f"{self.name} {100 * self.score:.1f}"
+            return f"{self.name} {shown(self.score, self.is_share)}"
+        change = self._signed(self.difference) + (" points" if self.is_share else "")
         if self.low is None:
-            return f"{points(self.difference)} points (no interval)"
-        return f"{points(self.difference)} points [{points(self.low)}, {points(self.high)}]"
+            return f"{change} (no interval)"
+        return f"{change} [{self._signed(self.low)}, {self._signed(self.high)}]"
+
+
+def shown(score: float, is_share: bool = True) -> str:
+    """A mean score: a share in percent with one decimal, another number with four digits."""
+    return f"{100 * score:.1f}" if is_share else f"{score:.4g}"
 
 
 def against(reference: Scores, other: Scores, name: str) -> Variant:
     """Compare two versions on the same examples; QuantizationError where these are not the same."""
+    is_share = reference.is_share and other.is_share
     if reference.examples is None or other.examples is None:
-        return Variant(name, other.mean, other.mean - reference.mean)
+        difference = other.mean - reference.mean
+        return Variant(name, other.mean, difference, is_share=is_share)
     if len(reference.examples) != len(other.examples):
         raise QuantizationError(
             f"evaluate returned {len(reference.examples)} scores for the reference and "
@@ -149,7 +183,7 @@ def against(reference: Scores, other: Scores, name: str) -> Variant:
     difference, low, high = paired_bootstrap(reference.examples, other.examples)
     lost = int((other.examples < reference.examples).sum())
     gained = int((other.examples > reference.examples).sum())
-    return Variant(name, other.mean, difference, low, high, lost, gained)
+    return Variant(name, other.mean, difference, low, high, lost, gained, is_share)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ the data was cut into batches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -20,7 +18,8 @@ from ptq_course.diagnosis.parts import Parts, parts_of
 from ptq_course.errors import QuantizationError
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.metrics import sqnr_db
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.noise import Noise
+from ptq_course.quantized import QuantizedModel
 from ptq_course.tables import decibels
 
 
@@ -43,44 +42,6 @@ class LayerError:
     def cells(self) -> tuple[str, ...]:
         measured = (self.weight_db, self.input_db, self.isolated_db, self.cumulative_db)
         return (self.name, self.kind, *map(decibels, measured))
-
-
-class Noise:
-    """Signal and error of one tensor, example by example (along the first dimension)."""
-
-    def __init__(self) -> None:
-        self.decibels: list[Tensor] = []
-        self.signal = self.noise = 0.0
-
-    def add(self, reference: Any, approximation: Any) -> None:
-        if not isinstance(reference, Tensor) or not reference.is_floating_point():
-            return
-        x = reference.double().reshape(max(1, len(reference) if reference.dim() else 1), -1)
-        error = x - approximation.double().reshape(x.shape)
-        signal, noise = x.square().sum(1), error.square().sum(1)
-        known = (signal > 0) | (noise > 0)  # zeros that stay zeros say nothing
-        self.decibels.append(10 * (signal / noise)[known].log10())
-        self.signal += signal.sum().item()
-        self.noise += noise.sum().item()
-
-    @property
-    def db(self) -> float | None:
-        """Median over the examples, None where there was nothing to measure."""
-        found = torch.cat(self.decibels) if self.decibels else torch.empty(0)
-        if not len(found):
-            return None
-        ordered = found.sort().values
-        low, high = ordered[(len(found) - 1) // 2].item(), ordered[len(found) // 2].item()
-        return low if low == high else (low + high) / 2
-
-    @property
-    def pooled_db(self) -> float | None:
-        """Power of all signals over power of all errors: loud examples decide it."""
-        if self.signal == self.noise == 0:
-            return None
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
 
 
 @dataclass

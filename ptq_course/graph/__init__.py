@@ -15,8 +15,16 @@ from ptq_course.graph.planning import (
     check_float_layers,
     kinds_of,
     plan,
+    stays_float,
 )
-from ptq_course.graph.tracing import copied, optional_arguments, prepared_copy, trace
+from ptq_course.graph.tracing import (
+    copied,
+    optional_arguments,
+    plain_module,
+    prepared_copy,
+    required_inputs,
+    trace,
+)
 
 __all__ = [
     "WEIGHTED_MODULES",
@@ -28,7 +36,10 @@ __all__ = [
     "copied",
     "kinds_of",
     "optional_arguments",
+    "plain_module",
     "plan",
     "prepared_copy",
+    "required_inputs",
+    "stays_float",
     "trace",
 ]

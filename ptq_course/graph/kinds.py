@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ptq_course.graph.masks import MaskedSoftmax
+from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
 from ptq_course.layers import OPERATIONS
 
 Operation = Any  # type[nn.Module], a function, or a method's name
@@ -90,6 +90,7 @@ ACTIVATIONS: dict[str, frozenset[Operation]] = {
     "silu": frozenset([*_every_form("silu"), nn.SiLU]),
 }
 _INHERITING = [
+    ZeroPadding,  # zero is on every grid
     *_AVERAGING_FUNCTIONS,
     *_AVERAGING_MODULES,
     *_RESIZING,
@@ -165,6 +166,8 @@ INTEGER_MAKING = frozenset(
         "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
     )
 )
+# x.float() of an input: integers until here, so that the scale belongs behind it.
+CONVERSIONS = frozenset(_every_form("float to type_as"))
 FLOAT_MAKING = DIVISIONS | frozenset(_every_form("float to type_as half double sigmoid mean"))
 MASKING = frozenset(_every_form("masked_fill masked_fill_ where triu tril"))
 

@@ -63,6 +63,22 @@ class MaskedSoftmax(nn.Module):
         return torch.softmax(scores, dim=-1).masked_fill(empty, 0.0)
 
 
+class ZeroPadding(nn.Module):
+    """What nn.TransformerEncoder does to padded positions in evaluation mode: it writes zeros.
+
+    Its fast path packs the sequences without their padding (a nested tensor) and unpacks the result
+    with zeros, but only where all padding stands at the end of the sequences.
+    """
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """x [batch, length, width]; padding [batch, length], True or minus infinity: padded."""
+        if x.dim() != 3:
+            return x
+        padded = padding if padding.dtype == torch.bool else padding == float("-inf")
+        at_the_end = ~(padded[:, :-1] & ~padded[:, 1:]).any()
+        return x.masked_fill((padded & at_the_end).unsqueeze(-1), 0.0)
+
+
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return scores.masked_fill(mask, float("-inf"))

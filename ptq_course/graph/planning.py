@@ -25,6 +25,7 @@ from torch import fx
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.kinds import SOFTMAXES, Kind, averages, operation_of
 from ptq_course.graph.reading import Reading, read, source_of
+from ptq_course.graph.tracing import SECOND_CALL
 from ptq_course.qconfig import ALWAYS_FUSED
 
 
@@ -95,7 +96,7 @@ def plan(
             path = node.target if node.op == "call_module" else node.name
             result.left_in_float[path] = reading.why[node]
         if kind is Kind.WEIGHTED:
-            skipped = node.target in float_layers
+            skipped = stays_float(node.target, float_layers)
             source = None if skipped else owner.get(source_of(node))
             result.layers[node.target] = LayerSite(node.target, node.name, source)
             if skipped:
@@ -111,7 +112,9 @@ def _wanted(reading: Reading, float_layers: Collection[str]) -> set[fx.Node]:
     def reads_integers(user: fx.Node, node: fx.Node) -> bool:
         kind = kinds[user]
         if kind is Kind.WEIGHTED:
-            return user.target not in float_layers
+            return not stays_float(user.target, float_layers)
+        if user in reading.conversions:
+            return False
         if kind is Kind.INHERIT:
             item_of_container = user in containers and node in containers
             return user in wanted and source_of(user) is node and not item_of_container
@@ -154,6 +157,11 @@ def _names(reading: Reading) -> dict[fx.Node, str]:
         names[node] = name if name not in taken else f"{name}__{node.name}"
         taken.add(names[node])
     return names
+
+
+def stays_float(layer: str, float_layers: Collection[str]) -> bool:
+    """Is a layer kept in floating point? A name stands for all calls of its layer."""
+    return layer in float_layers or layer.split(SECOND_CALL)[0] in float_layers
 
 
 def check_float_layers(float_layers: Collection[str], layers: Collection[str]) -> None:

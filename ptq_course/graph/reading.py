@@ -16,6 +16,7 @@ from torch import fx, nn
 from ptq_course.graph.kinds import (
     ACTIVATIONS,
     ARITHMETIC,
+    CONVERSIONS,
     CREATING,
     DIVISIONS,
     FLOAT_MAKING,
@@ -40,12 +41,14 @@ class Reading:
     """What a traced graph's nodes are.
 
     kinds: what each node does to integers. floats: the nodes that compute floating-point tensors.
-    why: for those that stay in floating point, the reason.
+    why: for those that stay in floating point, the reason. conversions: x.float() and its like
+    where x is an input of the network, which may hold integers.
     """
 
     kinds: dict[fx.Node, Kind] = field(default_factory=dict)
     floats: set[fx.Node] = field(default_factory=set)
     why: dict[fx.Node, str] = field(default_factory=dict)
+    conversions: set[fx.Node] = field(default_factory=set)
 
 
 def source_of(node: fx.Node) -> fx.Node | None:
@@ -85,6 +88,8 @@ class _Reader:
         self.result.floats.add(node)
         kind, why = self._kind(node, operation)
         self.result.kinds[node] = kind
+        if operation in CONVERSIONS and self._is_input(source_of(node)):
+            self.result.conversions.add(node)
         if kind is Kind.FLOAT and node.op.startswith("call"):
             self.result.why[node] = why
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ptq_course.graph.attention import Attention
+from ptq_course.graph.masks import ZeroPadding
 
 
 class EncoderLayer(nn.Module):
@@ -91,17 +92,27 @@ class LayerStack(nn.Module):
     def run(self, x: Tensor, *others: Tensor, **masks: Any) -> Tensor:
         for layer in self.layers:
             x = layer(x, *others, **masks)
+        return x
+
+    def normalized(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)
 
 
 class Encoder(LayerStack):
-    """nn.TransformerEncoder: layers one after the other."""
+    """nn.TransformerEncoder: layers one after the other, padding as its fast path leaves it."""
+
+    def __init__(self, original: nn.TransformerEncoder) -> None:
+        super().__init__(original)
+        self.zero_padding = ZeroPadding() if original.use_nested_tensor else None
 
     def forward(
         self, src: Tensor, mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None, is_causal: bool | None = None,
     ) -> Tensor:  # fmt: skip
-        return self.run(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+        x = self.run(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+        if self.zero_padding is not None and mask is None and src_key_padding_mask is not None:
+            x = self.zero_padding(x, src_key_padding_mask)
+        return self.normalized(x)
 
 
 class Decoder(LayerStack):
@@ -113,11 +124,12 @@ class Decoder(LayerStack):
         memory_key_padding_mask: Tensor | None = None, tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:  # fmt: skip
-        return self.run(
+        x = self.run(
             tgt, memory, tgt_mask=tgt_mask, memory_mask=memory_mask,
             tgt_key_padding_mask=tgt_key_padding_mask,
             memory_key_padding_mask=memory_key_padding_mask,
         )  # fmt: skip
+        return self.normalized(x)
 
 
 class Transformer(nn.Module):

@@ -18,7 +18,7 @@ from ptq_course.affine import dequantize
 from ptq_course.errors import QuantizationError
 from ptq_course.integer.model import IntegerModel
 from ptq_course.layers import ActivationQuantizer
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.quantized import QuantizedModel
 from ptq_course.tables import html_table, text_table
 
 COLUMNS = ("operation", "codes", "equal", "one step", "more", "largest",

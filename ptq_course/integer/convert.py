@@ -48,7 +48,7 @@ from ptq_course.integer.rules import (
     zero_padding,
 )
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.quantized import QuantizedModel
 
 
 @dataclass(frozen=True)

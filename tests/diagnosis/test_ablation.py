@@ -255,3 +255,47 @@ def test_fp32_is_scored_with_its_own_activation():
         expected = model(x)
     table = ablate(model, [x], lambda m: -(m(x) - expected).abs().amax((1, 2)), progress=False)
     assert table["FP32"].score == pytest.approx(0, abs=1e-5)
+
+
+def test_a_quantizer_of_another_model_is_refused():
+    quantizer = PTQQuantizer(make(0)).observe(DATA, progress=False)
+    for ask in (ablate, sensitivity):
+        with pytest.raises(QuantizationError, match="made from another model"):
+            ask(make(1), quantizer, teacher(make(1)), progress=False)
+
+
+def test_scores_that_are_no_shares_are_shown_as_they_are():
+    """A squared error with a minus sign: points and percent would read +0.0."""
+    model, expected = make(), [make()(x) for x, *_ in DATA]
+
+    def evaluate(net):
+        errors = [(net(x) - y).square().mean(1) for (x, *_), y in zip(DATA, expected, strict=True)]
+        return -torch.cat(errors)
+
+    table = ablate(model, DATA, evaluate, config=QConfig(4, 4), progress=False)
+    row = table["W4A4"]
+    assert not row.is_share
+    assert "points" not in str(row)
+    assert row.cells()[1] == f"{row.score:.4g}"
+    assert float(row.cells()[4]) == pytest.approx(row.difference, rel=1e-3)
+    assert "points" in str(against(Scores(0.5), Scores(0.4), "x"))
+
+
+@pytest.mark.parametrize("result", [{"top1": 0.5}, None, "high"])
+def test_what_is_no_score_is_named(result):
+    with pytest.raises(QuantizationError, match=r"evaluate returned a (dict|NoneType|str) for FP32"):
+        score(lambda _: result, make(), "FP32")
+
+
+def test_top1_on_several_inputs_and_on_dicts():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    a, b, labels = torch.eye(3), torch.eye(3), torch.tensor([0, 1, 0])
+    expected = [1.0, 1.0, 0.0]
+    assert top1_on([(a, b, labels)])(Two()).tolist() == expected
+    assert top1_on([{"a": a, "b": b, "labels": labels}])(Two()).tolist() == expected
+    for batch in ({"a": a, "b": b}, (a, b), labels):
+        with pytest.raises(CalibrationError, match="integer labels"):
+            top1_on([batch])(Two())

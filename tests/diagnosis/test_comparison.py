@@ -17,9 +17,9 @@ from torch import nn
 
 from ptq_course.diagnosis.comparison import compare, labels_of
 from ptq_course.diagnosis.parts import partly, parts_of
-from ptq_course.diagnosis.walks import Noise
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.layers import ActivationQuantizer
+from ptq_course.noise import Noise
 from ptq_course.qconfig import QConfig
 from ptq_course.quantizer import PTQQuantizer
 
@@ -323,3 +323,25 @@ def test_the_float_model_is_recognized(network):
         data = [torch.randn(8, 16)]
     result = compare(model, converted(model, data), data, progress=False)
     assert all(layer.cumulative_db > 20 for layer in result.layers if layer.cumulative_db)
+
+
+class Reshaping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x.mul_(2.0)
+        x = torch.relu(self.conv(x))
+        return self.fc(x.view(x.size(0), x.shape[1] * 16))
+
+
+def test_shapes_are_no_layers_and_inputs_may_be_changed_in_place():
+    torch.manual_seed(0)
+    model, batch = Reshaping().eval(), torch.randn(8, 3, 6, 6)
+    before = batch.clone()
+    quantized = PTQQuantizer(model).calibrate([batch], progress=False).convert()
+    result = compare(model, quantized, [batch], progress=False)
+    assert [row.name for row in result.layers] == ["mul_", "conv", "fc"]
+    assert result.output_db > 25
+    assert torch.equal(batch, before)
