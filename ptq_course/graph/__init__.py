@@ -7,6 +7,7 @@ kinds     what each operation does to integers (`kinds`), and what this graph's 
 plan      which values become integers and share a scale, which layers (`planning`)
 """
 
+from ptq_course.graph.copying import copied, plain_module, prepared_copy
 from ptq_course.graph.kinds import WEIGHTED_MODULES, Kind
 from ptq_course.graph.planning import (
     LayerSite,
@@ -17,14 +18,7 @@ from ptq_course.graph.planning import (
     plan,
     stays_float,
 )
-from ptq_course.graph.tracing import (
-    copied,
-    optional_arguments,
-    plain_module,
-    prepared_copy,
-    required_inputs,
-    trace,
-)
+from ptq_course.graph.tracing import optional_arguments, required_inputs, trace
 
 __all__ = [
     "WEIGHTED_MODULES",

@@ -11,22 +11,21 @@ import contextlib
 import copy
 import inspect
 import operator
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from ptq_course.errors import UnsupportedError
+from ptq_course.graph.aliasing import InPlaceProxy, unalias
 from ptq_course.graph.attention import expand_dot_product_attention
+from ptq_course.graph.copying import prepared_copy
 from ptq_course.graph.functional import rewrite_functional_layers
-from ptq_course.graph.kinds import KINDS, WEIGHTED_MODULES, Kind, operation_of
+from ptq_course.graph.kinds import WEIGHTED_MODULES
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
-from ptq_course.graph.transformer import rewrite_attention
 
 SECOND_CALL = "__call"  # fc, fc__call2: a layer that the model calls twice
 
@@ -37,137 +36,13 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # self.position_ids[:, : x.size(1)] depends on x
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return InPlaceProxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         ours = (ScoreMask, MaskedSoftmax, ZeroPadding)
         if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, *ours)):
             return True
         return super().is_leaf_module(module, qualified_name)
-
-
-class _Proxy(fx.Proxy):
-    """Records ``y += x`` as it is, which torch.fx writes as ``y = y + x``: see `_unalias`."""
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.isub, other)
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.itruediv, other)
-
-    def _in_place(self, function: Callable, other: Any) -> fx.Proxy:
-        name = function.__name__.removeprefix("i")
-        return self.tracer.create_proxy("call_function", function, (self, other), {}, name)
-
-
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
-
-def _unalias(traced: fx.GraphModule) -> None:
-    """Let every reader of a tensor that was changed in place read the result of that change.
-
-    Otherwise a quantizer put between the two would separate them. Then ``y += x`` is written as
-    ``y + x``, except where the change is seen through a view: after ``rows = x.view(..)`` and
-    ``rows *= 2`` whoever reads x must find it doubled.
-    """
-    same: dict[fx.Node, fx.Node] = {}  # the first name of a tensor that a node stands for
-    latest: dict[fx.Node, fx.Node] = {}  # first name -> the last node that changed it
-    memory: dict[fx.Node, fx.Node] = {}  # the node that made the memory that a node may share
-    for node in traced.graph.nodes:
-        for source in node.all_input_nodes:
-            node.replace_input_with(source, latest.get(same[source], source))
-        first = node.all_input_nodes[0] if node.all_input_nodes else None
-        changes = first is not None and _in_place(traced, node)
-        passes = KINDS.get(operation_of(traced, node)) is Kind.INHERIT or node.target is getattr
-        same[node] = same[first] if changes else node
-        memory[node] = memory[first] if first is not None and (changes or passes) else node
-        if changes:
-            latest[same[node]] = node
-    order = {node: i for i, node in enumerate(traced.graph.nodes)}
-    for node in traced.graph.nodes:
-        if node.target in _OUT_OF_PLACE:
-            names = [n for n in order if memory[n] is memory[node] and order[n] < order[node]]
-            if not any(order[user] > order[node] for n in names for user in n.users):
-                node.target = _OUT_OF_PLACE[node.target]
-
-
-def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Does an operation change its first input? add_, F.relu(x, inplace=True), nn.ReLU(True)."""
-    if node.op == "call_module":
-        return bool(getattr(traced.get_submodule(node.target), "inplace", False))
-    if not node.op.startswith("call"):
-        return False
-    name = getattr(node.target, "__name__", str(node.target))
-    named = name.endswith("_") and not name.endswith("__")
-    return named or node.target in _OUT_OF_PLACE or node.kwargs.get("inplace") is True
-
-
-def plain_module(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel and torch.compile.
-
-    UnsupportedError for what is no Python module with values: TorchScript, an exported program,
-    parameters on the meta device or of a lazy layer.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = model._orig_mod
-        else:
-            break
-    problem = ""
-    if isinstance(model, torch.jit.ScriptModule):
-        problem = "TorchScript, which has no Python to read: quantize the nn.Module it came from"
-    elif isinstance(model, fx.GraphModule) and any(
-        isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes
-    ):
-        problem = "an exported program without layers: quantize the nn.Module it was exported from"
-    elif any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        problem = "lazy and has no weights yet: run one batch through it first"
-    elif any(p.is_meta for p in model.parameters()):
-        problem = "on the meta device and has no values: load its weights first"
-    if problem:
-        raise UnsupportedError(f"{type(model).__name__} is {problem}.")
-    return model
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode, without hooks. UnsupportedError where it cannot be copied."""
-    model = plain_module(model)
-    try:
-        twin = copy.deepcopy(model).eval()
-    except Exception as error:
-        raise UnsupportedError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Make "
-            "computed weights plain first: torch.nn.utils.remove_weight_norm, "
-            "remove_spectral_norm, prune.remove."
-        ) from error
-    _remove_hooks(twin)
-    for old, new in zip(model.modules(), twin.modules(), strict=True):
-        # Copying nn.TransformerDecoderLayer hides an activation module behind F.relu.
-        if isinstance(old, nn.TransformerDecoderLayer) and "activation" not in vars(old):
-            vars(new).pop("activation", None)
-    return twin
-
-
-def prepared_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode, its attention rewritten, its parametrizations computed."""
-    model = copied(model)
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            _compute_parametrizations(module)
-    return rewrite_attention(model)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -192,7 +67,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ) from error
     traced = fx.GraphModule(tracer.root, graph, class_name=type(model).__name__)
     _drop_optional_arguments(traced)
-    _unalias(traced)
+    unalias(traced)
     expand_dot_product_attention(traced)
     _name_clamps(traced)
     rewrite_functional_layers(traced)
@@ -203,40 +78,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
-
-
-def _remove_hooks(model: nn.Module) -> None:
-    """Hooks belong to the user's model: a graph would skip some, and calibration fire the rest."""
-    found = []
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            found.append(name or "(the model itself)")
-        for hooks in (
-            module._forward_hooks,
-            module._forward_hooks_with_kwargs,
-            module._forward_hooks_always_called,
-            module._forward_pre_hooks,
-            module._forward_pre_hooks_with_kwargs,
-        ):
-            hooks.clear()
-    if found:
-        warnings.warn(
-            f"forward hooks are left out of the quantized copy: {', '.join(found)}. If one changes "
-            "what the module computes, move it into a module's forward().",
-            stacklevel=3,
-        )
-
-
-def _compute_parametrizations(module: nn.Module) -> None:
-    """Make computed weights (weight_norm, ...) plain parameters.
-
-    torch's remove_parametrizations changes the class, which the user's model shares.
-    """
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
-    del module.parametrizations
-    module.__class__ = type(module).__bases__[0]
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value))
 
 
 @contextlib.contextmanager

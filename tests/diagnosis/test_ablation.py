@@ -283,7 +283,8 @@ def test_scores_that_are_no_shares_are_shown_as_they_are():
 
 @pytest.mark.parametrize("result", [{"top1": 0.5}, None, "high"])
 def test_what_is_no_score_is_named(result):
-    with pytest.raises(QuantizationError, match=r"evaluate returned a (dict|NoneType|str) for FP32"):
+    named = r"evaluate returned a (dict|NoneType|str) for FP32"
+    with pytest.raises(QuantizationError, match=named):
         score(lambda _: result, make(), "FP32")
 
 
