@@ -152,7 +152,7 @@ class PTQQuantizer:
             except UnsupportedError:
                 raise
             except Exception:
-                pass
+                pass  # it takes one size only, or its first dimension is no batch: try all of it
         return check_same_outputs(self._unfused, self._network.module, inputs)
 
     # --- step 3: decide --------------------------------------------------------------------
@@ -213,7 +213,7 @@ class PTQQuantizer:
         except QuantizationError as error:
             raise type(error)(f"layer {name!r}: {error}") from error
 
-    # --- the founding API ------------------------------------------------------------------
+    # --- in one call, as in small scripts --------------------------------------------------
 
     def calibrate(
         self,
