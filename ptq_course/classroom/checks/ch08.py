@@ -6,14 +6,24 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ptq_course.affine import IntGrid, QParams, choose_qparams
 from ptq_course.classroom.exercises import Exercise
-from ptq_course.classroom.expect import expect, expect_close
-from ptq_course.integer import operations
+from ptq_course.classroom.expect import Failure, expect, expect_close
+from ptq_course.classroom.values import as_array
+from ptq_course.integer import fixed_point, operations
 from ptq_course.integer.fixed_point import rescale
+
+
+def _is_floating(got: Any) -> bool:
+    """A tensor or array of a floating-point type; plain Python numbers are never complained of."""
+    if isinstance(got, Tensor):
+        return got.is_floating_point()
+    return isinstance(got, np.ndarray | np.generic) and got.dtype.kind == "f"
+
 
 # 08.1 ------------------------------------------------------------------------------------------
 
@@ -47,9 +57,8 @@ def _products() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _same_integers(got: Any, expected: Tensor, **_: Any) -> None:
-    if isinstance(got, Tensor):
-        expect(
-            not got.is_floating_point(),
+    if _is_floating(got):
+        raise Failure(
             "the accumulators should be integers",
             got=got.dtype,
             expected=torch.int32,
@@ -76,6 +85,18 @@ def _wrong_sign(xq: Tensor, wq: Tensor, zx: int) -> Tensor:
 
 def _one_correction(xq: Tensor, wq: Tensor, zx: int) -> Tensor:
     return xq.int() @ wq.int().T - zx * wq.int().sum()
+
+
+def _terms_for_weights(xq: Tensor, wq: Tensor, zx: int) -> Tensor:
+    return xq.int() @ wq.int().T - zx * xq.shape[1]
+
+
+def _zero_point_once(xq: Tensor, wq: Tensor, zx: int) -> Tensor:
+    return xq.int() @ wq.int().T - zx
+
+
+def _zero_point_of_weights(xq: Tensor, wq: Tensor, zx: int) -> Tensor:
+    return xq.int() @ (wq.int() - zx).T
 
 
 def _sixteen_bits(xq: Tensor, wq: Tensor, zx: int) -> Tensor:
@@ -121,6 +142,13 @@ def _biases() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _same_codes(got: Any, expected: Tensor, **_: Any) -> None:
     expect_close(got, expected, "the bias codes", rtol=0, atol=0)
+    if _is_floating(got):
+        raise Failure(
+            "the bias codes should be integers",
+            expected=torch.int32,
+            got=got.dtype,
+            cause="rounded, but still floating point: convert to int32",
+        )
 
 
 def _bias_truncated(b: Tensor, sx: float, sw: Tensor) -> Tensor:
@@ -155,13 +183,15 @@ def _bias_float(b: Tensor, sx: float, sw: Tensor) -> Tensor:
     return b / (sx * sw)
 
 
+def _bias_rounded_float(b: Tensor, sx: float, sw: Tensor) -> Tensor:
+    return torch.round(b / (sx * sw))
+
+
 def _bias_python(b: Tensor, sx: float, sw: Tensor) -> list[int]:
     return [round(v / (sx * s)) for v, s in zip(b.tolist(), sw.tolist(), strict=True)]
 
 
 def _bias_numpy(b: Tensor, sx: float, sw: Tensor) -> Any:
-    import numpy as np
-
     return np.rint(b.double().numpy() / sx / sw.double().numpy()).astype(np.int32)
 
 
@@ -185,22 +215,40 @@ def _ratios() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "just below one", {"r": 1 - 2.0**-40}
 
 
+CARRY = "a fraction just below 1 rounded up to 2^31: halve m, reduce the shift"
+NOT_EXACT = "m is not exact enough: float32 has 24 bits, use Python's float"
+
+
+def _pair(got: Any, expected: tuple[int, int]) -> tuple[float, float]:
+    """m and shift out of two numbers in a tuple, list, array or tensor."""
+    try:
+        m, shift = (float(v) for v in (got if isinstance(got, tuple | list) else as_array(got)))
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise Failure(
+            "the function should return (m, shift)",
+            expected=expected,
+            got=got,
+            cause="return two numbers, m and shift",
+        ) from None
+    return m, shift
+
+
 def _represents(got: Any, expected: tuple[int, int], r: float, **_: Any) -> None:
-    expect(
-        isinstance(got, tuple | list) and len(got) == 2,
-        "the function should return (m, shift)",
-        expected=expected,
-        got=got,
-    )
-    m, shift = (float(v) for v in got)
-    whole = m == round(m) and shift == round(shift)
-    expect(whole, "m and shift should be whole numbers", expected=expected, got=got)
-    expect(
-        m < 2**31, "m does not fit into int32", expected=expected, got=got,
-    )  # fmt: skip
-    expect(m >= 2**30, "m gives bits away", expected=expected, got=got)
-    error = abs(m * 2.0**-shift / r - 1)
-    expect(error <= 2.0**-30, "m * 2^-shift is not r", expected=expected, got=got)
+    def ensure(condition: bool, headline: str, cause: str = "") -> None:
+        expect(condition, headline, expected=expected, got=got, cause=cause)
+
+    m, shift = _pair(got, expected)
+    ensure(math.isfinite(m) and math.isfinite(shift), "m and shift should be finite numbers")
+    unscaled = "m is the fraction itself: multiply it by 2^31 and round"
+    rounding = unscaled if abs(m) < 1 else "m was not rounded"
+    ensure(m == round(m), "m should be a whole number", rounding)
+    ensure(shift == round(shift), "the shift should be a whole number", "count whole doublings")
+    ensure(m < 2**31, "m does not fit into int32", CARRY if m == 2**31 and r > 0.99 else "")
+    ensure(m >= 2**30, "m gives bits away")
+    reasonable = abs(shift) <= 1000  # 2.0**-shift overflows a float beyond
+    error = abs(m * 2.0**-shift / r - 1) if reasonable else math.inf
+    inexact = 2.0**-30 < error < 2.0**-20
+    ensure(error <= 2.0**-30, "m * 2^-shift is not r", NOT_EXACT if inexact else "")
 
 
 def _fixed_shift(r: float) -> tuple[int, int]:
@@ -230,6 +278,24 @@ def _thirty_two_bits(r: float) -> tuple[int, int]:
 def _not_carried(r: float) -> tuple[int, int]:
     fraction, exponent = math.frexp(r)
     return round(fraction * 2**31), 31 - exponent
+
+
+def _not_rounded(r: float) -> tuple[float, int]:
+    fraction, exponent = math.frexp(r)
+    return fraction * 2**31, 31 - exponent
+
+
+def _float32_fraction(r: float) -> tuple[int, int]:
+    fraction, exponent = torch.frexp(torch.tensor(r))
+    return int(torch.round(fraction * 2**31)), 31 - int(exponent)
+
+
+def _only_m(r: float) -> int:
+    return to_multiplier(r)[0]
+
+
+def _multiplier_tensor(r: float) -> Tensor:
+    return torch.tensor(to_multiplier(r))
 
 
 def _multiplier_loop(r: float) -> tuple[int, int]:
@@ -277,11 +343,16 @@ def _sums() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _nearly_same(got: Any, expected: Tensor, **_: Any) -> None:
-    expect(isinstance(got, Tensor), "the function should return a tensor", got=got)
-    distance = (got.double() - expected.double()).abs()
-    share = (distance > 0).double().mean().item()
-    if distance.max() > 1 or share > 0.02:
-        expect_close(got, expected, "the codes of the sum", rtol=0, atol=0)
+    try:
+        found = as_array(got).astype(np.float64)
+    except (ValueError, TypeError):
+        found = np.empty(0)
+    wanted = expected.double().numpy()
+    if found.shape == wanted.shape and np.isfinite(found).all():
+        distance = np.abs(found - wanted)
+        if distance.max() <= 1 and (distance > 0).mean() <= 0.02:
+            return
+    expect_close(got, expected, "the codes of the sum", rtol=0, atol=0)
 
 
 def _real_sum(a: Tensor, b: Tensor, qa: QParams, qb: QParams) -> Tensor:
@@ -331,6 +402,50 @@ def _sum_truncated(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) 
     return codes.clamp(qy.grid.qmin, qy.grid.qmax).byte()
 
 
+def _fixed_point_sum(
+    a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams,
+    left: int = 20, back: int = 20, unit: Any = max,
+) -> Tensor:  # fmt: skip
+    """The reference with one of its three choices made otherwise."""
+    common = unit(qa.scale.item(), qb.scale.item())
+    total = 0
+    for codes, q in ((a, qa), (b, qb)):
+        m, shift = fixed_point.to_multiplier(q.scale.item() / common)
+        total = total + rescale((codes.int() - int(q.zero_point)) << left, m, shift).int()
+    m, shift = fixed_point.to_multiplier(common / 2**back / qy.scale.item())
+    y = rescale(total, m, shift) + int(qy.zero_point)
+    return y.clamp(qy.grid.qmin, qy.grid.qmax).to(qy.grid.dtype)
+
+
+def _not_shifted_back(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> Tensor:
+    return _fixed_point_sum(a, b, qa, qb, qy, back=0)
+
+
+def _shifted_too_far(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> Tensor:
+    return _fixed_point_sum(a, b, qa, qb, qy, left=24, back=24)
+
+
+def _smaller_unit(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> Tensor:
+    return _fixed_point_sum(a, b, qa, qb, qy, unit=min)
+
+
+def _clamped_too_early(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> Tensor:
+    codes = torch.round(_real_sum(a, b, qa, qb) / qy.scale.double())
+    return (codes.clamp(qy.grid.qmin, qy.grid.qmax) + qy.zero_point).int().to(torch.uint8)
+
+
+def _never_clamped(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> Tensor:
+    return (torch.round(_real_sum(a, b, qa, qb) / qy.scale.double()) + qy.zero_point).int()
+
+
+def _sum_as_list(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> list[int]:
+    return operations.add_int(a, b, qa, qb, qy).tolist()
+
+
+def _sum_numpy(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> np.ndarray:
+    return operations.add_int(a, b, qa, qb, qy).int().numpy()
+
+
 def _sum_by_course(a: Tensor, b: Tensor, qa: QParams, qb: QParams, qy: QParams) -> Tensor:
     return operations.add_int(a, b, qa, qb, qy)
 
@@ -360,6 +475,12 @@ EXERCISES = [
             (_wrapped_input, "uint8 codes above 127 do not fit into int8: widen to int32 instead"),
             (_wrong_sign, "the correction is subtracted: -zx * (sum of the weights)"),
             (_one_correction, "each output has its own correction: sum the weights of its row"),
+            (_terms_for_weights, "zx * K is the correction only where every weight is 1: sum them"),
+            (
+                _zero_point_once,
+                "zx was subtracted once from the sum: each of its products has it, times a weight",
+            ),
+            (_zero_point_of_weights, "zx is the zero point of xq, and was subtracted from wq"),
             (_sixteen_bits, "16 bits are too few for these sums: accumulate in int32"),
             (_transposed, "the result is transposed: one row for each input, [N, O]"),
             (_through_float, "the product was computed in floating point"),
@@ -393,6 +514,7 @@ EXERCISES = [
             (_bias_int8_wraps, "stored in 8 bits, where it wrapped around: a bias is int32"),
             (_bias_largest_scale, "one scale for all channels: each channel has its own sw"),
             (_bias_float, "the result was never rounded"),
+            (_bias_rounded_float, "rounded, but still floating point: convert to int32"),
         ),
         hints=(
             (
@@ -415,14 +537,18 @@ EXERCISES = [
         cases=_ratios,
         compare=_represents,
         returns="(m, shift)",
-        accepted=(_multiplier_loop, _multiplier_log),
+        accepted=(_multiplier_loop, _multiplier_log, _multiplier_tensor),
         diagnoses=(
             (_fixed_shift, "a fixed shift gives bits away when r is small: let the shift grow"),
             (_sixteen_bit_multiplier, "m has 16 bits; an int32 has room for 31"),
             (_negative_shift, "the shift goes to the right: r = m * 2^-shift, shift positive"),
             (_swapped, "m and shift are exchanged"),
             (_thirty_two_bits, "m has 32 bits, and one of int32's belongs to the sign: m < 2^31"),
-            (_not_carried, "a fraction just below 1 rounded up to 2^31: halve m, reduce the shift"),
+            (_not_carried, CARRY),
+            (_not_rounded, "m was not rounded"),
+            (math.frexp, "m is the fraction itself: multiply it by 2^31 and round"),
+            (_float32_fraction, NOT_EXACT),
+            (_only_m, "return two numbers, m and shift"),
         ),
         hints=(
             (
@@ -445,7 +571,7 @@ EXERCISES = [
         cases=_sums,
         compare=_nearly_same,
         returns="codes",
-        accepted=(_sum_by_course, _sum_in_64_bits),
+        accepted=(_sum_by_course, _sum_in_64_bits, _sum_as_list, _sum_numpy),
         diagnoses=(
             (
                 _each_rounded,
@@ -457,6 +583,11 @@ EXERCISES = [
             (_output_zero_point, "the zero point of the output is missing"),
             (_wrapping_sum, "sums beyond the grid wrapped around: clamp before the cast"),
             (_sum_truncated, "the fraction was cut off: round to the nearest code"),
+            (_not_shifted_back, "the 20 bits were never taken off again: divide by 2^20"),
+            (_shifted_too_far, "a code shifted left by 24 bits leaves int32: 20 bits are enough"),
+            (_smaller_unit, "the smaller step is common here, and the other's codes leave int32"),
+            (_clamped_too_early, "clamped before the zero point was added: clamp the final code"),
+            (_never_clamped, "sums beyond the grid were not clamped"),
         ),
         hints=(
             (
