@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ptq_course.classroom import exercises
-from ptq_course.classroom.checks import ch08
+from ptq_course.classroom.checks._ch08_addition import add_int
+from ptq_course.classroom.checks._ch08_multiplier import NOT_EXACT, to_multiplier
 from ptq_course.classroom.examine import examine
 from ptq_course.classroom.plots import ch08_integer as plots
 from ptq_course.classroom.prediction import Prediction
@@ -175,19 +176,17 @@ def test_malformed_pairs_are_explained(malformed):
     [
         (lambda m, shift: m, "return two numbers, m and shift"),
         (lambda m, shift: (m + 0.25, shift), "m was not rounded"),
-        (lambda m, shift: (int(np.float32(m)), shift), ch08.NOT_EXACT),
+        (lambda m, shift: (int(np.float32(m)), shift), NOT_EXACT),
         (lambda m, shift: (m / 2**31, shift), "multiply it by 2^31"),
     ],
 )
 def test_pairs_that_are_nearly_right_get_their_own_cause(convert, cause):
-    assert cause in failure("08.3", lambda r: convert(*ch08.to_multiplier(r))).cause
+    assert cause in failure("08.3", lambda r: convert(*to_multiplier(r))).cause
 
 
 @pytest.mark.parametrize("convert", [list, torch.tensor, np.array, lambda v: np.array(v, float)])
 def test_a_pair_may_be_any_two_numbers(convert):
-    assert examine(exercises.get("08.3"), lambda r: convert(ch08.to_multiplier(r))).status == (
-        "passed"
-    )
+    assert examine(exercises.get("08.3"), lambda r: convert(to_multiplier(r))).status == ("passed")
 
 
 @pytest.mark.parametrize(
@@ -202,13 +201,13 @@ def test_a_pair_may_be_any_two_numbers(convert):
     ],
 )
 def test_sums_of_a_wrong_kind_are_explained(convert, said):
-    assert said in str(failure("08.4", lambda *args: convert(ch08.add_int(*args))))
+    assert said in str(failure("08.4", lambda *args: convert(add_int(*args))))
 
 
 def test_two_codes_in_a_hundred_may_be_one_step_off():
     def off(step, count):
         def answer(*args):
-            y = ch08.add_int(*args).int()
+            y = add_int(*args).int()
             middle = torch.nonzero((y > 9) & (y < 246)).flatten()[:count]
             y[middle] += step
             return y
