@@ -35,7 +35,8 @@ class Prediction:
             verdict = "right" if self.guess == measured else "not so"
             print(f"{self.id}: you said {self.guess}, measured {measured}: {verdict}")
         else:
-            off = _text(abs(self.guess - measured), self.unit)
+            unit = "points" if self.unit == "%" else self.unit  # a difference of two percentages
+            off = _text(abs(self.guess - measured), unit)
             print(
                 f"{self.id}: you said {_text(self.guess, self.unit)}, "
                 f"measured {_text(measured, self.unit)}: off by {off}"

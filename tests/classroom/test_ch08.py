@@ -7,6 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from ptq_course.classroom import exercises
+from ptq_course.classroom.checks._ch08_addition import add_int
+from ptq_course.classroom.checks._ch08_multiplier import NOT_EXACT, to_multiplier
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.plots import ch08_integer as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch08_accumulator as widget
@@ -57,11 +61,16 @@ def test_disagreement_draws_shares(networks):
     quantized, integer, x = networks
     table = agreement(integer, quantized, x)
     fig, alt = plots.disagreement(table)
-    alone, whole = fig.axes[0].lines
+    alone, whole = fig.axes[0].lines[:2]
     shares = [1 - row.equal / row.codes for row in table.cumulative.values()]
     assert whole.get_xdata() == pytest.approx(np.maximum(shares, plots.LOWEST_SHARE))
     assert (np.asarray(alone.get_xdata()) >= plots.LOWEST_SHARE).all()
     assert f"{len(shares)} operations" in alt
+    ax = fig.axes[0]
+    assert ax.get_xticks()[0] == plots.LOWEST_SHARE < 1 / min(row.codes for row in
+                                                             table.isolated.values())  # fmt: skip
+    assert ax.get_xticklabels()[0].get_text() == "none"
+    assert ax.get_xlim()[1] > max(shares)
 
 
 def test_accumulator_bits_are_those_of_the_table(networks):
@@ -108,6 +117,23 @@ def test_narrow_registers_lose_sums(picture):
     assert lost(8, widget.WRAPS) == lost(8, widget.CLAMPS) > 10
 
 
+def test_the_lower_axis_holds_every_count(picture):
+    for bits in (8, 32):
+        picture.frame(bits=bits, multiplier_bits=31, overflow=widget.CLAMPS)
+        highest = max(picture.steps.get_data().values.max(), picture.before.max())
+        assert picture.bottom.get_ylim()[1] == pytest.approx(1.1 * highest)
+
+
+def test_the_readout_says_what_was_measured(picture):
+    found = picture.measure(8, 31, widget.WRAPS)
+    readout, _ = picture.frame(8, 31, widget.WRAPS)
+    assert found.lost == (widget.narrowed(picture.acc, 8, widget.WRAPS) != picture.acc).double(
+    ).mean()  # fmt: skip
+    assert f"{100 * found.lost:.2f} % of the sums" in readout
+    assert f"{100 * found.changed:.2f} % of the codes" in readout
+    assert f"{100 * found.same:.1f} % of the decisions" in readout
+
+
 def test_a_short_multiplier_changes_codes(picture):
     readout, _ = picture.frame(bits=32, multiplier_bits=2, overflow=widget.WRAPS)
     assert float(readout.split("bits: ")[-1].split(" %")[0]) > 10
@@ -124,3 +150,78 @@ def test_the_explorer_answers_to_its_controls(networks):
     pictures = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
     explorer = widget.explorer(networks[1], pictures, "second")
     assert explorer.set(bits=8, multiplier_bits=31) != explorer.set(bits=32)
+
+
+def failure(id, answer):
+    result = examine(exercises.get(id), answer)
+    assert result.status == "failed"
+    return result.failure
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        (float("nan"), 3), (2**30, float("inf")), (None, None), None, 5, "ab", {"m": 1, "shift": 2},
+        (2**30, 10**9), (2**30, -(10**9)), (10**400, 3), torch.ones(3), torch.ones(2, 2),
+        (torch.ones(2), torch.ones(2)), [], (2**30, 1j),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_malformed_pairs_are_explained(malformed):
+    assert str(failure("08.3", lambda r: malformed))
+
+
+@pytest.mark.parametrize(
+    ("convert", "cause"),
+    [
+        (lambda m, shift: m, "return two numbers, m and shift"),
+        (lambda m, shift: (m + 0.25, shift), "m was not rounded"),
+        (lambda m, shift: (int(np.float32(m)), shift), NOT_EXACT),
+        (lambda m, shift: (m / 2**31, shift), "multiply it by 2^31"),
+    ],
+)
+def test_pairs_that_are_nearly_right_get_their_own_cause(convert, cause):
+    assert cause in failure("08.3", lambda r: convert(*to_multiplier(r))).cause
+
+
+@pytest.mark.parametrize("convert", [list, torch.tensor, np.array, lambda v: np.array(v, float)])
+def test_a_pair_may_be_any_two_numbers(convert):
+    assert examine(exercises.get("08.3"), lambda r: convert(to_multiplier(r))).status == ("passed")
+
+
+@pytest.mark.parametrize(
+    ("convert", "said"),
+    [
+        (lambda y: y[:150], "has shape [150]"),
+        (lambda y: y.reshape(3, 100), "has shape [3, 100]"),
+        (lambda y: y.double().masked_fill(y > 100, float("nan")), "got nan"),
+        (lambda y: y.double() * float("inf"), "wrong codes"),
+        (lambda y: "codes", "should hold numbers"),
+        (lambda y: None, "is None"),
+    ],
+)
+def test_sums_of_a_wrong_kind_are_explained(convert, said):
+    assert said in str(failure("08.4", lambda *args: convert(add_int(*args))))
+
+
+def test_two_codes_in_a_hundred_may_be_one_step_off():
+    def off(step, count):
+        def answer(*args):
+            y = add_int(*args).int()
+            middle = torch.nonzero((y > 9) & (y < 246)).flatten()[:count]
+            y[middle] += step
+            return y
+
+        return answer
+
+    assert examine(exercises.get("08.4"), off(1, 6)).status == "passed"  # of 300
+    assert failure("08.4", off(1, 7))
+    assert failure("08.4", off(2, 1))
+
+
+@pytest.mark.parametrize("id", ["08.1", "08.2"])
+def test_codes_in_floating_point_are_not_integers(id):
+    exercise = exercises.get(id)
+    for kind in (lambda y: y.double(), lambda y: y.double().numpy()):
+        cause = failure(id, lambda *args, kind=kind: kind(exercise.reference(*args))).cause
+        assert "floating point" in cause

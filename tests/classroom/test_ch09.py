@@ -63,6 +63,7 @@ def test_by_samples_draws_means_and_the_worst_and_best_draw():
         [90, 90],
     ]
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["all (FP32 93.5)", "night (FP32 70.0)"]
+    assert "mean of 2 orders; bars: worst to best" in fig.legends[0].get_title().get_text()
     assert "night, b: 55.0 at 1, 63.0 at 10, 60.0 at 100" in alt
 
 
@@ -84,14 +85,19 @@ def test_losses_writes_every_number_into_its_cell():
 
 
 def test_noticed_sets_the_monitor_beside_the_cost():
+    ends = {"minmax": [[-1, 5], [15, 28]], "percentile": [[0.5, 2], [-4, 1]]}
     fig, alt = ch09_shift.noticed(
         ["standard", "dark"],
         {"minmax": [0, 0], "percentile": [0.1, 0.01]},
         {"minmax": [2.0, 22.0], "percentile": [1.0, -2.0]},
+        ends,
     )
     widths = [[bar.get_width() for bar in ax.patches] for ax in fig.axes]
     assert widths == [[0, 0, 0.1, 0.01], [2, 22, 1, -2]]
-    assert "dark: minmax 0.00 percent clipped and 22.0 points lost" in alt
+    drawn = [[s[:, 0].tolist() for s in c.get_segments()] for c in fig.axes[1].collections]
+    assert drawn == list(ends.values())
+    assert "dark: min-max 0.00 percent clipped and 22.0 points lost (from 15.0 to 28.0)" in alt
+    assert {t.get_text() for t in fig.axes[1].texts} >= {"min-max", "percentile", "+22.0", "-2.0"}
 
 
 def explorer():
@@ -111,7 +117,8 @@ def shown():
 
 def test_the_frame_shows_what_was_measured(shown):
     readout, alt = shown.set(samples=100, shift="flash", rule="minmax")
-    assert "minmax from 100 pictures" in readout
+    assert "min-max from 100 pictures" in readout
+    assert "the min-max range of 100" in alt
     assert "on flash pictures 0.50 % of the input values clipped" in readout
     assert "top-1 70.0 % (FP32 60.0 %)" in readout
     assert "0.50 percent of the values" in alt
@@ -119,6 +126,8 @@ def test_the_frame_shows_what_was_measured(shown):
     light = 100 * STD + MEAN
     assert list(figure.edge.get_xdata()) == pytest.approx([light] * 2)
     assert figure.kept.get_x() + figure.kept.get_width() == pytest.approx(light)
+    title = figure.top.get_title(loc="left") or figure.top.get_title()
+    assert title == "flash live pictures, min-max from 100 pictures"
     assert (list(figure.here.get_xdata()), list(figure.here.get_ydata())) == ([100], [70.0])
     assert list(figure.reference.get_ydata()) == [60.0, 60.0]
 

@@ -63,8 +63,7 @@ def faults(notebook: list[dict], chapter: str) -> list[str]:
             found += stub_faults(registered[key], stub)
     if None in places:
         found.append("an exercise cell has no metadata.ptq.exercise")
-    found += solution_name_faults(notebook)
-    return found
+    return found + solution_name_faults(notebook) + rebound_name_faults(notebook)
 
 
 def stub_faults(exercise: exercises.Exercise, stub: dict) -> list[str]:
@@ -94,6 +93,26 @@ def solution_name_faults(notebook: list[dict]) -> list[str]:
     return found
 
 
+def rebound_name_faults(notebook: list[dict]) -> list[str]:
+    """Other cells than the stub that give a learner's function's name to something else.
+
+    `check` would then look at that. The result of `learner.function` may have the name.
+    """
+    trees = [(n, tags(c), code(c)) for n, c in enumerate(notebook) if c["cell_type"] == "code"]
+    own = set().union(*(defined(t) for _, tag, t in trees if "stub" in tag), set())
+    found = []
+    for number, tag, tree in trees:
+        body = [node for node in tree.body if not asks_learner(node)]
+        names = defined(ast.Module(body, [])) & own if "stub" not in tag else set()
+        anew = "anew, which the learner writes"
+        found += [f"cell {number} defines {name} {anew}" for name in sorted(names)]
+    return found
+
+
+def asks_learner(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and "learner.function(" in ast.unparse(node.value)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_exercise_cells(path: Path):
     assert faults(cells(path), path.stem.split("_")[0]) == []
@@ -116,6 +135,12 @@ def test_a_good_notebook_has_no_faults():
     assert faults(sample(), "01") == []
 
 
+def test_a_name_may_hold_what_learner_function_gives():
+    notebook = sample()
+    notebook[2].update(source=['qparams, b = (learner.function(n) for n in ("qparams", "b"))'])
+    assert faults(notebook, "01") == []
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -127,6 +152,8 @@ def test_a_good_notebook_has_no_faults():
         (lambda c: c[0]["metadata"]["ptq"].update(exercise="01.9"), "01.9 is not in the checks"),
         (lambda c: c[0]["metadata"].pop("ptq"), "no metadata.ptq.exercise"),
         (lambda c: c[2].update(source=["qparams_solution(0, 1, 2)"]), "uses qparams_solution"),
+        (lambda c: c[2].update(source=["from a import qparams"]), "cell 2 defines qparams anew"),
+        (lambda c: c[3].update(source=["def quantize(x): pass"]), "cell 3 defines quantize anew"),
     ],
 )  # fmt: skip
 def test_each_fault_is_found(change, said: str):

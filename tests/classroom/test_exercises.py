@@ -148,6 +148,25 @@ def test_strict_raises(registered, capsys):
     assert "✓ 99.1 double passes" in capsys.readouterr().out
 
 
+def test_a_function_of_the_course_is_not_taken_for_the_learners(registered, capsys, monkeypatch):
+    saved = []
+    monkeypatch.setattr("ptq_course.classroom.learner.save", lambda *args: saved.append(args))
+    registered(make())
+
+    def course(x):
+        return 2 * x
+
+    course.__module__ = "ptq_course.affine"
+    check("99.1", course)
+    said = capsys.readouterr().out
+    assert "✗ 99.1 double: this is the course's function: run your own cell again" in said
+    assert not saved
+    check("99.1", course, strict=True)
+    check("99.1", double)
+    assert len(saved) == 1
+    assert capsys.readouterr().out.count("✓ 99.1 double passes") == 2
+
+
 def test_own_check_and_its_inputs():
     def zero_stays(fn):
         expect.expect(float(fn(torch.zeros(1))) == 0, "zero must stay zero")

@@ -104,6 +104,6 @@ def test_prediction_is_compared(capsys):
     predict("02.3", None, unit="%").compare(4.5)
     predict("02.3", "kl", choices=("kl", "mse")).compare("mse")
     said = capsys.readouterr().out
-    assert "you said 3 %, measured 4.5 %: off by 1.5 %" in said
+    assert "you said 3 %, measured 4.5 %: off by 1.5 points" in said
     assert "measured 4.5 % (no prediction to compare)" in said
     assert "you said kl, measured mse: not so" in said

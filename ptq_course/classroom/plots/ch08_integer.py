@@ -15,7 +15,7 @@ from ptq_course.integer.accumulators import AccumulatorTable
 from ptq_course.integer.agreement import Agreement
 
 CHANNELS = ("red", "green", "blue")
-LOWEST_SHARE = 1e-6  # of codes: what "none" is drawn at on a logarithmic axis
+LOWEST_SHARE = 1e-7  # of codes: what "none" is drawn at on a logarithmic axis
 
 
 def patch(xq: Tensor, wq: Tensor, zx: int) -> tuple[Figure, str]:
@@ -49,7 +49,7 @@ def patch(xq: Tensor, wq: Tensor, zx: int) -> tuple[Figure, str]:
 def disagreement(table: Agreement) -> tuple[Figure, str]:
     """Share of codes that differ from the simulation, each operation alone and the whole network.
 
-    Shares of 0 are drawn at LOWEST_SHARE.
+    Shares of 0 are drawn at LOWEST_SHARE, where the axis says "none".
     """
     names = list(table.isolated)
     alone, whole = (
@@ -68,8 +68,14 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
         )  # fmt: skip
     ax.set_yticks(place, names, fontsize=8)
     ax.invert_yaxis()
-    ax.set(xscale="log", xlim=(LOWEST_SHARE * 0.7, 1), ylabel="operation")
-    ax.set_xlabel("share of codes that differ from the simulation ($10^{-6}$: none)")
+    largest = max(alone.max(), whole.max())
+    ax.set(xscale="log", xlim=(LOWEST_SHARE * 0.7, max(1e-2, 1.5 * largest)), ylabel="operation")
+    powers = [p for p in range(-6, 1) if 10.0**p <= ax.get_xlim()[1]]
+    names_of_ticks = ["none", *(f"$10^{{{p}}}$" for p in powers)]
+    ax.set_xticks([LOWEST_SHARE, *(10.0**p for p in powers)], names_of_ticks)
+    ax.set_xticks([], minor=True)
+    ax.axvline(LOWEST_SHARE, color=GREY, linestyle=":", linewidth=1)
+    ax.set_xlabel("share of codes that differ from the simulation")
     worst = int(whole.argmax())
     n = text_number
     return fig, (

@@ -14,6 +14,12 @@ from ptq_course.classroom.plots.pieces import image_grid
 from ptq_course.classroom.prediction import Prediction
 
 MARKERS = ("o", "s", "^")
+RULES = {"minmax": "min-max", "kl": "KL"}  # how a rule is called in text and figures
+
+
+def rule_name(rule: str) -> str:
+    """The name of a range rule for readers."""
+    return RULES.get(rule, rule)
 
 
 def pictures(images: Any, titles: Sequence[str]) -> tuple[Figure, str]:
@@ -111,10 +117,10 @@ def by_samples(
             ax.errorbar(
                 at, mean, ends, color=COLORS[NUMBERS[number]], linestyle=LINES[number],
                 marker=MARKERS[number], markersize=4.5, elinewidth=1, capsize=2, linewidth=1.3,
-                label=rule,
+                label=rule_name(rule),
             )  # fmt: skip
             told.append(
-                f"{kind}, {rule}: "
+                f"{kind}, {rule_name(rule)}: "
                 + ", ".join(f"{m:.1f} at {n}" for n, m in zip(sizes, mean, strict=True))
             )
         ax.axhline(fp32[kind], color=GREY, linestyle=":", linewidth=1.3)
@@ -126,7 +132,11 @@ def by_samples(
             axes[0, 0].annotate("you", (size, guess.guess), xytext=(4, 4),
                                 textcoords="offset points", fontsize=8)  # fmt: skip
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3,
+        title=f"marks: mean of {len(values)} orders; bars: worst to best; axes do not start at 0",
+        title_fontsize=9,
+    )  # fmt: skip
     return fig, "Mean accuracy in percent over calibration pictures. " + "; ".join(told) + "."
 
 

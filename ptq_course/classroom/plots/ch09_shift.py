@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ptq_course.classroom.plots.base import COLORS, GREY, figure
+from ptq_course.classroom.plots.ch09_samples import rule_name
 
 LOSS = LinearSegmentedColormap.from_list("loss", ["#ffffff", COLORS[1], COLORS[2]])
 WORST = 30.0  # points lost at which the colour is darkest
@@ -54,11 +55,15 @@ def losses(
 
 
 def noticed(
-    shifts: Sequence[str], clipped: Mapping[str, ArrayLike], lost: Mapping[str, ArrayLike]
+    shifts: Sequence[str],
+    clipped: Mapping[str, ArrayLike],
+    lost: Mapping[str, ArrayLike],
+    ends: Mapping[str, ArrayLike],
 ) -> tuple[Figure, str]:
     """What a monitor sees (percent of the values clipped) beside what it costs (points lost).
 
-    clipped, lost: {rule: [shifts]}, the same rules in the same order.
+    clipped, lost: {rule: [shifts]}, the same rules in the same order. ends: {rule: [shifts, 2]},
+    the interval of each loss, drawn as a line.
     """
     fig, (left, right) = figure(7.4, 0.9 + 0.42 * len(shifts), 1, 2, sharey=True)
     place = np.arange(len(shifts))
@@ -66,31 +71,35 @@ def noticed(
     tints = (COLORS[2], COLORS[0])
     for number, rule in enumerate(clipped):
         at = place + (number - (len(clipped) - 1) / 2) * height
-        for ax, values in ((left, clipped[rule]), (right, lost[rule])):
+        low, high = np.asarray(ends[rule], dtype=float).T
+        right.hlines(at, low, high, color="black", linewidth=1.1, zorder=4)
+        for ax, values, reach in ((left, clipped[rule], 0), (right, lost[rule], high)):
             values = np.asarray(values, dtype=float)
+            reach = np.maximum(np.maximum(values, reach), 0)
             ax.barh(at, values, height * 0.9, color=tints[number], alpha=(0.95, 0.6)[number])
-            for y, value in zip(at, values, strict=True):
+            for y, value, edge in zip(at, values, reach, strict=True):
                 digits = f"{value:.2f}" if ax is left else f"{value:+.1f}"
                 ax.annotate(
-                    digits, (max(value, 0), y), xytext=(4, 0), textcoords="offset points",
+                    digits, (edge, y), xytext=(4, 0), textcoords="offset points",
                     va="center", fontsize=8,
                 )  # fmt: skip
         right.text(
-            0.98, 0.10 - 0.09 * number, rule, transform=right.transAxes, ha="right", va="bottom",
-            color=tints[number], fontsize=9,
+            0.98, 0.10 - 0.09 * number, rule_name(rule), transform=right.transAxes, ha="right",
+            va="bottom", color=tints[number], fontsize=9,
         )  # fmt: skip
     left.set_yticks(place, shifts)
     left.invert_yaxis()
     left.set(xlabel="input values clipped (%)", title="what the monitor sees")
-    right.set(xlabel="points lost against FP32 on the same pictures", title="what it costs")
+    right.set(xlabel="points lost against FP32 (line: 95 % interval)", title="what it costs")
     right.axvline(0, color=GREY, linewidth=0.8)
     for ax in (left, right):
         ax.margins(x=0.16)
     told = [
         f"{shift}: "
         + ", ".join(
-            f"{rule} {np.asarray(clipped[rule])[i]:.2f} percent clipped and "
-            f"{np.asarray(lost[rule])[i]:.1f} points lost"
+            f"{rule_name(rule)} {np.asarray(clipped[rule])[i]:.2f} percent clipped and "
+            f"{np.asarray(lost[rule])[i]:.1f} points lost "
+            "(from {:.1f} to {:.1f})".format(*np.asarray(ends[rule])[i])
             for rule in clipped
         )
         for i, shift in enumerate(shifts)

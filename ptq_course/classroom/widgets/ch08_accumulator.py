@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,16 @@ def narrowed(acc: Tensor, bits: int, overflow: str) -> Tensor:
     if overflow == CLAMPS:
         return acc.long().clamp(-half, half - 1).int()
     return ((acc.long() + half).remainder(2 * half) - half).int()
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What a narrow register does: the layer's codes, and three shares from 0 to 1."""
+
+    codes: Tensor
+    lost: float  # of the sums: they do not fit
+    changed: float  # of the layer's codes
+    same: float  # of the network's decisions: they stay
 
 
 class NarrowAccumulator:
@@ -54,11 +66,12 @@ class NarrowAccumulator:
         self.before = np.bincount(self.codes.flatten().numpy(), minlength=256)
         bottom.stairs(self.before, np.arange(257), fill=True, color=GREY, alpha=0.4)
         self.steps = bottom.stairs(self.before, np.arange(257), color=COLORS[2], linewidth=1.3)
+        self.bottom = bottom
         bottom.set(xlim=(0, 256), xlabel="code of the output (grey: exact, red: now)")
-        bottom.set(ylabel="count", ylim=(0, 1.3 * self.before.max()))
+        bottom.set(ylabel="count", ylim=(0, 1.1 * self.before.max()))
 
-    def frame(self, bits: int, multiplier_bits: int, overflow: str) -> tuple[str, str]:
-        """Narrow the layer, run the rest of the network, count what changed."""
+    def measure(self, bits: int, multiplier_bits: int, overflow: str) -> Changes:
+        """Narrow the layer and run the rest of the network."""
         acc = narrowed(self.acc, bits, overflow)
         finish = self.op.finish
         multiplier, shift = to_multiplier(self.ratio, multiplier_bits)
@@ -67,14 +80,23 @@ class NarrowAccumulator:
             acc, multiplier.reshape(shape), shift.reshape(shape), finish.zero_point, finish.grid,
             finish.limits,
         )  # fmt: skip
-        same = float((self._rest(codes).argmax(1) == self.decisions).double().mean())
-        lost = float((acc != self.acc).double().mean())
-        changed = float((codes != self.codes).double().mean())
+        return Changes(
+            codes,
+            lost=float((acc != self.acc).double().mean()),
+            changed=float((codes != self.codes).double().mean()),
+            same=float((self._rest(codes).argmax(1) == self.decisions).double().mean()),
+        )
 
+    def frame(self, bits: int, multiplier_bits: int, overflow: str) -> tuple[str, str]:
+        """Draw what `measure` finds."""
+        found = self.measure(bits, multiplier_bits, overflow)
+        lost, changed, same = found.lost, found.changed, found.same
         end = min(float(1 << (bits - 1)), 2 * self.edge)
         for line, x in zip(self.limits, (-end, end), strict=True):
             line.set_xdata([x, x])
-        self.steps.set_data(np.bincount(codes.flatten().numpy(), minlength=256))
+        now = np.bincount(found.codes.flatten().numpy(), minlength=256)
+        self.steps.set_data(now)
+        self.bottom.set_ylim(0, 1.1 * max(now.max(), self.before.max()))
         readout = (
             f"{bits} bits, {overflow}: {100 * lost:.2f} % of the sums do not fit · multiplier of "
             f"{multiplier_bits} bits: {100 * changed:.2f} % of the codes changed · "

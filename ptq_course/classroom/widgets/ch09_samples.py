@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptq_course.classroom.camera import MEAN, STD
 from ptq_course.classroom.plots.base import COLORS, GREY, figure, text_number
-from ptq_course.classroom.plots.ch09_samples import plain_ticks
+from ptq_course.classroom.plots.ch09_samples import plain_ticks, rule_name
 from ptq_course.classroom.widgets.base import Choice, Explorer
 from ptq_course.classroom.widgets.ch03_threshold import LogSlider
 from ptq_course.errors import QuantizationError
@@ -54,6 +54,7 @@ class SamplesAndShift:
         self.heights = {shift: _shares(np.asarray(values)) for shift, values in live.items()}
 
         self.fig, (top, bottom) = figure(6.6, 4.5, 2, 1, height_ratios=[1, 1.1])
+        self.top = top
         self.live = top.stairs(
             np.ones(len(EDGES) - 1), EDGES, fill=True, color=COLORS[3], alpha=0.6
         )
@@ -73,7 +74,7 @@ class SamplesAndShift:
         self.word = bottom.text(
             self.sizes[-1], 1, "FP32", color=GREY, fontsize=9, va="bottom", ha="right"
         )
-        bottom.set(xscale="log", ylim=(0, 103), xlabel="calibration pictures")
+        bottom.set(xscale="log", ylim=(0, 110), xlabel="calibration pictures")
         bottom.set_xlim(self.sizes[0] / 1.3, self.sizes[-1] * 1.3)
         bottom.set_ylabel("top-1 accuracy (%)")
         plain_ticks(bottom, self.sizes)
@@ -95,17 +96,19 @@ class SamplesAndShift:
         self.curve.set_data(self.sizes, np.asarray(found.accuracy))
         self.here.set_data([samples], [accuracy])
         self.reference.set_ydata([fp32, fp32])
-        self.word.set_y(fp32)
+        self.word.set_y(fp32 + 1.5)
         noun = "picture" if samples == 1 else "pictures"
+        self.top.set_title(f"{shift} live pictures, {rule_name(rule)} from {samples} {noun}")
         readout = (
-            f"{rule} from {samples} {noun}: light up to {text_number(light)} · on "
+            f"{rule_name(rule)} from {samples} {noun}: light up to {text_number(light)} · on "
             f"{shift} pictures {clipped:.2f} % of the input values clipped · top-1 "
             f"{accuracy:.1f} % (FP32 {fp32:.1f} %)"
         )
         alt = (
-            f"Light of {shift} live pictures and the {rule} range of {samples} calibration {noun}, "
-            f"which ends at {text_number(light)} times white paper: {clipped:.2f} percent of the "
-            f"values are clipped; top-1 accuracy {accuracy:.1f} percent, FP32 {fp32:.1f}."
+            f"Light of {shift} live pictures and the {rule_name(rule)} range of {samples} "
+            f"calibration {noun}, which ends at {text_number(light)} times white paper: "
+            f"{clipped:.2f} percent of the values are clipped; top-1 accuracy {accuracy:.1f} "
+            f"percent, FP32 {fp32:.1f}."
         )
         return readout, alt
 
@@ -128,7 +131,7 @@ def explorer(
     controls = [
         LogSlider("samples", made.sizes[0], made.sizes[-1], 10.0, "calibration pictures"),
         Choice("shift", made.shifts, made.shifts[0], "live pictures"),
-        Choice("rule", made.rules, made.rules[0], "range rule"),
+        Choice("rule", tuple((rule_name(r), r) for r in made.rules), made.rules[0], "range rule"),
     ]
     shown = Explorer(made.fig, controls, made.frame, "Samples and shift")
     shown.figure = made  # for tests that look at the artists
