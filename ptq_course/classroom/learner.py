@@ -7,19 +7,22 @@ or the course's where there is none, and says which. The file is valid Python at
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import linecache
 import os
 import symtable
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ptq_course.classroom import exercises
+from ptq_course.classroom.values import as_array, snapshot
 
 HEADER = '''"""Your functions: `check` writes here whatever passes. Change them in the notebooks."""
 
@@ -65,7 +68,11 @@ def save(exercise: exercises.Exercise, fn: Callable[..., Any]) -> None:
 
 
 def function(name: str, quiet: bool = False) -> Callable[..., Any]:
-    """The learner's function of that name if it passed its check, else the course's own."""
+    """The learner's function of that name if it passed its check, else the course's own.
+
+    A check accepts lists, arrays and tensors alike. Here the learner's result is converted to the
+    type that the course's version returns, so that the cells behind may rely on it.
+    """
     exercise = next((e for e in exercises.everything() if e.function == name), None)
     if exercise is None:
         known = ", ".join(e.function for e in exercises.everything())
@@ -73,7 +80,57 @@ def function(name: str, quiet: bool = False) -> Callable[..., Any]:
     own, note = _own(exercise)
     if not quiet:
         print(f"{name} ({exercise.id}): {note}")
-    return own or exercise.reference
+    return conforming(exercise, own) if own else exercise.reference
+
+
+def conforming(exercise: exercises.Exercise, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, its result converted to the type that the reference returns on the first case."""
+    if not isinstance(fn, types.FunctionType) or not exercise.cases:
+        return fn
+
+    @functools.cache
+    def example() -> Any:
+        _, inputs = next(iter(exercise.cases()))
+        return exercise.reference(*snapshot(tuple(inputs.values())))
+
+    @functools.wraps(fn)
+    def converted(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        try:
+            given = {a.dtype for a in args if isinstance(a, torch.Tensor)}
+            return _as(example(), result, given)
+        except (TypeError, ValueError):  # no such conversion: the cell behind will say so
+            return result
+
+    return converted
+
+
+def _as(example: Any, value: Any, given: Collection[torch.dtype] = ()) -> Any:
+    """`value` as an array, tensor, list, tuple, dict or number: whichever `example` is.
+
+    A floating-point tensor gets the type of the example, unless it has the type of an input.
+    """
+    if isinstance(example, torch.Tensor):
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(as_array(value))
+        floating = tensor.is_floating_point() and example.is_floating_point()
+        return tensor.to(example.dtype) if floating and tensor.dtype not in given else tensor
+    if isinstance(example, np.ndarray):
+        return value if isinstance(value, np.ndarray) else as_array(value)
+    if isinstance(example, list):
+        return _listed(value)
+    if type(example) is tuple and len(example) == len(value):
+        return tuple(_as(one, got, given) for one, got in zip(example, value, strict=True))
+    if isinstance(example, bool | int | float):
+        number = as_array(value).item()
+        fits = not isinstance(example, int) or number == int(number)
+        return type(example)(number) if fits else number
+    return value
+
+
+def _listed(value: Any) -> list:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
 
 
 def _own(exercise: exercises.Exercise) -> tuple[Callable[..., Any] | None, str]:

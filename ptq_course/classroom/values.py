@@ -6,10 +6,14 @@ Python numbers, lists, tuples, dicts, NumPy arrays, tensors and modules.
 from __future__ import annotations
 
 import copy
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
+
+
+NUMERIC = "biufc"  # kinds of NumPy's numeric types
 
 
 def number(value: Any) -> str:
@@ -20,7 +24,9 @@ def number(value: Any) -> str:
 
 def brief(value: Any, limit: int = 8) -> str:
     """One line for any value: arrays with their shape, at most `limit` numbers of each."""
-    if isinstance(value, torch.Tensor | np.ndarray):
+    if isinstance(value, torch.Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in NUMERIC
+    ):
         array = as_array(value)
         if array.ndim == 0:
             return number(array)
@@ -51,7 +57,9 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
         value = [as_array(v) for v in value]
     array = np.asarray(value)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind == "O" and all(isinstance(v, Number | torch.Tensor) for v in array.flat):
+        array = array.astype(np.float64)  # fractions, or numbers kept as Python objects
+    if array.dtype.kind not in NUMERIC:
         raise ValueError(f"{brief(value)} holds no numbers")
     return array
 
@@ -96,6 +104,8 @@ def snapshot(value: Any) -> Any:
 def _equal(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, int | float | str | bytes | bool | type(None)):
         return a == b
     fields = getattr(a, "__dict__", None)
