@@ -14,15 +14,14 @@ import os
 import symtable
 import textwrap
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ptq_course.classroom import exercises
-from ptq_course.classroom.values import as_array, snapshot
+from ptq_course.classroom.values import like, snapshot
 
 HEADER = '''"""Your functions: `check` writes here whatever passes. Change them in the notebooks."""
 
@@ -98,39 +97,11 @@ def conforming(exercise: exercises.Exercise, fn: Callable[..., Any]) -> Callable
         result = fn(*args, **kwargs)
         try:
             given = {a.dtype for a in args if isinstance(a, torch.Tensor)}
-            return _as(example(), result, given)
+            return like(example(), result, given)
         except (TypeError, ValueError):  # no such conversion: the cell behind will say so
             return result
 
     return converted
-
-
-def _as(example: Any, value: Any, given: Collection[torch.dtype] = ()) -> Any:
-    """`value` as an array, tensor, list, tuple, dict or number: whichever `example` is.
-
-    A floating-point tensor gets the type of the example, unless it has the type of an input.
-    """
-    if isinstance(example, torch.Tensor):
-        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(as_array(value))
-        floating = tensor.is_floating_point() and example.is_floating_point()
-        return tensor.to(example.dtype) if floating and tensor.dtype not in given else tensor
-    if isinstance(example, np.ndarray):
-        return value if isinstance(value, np.ndarray) else as_array(value)
-    if isinstance(example, list):
-        return _listed(value)
-    if type(example) is tuple and len(example) == len(value):
-        return tuple(_as(one, got, given) for one, got in zip(example, value, strict=True))
-    if isinstance(example, bool | int | float):
-        number = as_array(value).item()
-        fits = not isinstance(example, int) or number == int(number)
-        return type(example)(number) if fits else number
-    return value
-
-
-def _listed(value: Any) -> list:
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
 
 
 def _own(exercise: exercises.Exercise) -> tuple[Callable[..., Any] | None, str]:

@@ -1,4 +1,4 @@
-"""Any value that an exercise may meet: shown in one line, compared, copied.
+"""Any value that an exercise may meet: shown in one line, compared, converted, copied.
 
 Python numbers, lists, tuples, dicts, NumPy arrays, tensors and modules.
 """
@@ -6,12 +6,12 @@ Python numbers, lists, tuples, dicts, NumPy arrays, tensors and modules.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
-
 
 NUMERIC = "biufc"  # kinds of NumPy's numeric types
 
@@ -85,6 +85,34 @@ def same(a: Any, b: Any, rtol: float = 1e-6) -> bool:
             x.astype(np.float64), y.astype(np.float64), rtol=rtol, atol=1e-12, equal_nan=True
         )
     )
+
+
+def like(example: Any, value: Any, given: Collection[torch.dtype] = ()) -> Any:
+    """`value` as an array, tensor, list, tuple or number: whichever `example` is.
+
+    A floating-point tensor gets the type of the example, unless it has the type of an input.
+    """
+    if isinstance(example, torch.Tensor):
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(as_array(value))
+        floating = tensor.is_floating_point() and example.is_floating_point()
+        return tensor.to(example.dtype) if floating and tensor.dtype not in given else tensor
+    if isinstance(example, np.ndarray):
+        return value if isinstance(value, np.ndarray) else as_array(value)
+    if isinstance(example, list):
+        return _listed(value)
+    if type(example) is tuple and len(example) == len(value):
+        return tuple(like(one, got, given) for one, got in zip(example, value, strict=True))
+    if isinstance(example, bool | int | float):
+        number = as_array(value).item()
+        fits = not isinstance(example, int) or number == int(number)
+        return type(example)(number) if fits else number
+    return value
+
+
+def _listed(value: Any) -> list:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
 
 
 def snapshot(value: Any) -> Any:
