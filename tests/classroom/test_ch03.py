@@ -11,7 +11,9 @@ import torch
 
 from ptq_course import kl
 from ptq_course.affine import IntGrid
+from ptq_course.classroom import exercises
 from ptq_course.classroom.checks import ch03 as checks
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.plots import ch03_kl as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch03_threshold as widget
@@ -52,6 +54,43 @@ def test_the_exercises_build_the_search_of_the_module(hist: DyadicHistogram, lev
         np.testing.assert_allclose(q, kl.requantized_histogram(counts, levels, i))
         scores.append(checks.kl(p, q))
     np.testing.assert_allclose(scores, kl.kl_divergences(counts, levels, stops), atol=1e-9)
+
+
+def _shares(p, q):
+    return p / p.sum(), q / q.sum()
+
+
+@pytest.mark.parametrize("tiny", [1e-3, 1e-7, 1e-12, 1e-15])
+@pytest.mark.parametrize(
+    "smooth",
+    [
+        lambda p, q, tiny: (p + tiny, q + tiny),
+        lambda p, q, tiny: (p, q + tiny),
+        lambda p, q, tiny: (p, np.where(q == 0, tiny, q)),
+        lambda p, q, tiny: (p, (q + tiny) / (q + tiny).sum()),
+    ],
+)
+def test_a_constant_of_any_size_is_named(smooth, tiny: float):
+    def answer(p, q):
+        p, q = _shares(p, q)
+        a, b = smooth(p, q, tiny)
+        terms = np.where(p > 0, p * np.log(np.where(p > 0, a / b, 1)), 0)
+        return float(terms.sum())
+
+    assert examine(exercises.get("03.1"), answer).failure.cause == checks.SMOOTHED
+
+
+def test_the_constant_is_not_named_without_need():
+    def almost(p, q):
+        return checks.kl(p, q) + 0.1
+
+    def jeffreys(p, q):
+        p, q = _shares(p, q)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.nansum((p - q) * np.log(p / q)))
+
+    for wrong in (almost, jeffreys):
+        assert examine(exercises.get("03.1"), wrong).failure.cause != checks.SMOOTHED
 
 
 # figures ---------------------------------------------------------------------------------------

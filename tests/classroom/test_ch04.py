@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_course.classroom.checks._ch04_pairs import BLOCK, BRANCH, CHAIN, qdq_pairs
+from ptq_course.classroom import exercises
+from ptq_course.classroom.checks import _ch04_modes as modes
+from ptq_course.classroom.checks._ch04_pairs import BLOCK, BRANCH, CHAIN, TWO_RELUS, qdq_pairs
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.models import load_model
 from ptq_course.classroom.operations import (
     observe_values,
@@ -51,10 +54,29 @@ def test_an_unknown_kind_is_named():
         operations(trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())))
 
 
-@pytest.mark.parametrize("ops", [CHAIN, BLOCK, BRANCH])
+@pytest.mark.parametrize("ops", [CHAIN, BLOCK, BRANCH, TWO_RELUS])
 @pytest.mark.parametrize("merge", [(), ("relu",), MERGE])
 def test_exercise_and_course_count_the_same(ops, merge):
     assert len(quantized_values(ops, merge)) == qdq_pairs(ops, merge)
+
+
+def test_two_readers_that_would_merge_do_not():
+    assert qdq_pairs(TWO_RELUS, MERGE) == 5
+    wrong = exercises.get("04.2").diagnoses
+    counts = {cause: fn(TWO_RELUS, MERGE) for fn, cause in wrong}
+    assert counts["two ReLUs read it: neither reads it alone, so neither merges"] == 4
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, np.array, iter, dict.fromkeys])
+def test_any_collection_of_names_is_accepted(kind):
+    right = modes.suspects
+    assert examine(exercises.get("04.3"), lambda m: kind(right(m))).status == "passed"
+
+
+@pytest.mark.parametrize("kind", [" ".join, len, lambda names: [n.encode() for n in names]])
+def test_something_else_than_names_is_said(kind):
+    failure = examine(exercises.get("04.3"), lambda m: kind(modes.suspects(m))).failure
+    assert failure.headline == "suspects should return a list of names"
 
 
 def test_only_rounded_values_change_the_output():

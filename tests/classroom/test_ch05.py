@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from ptq_course.affine import IntGrid, dequantize, quantize
+from ptq_course.classroom import exercises
+from ptq_course.classroom.checks import ch05 as checks
 from ptq_course.classroom.checks.ch05 import bits_per_weight, channel_scales, group_quantize
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.plots import ch05_granularity as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch05_grid
@@ -55,6 +58,26 @@ def test_buying_decibels_draws_both_ways():
     assert list(shorter.get_ydata()) == [20, 21]
     assert list(more.get_xdata()) == [4.25, 5.25]
     assert "5 bits 5.25 bits 26.0 dB" in alt
+
+
+@pytest.mark.parametrize("tiny", [1e-4, 1e-8, 1e-12, 1e-30])
+def test_a_tiny_scale_of_any_size_is_named(tiny: float):
+    def answer(w, axis):
+        return w.abs().transpose(0, axis).flatten(1).amax(1).clamp(min=tiny) / 127
+
+    assert examine(exercises.get("05.1"), answer).failure.cause == checks.TINY
+
+
+def test_another_scale_is_not_called_tiny():
+    def three_sigma(w, axis):
+        return 3 * w.transpose(0, axis).flatten(1).std(1) / 127
+
+    def two(w, axis):
+        return torch.where(checks._zeros(w, axis), 2.0, channel_scales(w, axis))
+
+    for wrong in (three_sigma, two):
+        failure = examine(exercises.get("05.1"), wrong).failure
+        assert failure.cause != checks.TINY
 
 
 @pytest.fixture(scope="module")
