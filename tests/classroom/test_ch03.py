@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from ptq_course import kl
 from ptq_course.affine import IntGrid
@@ -140,7 +141,9 @@ def test_sweep_draws_finite_scores_the_best_and_the_guess():
     found = Sweep(t, np.array([np.inf, 0.4, 0.1, 0.3]), 2, "kl", "nats", np.zeros(4), t)
     fig, alt = plots.sweep(found, Prediction("03.4", 75.0, "%"))
     curve, best, guess = fig.axes[0].lines
-    np.testing.assert_array_equal(curve.get_xydata(), [[2, 0.4], [4, 0.1], [8, 0.3]])
+    np.testing.assert_array_equal(
+        curve.get_xydata(), [[1, np.nan], [2, 0.4], [4, 0.1], [8, 0.3]]
+    )  # infinite: a gap
     np.testing.assert_array_equal(best.get_xydata(), [[4, 0.1]])
     assert guess.get_xdata()[0] == 6.0  # 75 % of the largest threshold
     assert "0.1 at the best, 4, and 0.3 at the largest" in alt
@@ -198,13 +201,53 @@ def test_whole_network_draws_a_line_a_rule():
 
 def test_bins_matter_marks_where_nothing_was_searched():
     bins = [64, 256, 512, 1024]
-    fig, alt = plots.bins_matter(bins, {4: [30, 9, 4, 4], 8: [70, 70, 50, 30]}, 70)
-    lines = {(line.get_marker(), line.get_color()): line for line in fig.axes[0].lines}
-    eight = fig.axes[0].lines[4].get_color()
-    assert lines["x", eight].get_xdata().tolist() == [64, 256]
-    assert lines["o", eight].get_xdata().tolist() == [512, 1024]
-    assert lines["o", fig.axes[0].lines[1].get_color()].get_ydata().tolist() == [30, 9, 4, 4]
-    assert "8 bits: 70, 70, 50, 30" in alt
+    found, shortest = (
+        {4: [30, 9, 4, 4], 8: [70, 70, 50, 30]},
+        {4: [8, 4, 2, 1], 8: [70, 70, 35, 18]},
+    )
+    fig, alt = plots.bins_matter(bins, found, shortest, 70)
+    lines = fig.axes[0].lines
+    assert lines[0].get_ydata()[0] == 70
+    for bits, drawn in ((4, lines[1:5]), (8, lines[5:])):
+        limit, curve, searched, not_searched = drawn
+        assert limit.get_ydata().tolist() == shortest[bits]
+        assert limit.get_linewidth() < curve.get_linewidth()
+        assert curve.get_ydata().tolist() == found[bits]
+        assert (searched.get_marker(), not_searched.get_marker()) == ("o", "x")
+        assert not_searched.get_xdata().tolist() == ([64, 256] if bits == 8 else [])
+        assert searched.get_xdata().tolist() == ([512, 1024] if bits == 8 else bins)
+    assert lines[2].get_linestyle() != lines[6].get_linestyle()
+    assert "8 bits: 70, 70, 50, 30, shortest window 70, 70, 35, 18" in alt
+
+
+def test_a_rule_has_one_colour_in_every_figure(hist: DyadicHistogram, values: torch.Tensor):
+    style = {name: s["color"] for name, s in plots.RULE_STYLE.items()}
+    assert len(set(style.values())) == len({s["linestyle"] for s in plots.RULE_STYLE.values()}) == 4
+    fig, _ = plots.activation(hist, {"99.9 %": 8.0, "min-max": hist.max_val})
+    assert [line.get_color() for line in fig.axes[0].lines] == [style["99.9 %"], style["min-max"]]
+    fig, _ = plots.advantage({"a": -1.0, "b": 1.0})
+    bars = [to_hex(bar.get_facecolor()) for bar in fig.axes[0].patches]
+    assert bars == [style["KL"], style["min-max"]]
+    fig, _ = plots.victims({"flash": {"FP32": 60, "min-max": 50, "KL": 46}})
+    bars = [to_hex(bar.get_facecolor()) for bar in fig.axes[0].patches]
+    assert bars == [plots.GREY, style["min-max"], style["KL"]]
+    fig, _ = plots.whole_network({name: {8: 90, 4: 3} for name in style}, 93.5)
+    assert [line.get_color() for line in fig.axes[0].lines[1:]] == list(style.values())
+    assert [t.get_color() for t in fig.axes[0].texts[1:]] == list(style.values())
+    fig, _ = plots.sweep(kl_sweep(hist, FOUR_BITS))
+    assert fig.axes[0].lines[0].get_color() == style["KL"]
+
+
+@pytest.mark.parametrize("percent", [2, 5, 20, 40, 60, 95])
+def test_the_name_of_the_guess_stays_off_the_curve(hist: DyadicHistogram, percent: float):
+    fig, _ = plots.sweep(kl_sweep(hist, FOUR_BITS), Prediction("03.4", percent, "%"))
+    (ax,) = fig.axes
+    fig.canvas.draw()
+    box = ax.texts[-1].get_window_extent()
+    x, y = ax.transData.transform(ax.lines[0].get_xydata()).T
+    inside = (x > box.x0) & (x < box.x1) & (y > box.y0) & (y < box.y1)
+    assert ax.texts[-1].get_text() == "your guess"
+    assert not inside.any()
 
 
 def test_log_ticks_are_plain_numbers():

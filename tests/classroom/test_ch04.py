@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -105,9 +107,18 @@ def test_the_diagram_draws_a_box_for_each_group_and_a_dot_for_each_pair():
     fig, alt = plots.block_diagram(ops, "layer1_relu2", "layer2_relu2", MERGE)
     assert [len(ax.patches) for ax in fig.axes] == [10, 5]
     dots = [sum(line.get_marker() == "o" for line in ax.lines) for ax in fig.axes]
-    assert dots == [10, 5 + 1]  # one stands in the legend
-    assert "before fusion 9 boxes and 9 Q/DQ pairs" in alt
-    assert "after fusion 4 boxes and 4 Q/DQ pairs" in alt
+    assert dots == [10, 5 + 2]  # two stand in the legend
+    tints = [[line.get_color() for line in ax.lines if line.get_marker() == "o"] for ax in fig.axes]
+    assert [t.count(plots.GREY) for t in tints] == [1, 1 + 1]  # what comes in, and its legend
+    assert "after fusion a Q/DQ pair below each of conv1 + bn1 + relu1, conv2 + bn2" in alt
+
+
+def test_the_diagram_does_not_give_the_count_away():
+    ops = operations(trace(load_model("resnet")))
+    fig, alt = plots.block_diagram(ops, "layer1_relu2", "layer2_relu2", MERGE)
+    titles = [ax.get_title() + ax.get_title(loc="left") for ax in fig.axes]
+    assert titles == ["before fusion", "after fusion"]
+    assert not re.search(r"\d+ (boxes|Q/DQ)", alt)
 
 
 def test_spread_of_layers_plots_both_ratios():

@@ -42,6 +42,19 @@ def test_accuracy_over_bits_draws_every_line_and_the_guess():
     assert "b per tensor: 95.0 at 8, 30.0 at 4" in alt
 
 
+def test_accuracy_over_bits_names_its_lines_apart():
+    ends = {"per tensor": 30.0, "per channel": 86.0, "groups of 8": 86.5}
+    table = {"a": {name: {8: 90.0, 4: end} for name, end in ends.items()}}
+    fig, _ = plots.accuracy_over_bits(table, {"a": 91.0})
+    (ax,) = fig.axes
+    places = {t.get_text(): t.xy[1] for t in ax.texts}
+    assert list(places) == ["per tensor", "per channel", "groups of 8"]
+    assert places["groups of 8"] - places["per channel"] >= 7
+    assert all(abs(places[name] - end) <= 7 for name, end in ends.items())
+    assert [t.get_color() for t in ax.texts] == [line.get_color() for line in ax.lines[:3]]
+    assert ax.lines[1].get_linewidth() > 2 * ax.lines[2].get_linewidth()
+
+
 def test_accuracy_over_size_places_points_by_bits_per_weight():
     points = {"a": {"groups": {4: (4.5, 92.0), 3: (3.5, 80.0)}}}
     fig, alt = plots.accuracy_over_size(points)
