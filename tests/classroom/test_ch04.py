@@ -122,11 +122,11 @@ def test_the_diagram_does_not_give_the_count_away():
 
 
 def test_spread_of_layers_plots_both_ratios():
-    fig, alt = plots.spread_of_layers({"net": {"a": (2.0, 9.0), "b": (3.0, 2.5)}})
+    fig, alt = plots.spread_of_layers({"net": {"a": (2.0, 9.0), "b": (3.0, 3.2)}})
     before, after = fig.axes[0].lines[:2]
     assert list(before.get_xdata()) == [2.0, 3.0]
-    assert list(after.get_xdata()) == [9.0, 2.5]
-    assert "1 of 2 layers spread, most of all a, from 2.0 to 9.0" in alt
+    assert list(after.get_xdata()) == [9.0, 3.2]
+    assert "1 of 2 layers grows by more than a tenth, most of all that of a, from 2.0 to 9.0" in alt
 
 
 def test_channel_ranges_are_relative_to_the_median():

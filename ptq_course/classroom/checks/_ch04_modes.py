@@ -136,7 +136,7 @@ def _suspects_by_walking(model: nn.Module, prefix: str = "") -> list[str]:
 
 MODES = Exercise(
     id="04.3",
-    title="Who behaves as in training?",
+    title="Which modules look at the batch?",
     minutes=8,
     difficulty=2,
     signature="suspects(model)",

@@ -237,7 +237,7 @@ def victims(accuracy: Mapping[str, Mapping[str, float]]) -> Shown:
                         textcoords="offset points", va="center")  # fmt: skip
     ax.set_yticks(range(len(groups)), groups)
     ax.invert_yaxis()
-    ax.set(xlabel="top-1 accuracy (%)", xlim=(0, 100))
+    ax.set(xlabel="top-1 accuracy (%)", xlim=(0, 112), xticks=range(0, 101, 20))
     said = "; ".join(
         f"{group}: " + ", ".join(f"{rule} {value:.0f}" for rule, value in row.items())
         for group, row in accuracy.items()

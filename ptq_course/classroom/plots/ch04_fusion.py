@@ -126,9 +126,10 @@ def spread_of_layers(spreads: dict[str, dict[str, tuple[float, float]]]) -> tupl
         ax.set_xlabel("largest / smallest channel range")
         ax.set_title(network, fontsize=10)
         worst = int(after.argmax())
-        grew = int((after > before).sum())
+        grew = int((after > 1.1 * before).sum())
         told.append(
-            f"{network}: {grew} of {len(layers)} layers spread, most of all "
+            f"{network}: the spread of {grew} of {len(layers)} layers grows by more than a tenth, "
+            f"most of all that of "
             f"{list(layers)[worst]}, from {before[worst]:.1f} to {after[worst]:.1f}"
         )
     ax = axes[0, -1]

@@ -95,7 +95,7 @@ def _name_ends(ax: Any, x: float, ends: Mapping[str, float], gap: float = 7) -> 
     """Names of lines to the right of their last values, at least `gap` percent apart."""
     height = -gap
     for name, value in sorted(ends.items(), key=lambda item: item[1]):
-        height = max(value - 2, height + gap)
+        height = max(value - 5, 2, height + gap)
         ax.annotate(name, (x, height), xytext=(8, 0), textcoords="offset points", va="center",
                     fontsize=9, color=COLORS[list(ends).index(name)])  # fmt: skip
 
