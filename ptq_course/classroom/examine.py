@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import traceback
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ class Probe:
             self.calls.append((*kept, error))
             if _not_attempted(error, self.fn):
                 raise NotAttempted from error
+            stub = _other_stub(error)
+            if stub:
+                raise Failure(stub) from error
             raise _located(error, self.fn, self.exercise) from error
         self.calls.append((*kept, snapshot(got)))
         if not self.exercise.may_change_inputs:
@@ -140,12 +144,30 @@ def _own_line(error: BaseException, fn: Callable[..., Any]) -> tuple[int, str, s
 
 
 def _not_attempted(error: BaseException, fn: Callable[..., Any]) -> bool:
-    """A stub's own `raise NotImplementedError`, not one from inside a library."""
+    """A stub's own `raise NotImplementedError`, not one from a library or from another stub."""
     if not isinstance(error, NotImplementedError):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
     line = linecache.getline(last.filename, last.lineno)
-    return not line or "NotImplementedError" in line
+    raised_here = not line or "NotImplementedError" in line
+    own = getattr(inspect.unwrap(fn), "__code__", None)
+    return raised_here and _last_frame(error).f_code is own
+
+
+def _other_stub(error: BaseException) -> str:
+    """What to do first, when the answer called the stub of another exercise; else empty."""
+    from ptq_course.classroom import exercises
+
+    if not isinstance(error, NotImplementedError):
+        return ""
+    name = _last_frame(error).f_code.co_name
+    ids = [e.id for e in exercises.everything() if e.function == name]
+    return f"{name} is still a stub: do {ids[0]} first" if ids else ""
+
+
+def _last_frame(error: BaseException) -> types.FrameType:
+    """Where the error was raised."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
 
 
 def _located(error: Exception, fn: Callable[..., Any], exercise: Exercise) -> Failure:

@@ -7,6 +7,7 @@ or the course's where there is none, and says which. The file is valid Python at
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import linecache
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from ptq_course.classroom import exercises
+from ptq_course.classroom.values import like, snapshot
 
 HEADER = '''"""Your functions: `check` writes here whatever passes. Change them in the notebooks."""
 
@@ -65,7 +67,11 @@ def save(exercise: exercises.Exercise, fn: Callable[..., Any]) -> None:
 
 
 def function(name: str, quiet: bool = False) -> Callable[..., Any]:
-    """The learner's function of that name if it passed its check, else the course's own."""
+    """The learner's function of that name if it passed its check, else the course's own.
+
+    A check accepts lists, arrays and tensors alike. Here the learner's result is converted to the
+    type that the course's version returns, so that the cells behind may rely on it.
+    """
     exercise = next((e for e in exercises.everything() if e.function == name), None)
     if exercise is None:
         known = ", ".join(e.function for e in exercises.everything())
@@ -73,7 +79,29 @@ def function(name: str, quiet: bool = False) -> Callable[..., Any]:
     own, note = _own(exercise)
     if not quiet:
         print(f"{name} ({exercise.id}): {note}")
-    return own or exercise.reference
+    return conforming(exercise, own) if own else exercise.reference
+
+
+def conforming(exercise: exercises.Exercise, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, its result converted to the type that the reference returns on the first case."""
+    if not isinstance(fn, types.FunctionType) or not exercise.cases:
+        return fn
+
+    @functools.cache
+    def example() -> Any:
+        _, inputs = next(iter(exercise.cases()))
+        return exercise.reference(*snapshot(tuple(inputs.values())))
+
+    @functools.wraps(fn)
+    def converted(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        try:
+            given = {a.dtype for a in args if isinstance(a, torch.Tensor)}
+            return like(example(), result, given)
+        except (TypeError, ValueError):  # no such conversion: the cell behind will say so
+            return result
+
+    return converted
 
 
 def _own(exercise: exercises.Exercise) -> tuple[Callable[..., Any] | None, str]:

@@ -1,4 +1,4 @@
-"""Any value that an exercise may meet: shown in one line, compared, copied.
+"""Any value that an exercise may meet: shown in one line, compared, converted, copied.
 
 Python numbers, lists, tuples, dicts, NumPy arrays, tensors and modules.
 """
@@ -6,10 +6,14 @@ Python numbers, lists, tuples, dicts, NumPy arrays, tensors and modules.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
+
+NUMERIC = "biufc"  # kinds of NumPy's numeric types
 
 
 def number(value: Any) -> str:
@@ -20,7 +24,9 @@ def number(value: Any) -> str:
 
 def brief(value: Any, limit: int = 8) -> str:
     """One line for any value: arrays with their shape, at most `limit` numbers of each."""
-    if isinstance(value, torch.Tensor | np.ndarray):
+    if isinstance(value, torch.Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in NUMERIC
+    ):
         array = as_array(value)
         if array.ndim == 0:
             return number(array)
@@ -51,7 +57,9 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
         value = [as_array(v) for v in value]
     array = np.asarray(value)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind == "O" and all(isinstance(v, Number | torch.Tensor) for v in array.flat):
+        array = array.astype(np.float64)  # fractions, or numbers kept as Python objects
+    if array.dtype.kind not in NUMERIC:
         raise ValueError(f"{brief(value)} holds no numbers")
     return array
 
@@ -79,6 +87,34 @@ def same(a: Any, b: Any, rtol: float = 1e-6) -> bool:
     )
 
 
+def like(example: Any, value: Any, given: Collection[torch.dtype] = ()) -> Any:
+    """`value` as an array, tensor, list, tuple or number: whichever `example` is.
+
+    A floating-point tensor gets the type of the example, unless it has the type of an input.
+    """
+    if isinstance(example, torch.Tensor):
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(as_array(value))
+        floating = tensor.is_floating_point() and example.is_floating_point()
+        return tensor.to(example.dtype) if floating and tensor.dtype not in given else tensor
+    if isinstance(example, np.ndarray):
+        return value if isinstance(value, np.ndarray) else as_array(value)
+    if isinstance(example, list):
+        return _listed(value)
+    if type(example) is tuple and len(example) == len(value):
+        return tuple(like(one, got, given) for one, got in zip(example, value, strict=True))
+    if isinstance(example, bool | int | float):
+        number = as_array(value).item()
+        fits = not isinstance(example, int) or number == int(number)
+        return type(example)(number) if fits else number
+    return value
+
+
+def _listed(value: Any) -> list:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
+
+
 def snapshot(value: Any) -> Any:
     """A copy that later changes cannot reach; what cannot be copied is returned as it is."""
     if isinstance(value, torch.Tensor) and not value.is_leaf:
@@ -96,6 +132,8 @@ def snapshot(value: Any) -> Any:
 def _equal(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, int | float | str | bytes | bool | type(None)):
         return a == b
     fields = getattr(a, "__dict__", None)

@@ -8,10 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from ptq_course import kl
 from ptq_course.affine import IntGrid
+from ptq_course.classroom import exercises
 from ptq_course.classroom.checks import ch03 as checks
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.plots import ch03_kl as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch03_threshold as widget
@@ -52,6 +55,43 @@ def test_the_exercises_build_the_search_of_the_module(hist: DyadicHistogram, lev
         np.testing.assert_allclose(q, kl.requantized_histogram(counts, levels, i))
         scores.append(checks.kl(p, q))
     np.testing.assert_allclose(scores, kl.kl_divergences(counts, levels, stops), atol=1e-9)
+
+
+def _shares(p, q):
+    return p / p.sum(), q / q.sum()
+
+
+@pytest.mark.parametrize("tiny", [1e-3, 1e-7, 1e-12, 1e-15])
+@pytest.mark.parametrize(
+    "smooth",
+    [
+        lambda p, q, tiny: (p + tiny, q + tiny),
+        lambda p, q, tiny: (p, q + tiny),
+        lambda p, q, tiny: (p, np.where(q == 0, tiny, q)),
+        lambda p, q, tiny: (p, (q + tiny) / (q + tiny).sum()),
+    ],
+)
+def test_a_constant_of_any_size_is_named(smooth, tiny: float):
+    def answer(p, q):
+        p, q = _shares(p, q)
+        a, b = smooth(p, q, tiny)
+        terms = np.where(p > 0, p * np.log(np.where(p > 0, a / b, 1)), 0)
+        return float(terms.sum())
+
+    assert examine(exercises.get("03.1"), answer).failure.cause == checks.SMOOTHED
+
+
+def test_the_constant_is_not_named_without_need():
+    def almost(p, q):
+        return checks.kl(p, q) + 0.1
+
+    def jeffreys(p, q):
+        p, q = _shares(p, q)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.nansum((p - q) * np.log(p / q)))
+
+    for wrong in (almost, jeffreys):
+        assert examine(exercises.get("03.1"), wrong).failure.cause != checks.SMOOTHED
 
 
 # figures ---------------------------------------------------------------------------------------
@@ -101,7 +141,9 @@ def test_sweep_draws_finite_scores_the_best_and_the_guess():
     found = Sweep(t, np.array([np.inf, 0.4, 0.1, 0.3]), 2, "kl", "nats", np.zeros(4), t)
     fig, alt = plots.sweep(found, Prediction("03.4", 75.0, "%"))
     curve, best, guess = fig.axes[0].lines
-    np.testing.assert_array_equal(curve.get_xydata(), [[2, 0.4], [4, 0.1], [8, 0.3]])
+    np.testing.assert_array_equal(
+        curve.get_xydata(), [[1, np.nan], [2, 0.4], [4, 0.1], [8, 0.3]]
+    )  # infinite: a gap
     np.testing.assert_array_equal(best.get_xydata(), [[4, 0.1]])
     assert guess.get_xdata()[0] == 6.0  # 75 % of the largest threshold
     assert "0.1 at the best, 4, and 0.3 at the largest" in alt
@@ -159,13 +201,53 @@ def test_whole_network_draws_a_line_a_rule():
 
 def test_bins_matter_marks_where_nothing_was_searched():
     bins = [64, 256, 512, 1024]
-    fig, alt = plots.bins_matter(bins, {4: [30, 9, 4, 4], 8: [70, 70, 50, 30]}, 70)
-    lines = {(line.get_marker(), line.get_color()): line for line in fig.axes[0].lines}
-    eight = fig.axes[0].lines[4].get_color()
-    assert lines["x", eight].get_xdata().tolist() == [64, 256]
-    assert lines["o", eight].get_xdata().tolist() == [512, 1024]
-    assert lines["o", fig.axes[0].lines[1].get_color()].get_ydata().tolist() == [30, 9, 4, 4]
-    assert "8 bits: 70, 70, 50, 30" in alt
+    found, shortest = (
+        {4: [30, 9, 4, 4], 8: [70, 70, 50, 30]},
+        {4: [8, 4, 2, 1], 8: [70, 70, 35, 18]},
+    )
+    fig, alt = plots.bins_matter(bins, found, shortest, 70)
+    lines = fig.axes[0].lines
+    assert lines[0].get_ydata()[0] == 70
+    for bits, drawn in ((4, lines[1:5]), (8, lines[5:])):
+        limit, curve, searched, not_searched = drawn
+        assert limit.get_ydata().tolist() == shortest[bits]
+        assert limit.get_linewidth() < curve.get_linewidth()
+        assert curve.get_ydata().tolist() == found[bits]
+        assert (searched.get_marker(), not_searched.get_marker()) == ("o", "x")
+        assert not_searched.get_xdata().tolist() == ([64, 256] if bits == 8 else [])
+        assert searched.get_xdata().tolist() == ([512, 1024] if bits == 8 else bins)
+    assert lines[2].get_linestyle() != lines[6].get_linestyle()
+    assert "8 bits: 70, 70, 50, 30, shortest window 70, 70, 35, 18" in alt
+
+
+def test_a_rule_has_one_colour_in_every_figure(hist: DyadicHistogram, values: torch.Tensor):
+    style = {name: s["color"] for name, s in plots.RULE_STYLE.items()}
+    assert len(set(style.values())) == len({s["linestyle"] for s in plots.RULE_STYLE.values()}) == 4
+    fig, _ = plots.activation(hist, {"99.9 %": 8.0, "min-max": hist.max_val})
+    assert [line.get_color() for line in fig.axes[0].lines] == [style["99.9 %"], style["min-max"]]
+    fig, _ = plots.advantage({"a": -1.0, "b": 1.0})
+    bars = [to_hex(bar.get_facecolor()) for bar in fig.axes[0].patches]
+    assert bars == [style["KL"], style["min-max"]]
+    fig, _ = plots.victims({"flash": {"FP32": 60, "min-max": 50, "KL": 46}})
+    bars = [to_hex(bar.get_facecolor()) for bar in fig.axes[0].patches]
+    assert bars == [plots.GREY, style["min-max"], style["KL"]]
+    fig, _ = plots.whole_network({name: {8: 90, 4: 3} for name in style}, 93.5)
+    assert [line.get_color() for line in fig.axes[0].lines[1:]] == list(style.values())
+    assert [t.get_color() for t in fig.axes[0].texts[1:]] == list(style.values())
+    fig, _ = plots.sweep(kl_sweep(hist, FOUR_BITS))
+    assert fig.axes[0].lines[0].get_color() == style["KL"]
+
+
+@pytest.mark.parametrize("percent", [2, 5, 20, 40, 60, 95])
+def test_the_name_of_the_guess_stays_off_the_curve(hist: DyadicHistogram, percent: float):
+    fig, _ = plots.sweep(kl_sweep(hist, FOUR_BITS), Prediction("03.4", percent, "%"))
+    (ax,) = fig.axes
+    fig.canvas.draw()
+    box = ax.texts[-1].get_window_extent()
+    x, y = ax.transData.transform(ax.lines[0].get_xydata()).T
+    inside = (x > box.x0) & (x < box.x1) & (y > box.y0) & (y < box.y1)
+    assert ax.texts[-1].get_text() == "your guess"
+    assert not inside.any()
 
 
 def test_log_ticks_are_plain_numbers():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ptq_course.classroom.checks._ch04_pairs import BLOCK, BRANCH, CHAIN, qdq_pairs
+from ptq_course.classroom import exercises
+from ptq_course.classroom.checks import _ch04_modes as modes
+from ptq_course.classroom.checks._ch04_pairs import BLOCK, BRANCH, CHAIN, TWO_RELUS, qdq_pairs
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.models import load_model
 from ptq_course.classroom.operations import (
     observe_values,
@@ -51,10 +56,29 @@ def test_an_unknown_kind_is_named():
         operations(trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())))
 
 
-@pytest.mark.parametrize("ops", [CHAIN, BLOCK, BRANCH])
+@pytest.mark.parametrize("ops", [CHAIN, BLOCK, BRANCH, TWO_RELUS])
 @pytest.mark.parametrize("merge", [(), ("relu",), MERGE])
 def test_exercise_and_course_count_the_same(ops, merge):
     assert len(quantized_values(ops, merge)) == qdq_pairs(ops, merge)
+
+
+def test_two_readers_that_would_merge_do_not():
+    assert qdq_pairs(TWO_RELUS, MERGE) == 5
+    wrong = exercises.get("04.2").diagnoses
+    counts = {cause: fn(TWO_RELUS, MERGE) for fn, cause in wrong}
+    assert counts["two ReLUs read it: neither reads it alone, so neither merges"] == 4
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, np.array, iter, dict.fromkeys])
+def test_any_collection_of_names_is_accepted(kind):
+    right = modes.suspects
+    assert examine(exercises.get("04.3"), lambda m: kind(right(m))).status == "passed"
+
+
+@pytest.mark.parametrize("kind", [" ".join, len, lambda names: [n.encode() for n in names]])
+def test_something_else_than_names_is_said(kind):
+    failure = examine(exercises.get("04.3"), lambda m: kind(modes.suspects(m))).failure
+    assert failure.headline == "suspects should return a list of names"
 
 
 def test_only_rounded_values_change_the_output():
@@ -83,17 +107,26 @@ def test_the_diagram_draws_a_box_for_each_group_and_a_dot_for_each_pair():
     fig, alt = plots.block_diagram(ops, "layer1_relu2", "layer2_relu2", MERGE)
     assert [len(ax.patches) for ax in fig.axes] == [10, 5]
     dots = [sum(line.get_marker() == "o" for line in ax.lines) for ax in fig.axes]
-    assert dots == [10, 5 + 1]  # one stands in the legend
-    assert "before fusion 9 boxes and 9 Q/DQ pairs" in alt
-    assert "after fusion 4 boxes and 4 Q/DQ pairs" in alt
+    assert dots == [10, 5 + 2]  # two stand in the legend
+    tints = [[line.get_color() for line in ax.lines if line.get_marker() == "o"] for ax in fig.axes]
+    assert [t.count(plots.GREY) for t in tints] == [1, 1 + 1]  # what comes in, and its legend
+    assert "after fusion a Q/DQ pair below each of conv1 + bn1 + relu1, conv2 + bn2" in alt
+
+
+def test_the_diagram_does_not_give_the_count_away():
+    ops = operations(trace(load_model("resnet")))
+    fig, alt = plots.block_diagram(ops, "layer1_relu2", "layer2_relu2", MERGE)
+    titles = [ax.get_title() + ax.get_title(loc="left") for ax in fig.axes]
+    assert titles == ["before fusion", "after fusion"]
+    assert not re.search(r"\d+ (boxes|Q/DQ)", alt)
 
 
 def test_spread_of_layers_plots_both_ratios():
-    fig, alt = plots.spread_of_layers({"net": {"a": (2.0, 9.0), "b": (3.0, 2.5)}})
+    fig, alt = plots.spread_of_layers({"net": {"a": (2.0, 9.0), "b": (3.0, 3.2)}})
     before, after = fig.axes[0].lines[:2]
     assert list(before.get_xdata()) == [2.0, 3.0]
-    assert list(after.get_xdata()) == [9.0, 2.5]
-    assert "1 of 2 layers spread, most of all a, from 2.0 to 9.0" in alt
+    assert list(after.get_xdata()) == [9.0, 3.2]
+    assert "1 of 2 layers grows by more than a tenth, most of all that of a, from 2.0 to 9.0" in alt
 
 
 def test_channel_ranges_are_relative_to_the_median():

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from ptq_course.affine import IntGrid, dequantize, quantize
+from ptq_course.classroom import exercises
+from ptq_course.classroom.checks import ch05 as checks
 from ptq_course.classroom.checks.ch05 import bits_per_weight, channel_scales, group_quantize
+from ptq_course.classroom.examine import examine
 from ptq_course.classroom.plots import ch05_granularity as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch05_grid
@@ -39,6 +42,19 @@ def test_accuracy_over_bits_draws_every_line_and_the_guess():
     assert "b per tensor: 95.0 at 8, 30.0 at 4" in alt
 
 
+def test_accuracy_over_bits_names_its_lines_apart():
+    ends = {"per tensor": 30.0, "per channel": 86.0, "groups of 8": 86.5}
+    table = {"a": {name: {8: 90.0, 4: end} for name, end in ends.items()}}
+    fig, _ = plots.accuracy_over_bits(table, {"a": 91.0})
+    (ax,) = fig.axes
+    places = {t.get_text(): t.xy[1] for t in ax.texts}
+    assert list(places) == ["per tensor", "per channel", "groups of 8"]
+    assert places["groups of 8"] - places["per channel"] >= 7
+    assert all(abs(places[name] - end) <= 7 for name, end in ends.items())
+    assert [t.get_color() for t in ax.texts] == [line.get_color() for line in ax.lines[:3]]
+    assert ax.lines[1].get_linewidth() > 2 * ax.lines[2].get_linewidth()
+
+
 def test_accuracy_over_size_places_points_by_bits_per_weight():
     points = {"a": {"groups": {4: (4.5, 92.0), 3: (3.5, 80.0)}}}
     fig, alt = plots.accuracy_over_size(points)
@@ -55,6 +71,26 @@ def test_buying_decibels_draws_both_ways():
     assert list(shorter.get_ydata()) == [20, 21]
     assert list(more.get_xdata()) == [4.25, 5.25]
     assert "5 bits 5.25 bits 26.0 dB" in alt
+
+
+@pytest.mark.parametrize("tiny", [1e-4, 1e-8, 1e-12, 1e-30])
+def test_a_tiny_scale_of_any_size_is_named(tiny: float):
+    def answer(w, axis):
+        return w.abs().transpose(0, axis).flatten(1).amax(1).clamp(min=tiny) / 127
+
+    assert examine(exercises.get("05.1"), answer).failure.cause == checks.TINY
+
+
+def test_another_scale_is_not_called_tiny():
+    def three_sigma(w, axis):
+        return 3 * w.transpose(0, axis).flatten(1).std(1) / 127
+
+    def two(w, axis):
+        return torch.where(checks._zeros(w, axis), 2.0, channel_scales(w, axis))
+
+    for wrong in (three_sigma, two):
+        failure = examine(exercises.get("05.1"), wrong).failure
+        assert failure.cause != checks.TINY
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ptq_course.classroom import check, exercises, expect
 from ptq_course.classroom.examine import examine
 from ptq_course.classroom.exercises import Exercise
 from ptq_course.classroom.expect import Failure, expect_close
+from ptq_course.classroom.values import as_array, brief, same
 
 
 def double(x):
@@ -119,6 +122,50 @@ def test_a_librarys_not_implemented_is_an_error_not_a_stub():
     result = examine(make(), sparse)
     assert result.status == "failed"
     assert "NotImplementedError" in result.failure.headline
+
+
+def test_the_stub_of_another_exercise_is_named_not_taken_for_this_one():
+    def make_p(hist, i):
+        raise NotImplementedError
+
+    def make_q(hist, i, levels):
+        return make_p(hist, i) > 0
+
+    def helper(hist, i, levels):
+        raise NotImplementedError
+
+    result = examine(exercises.get("03.3"), make_q)
+    assert (result.status, result.failure.headline) == (
+        "failed",
+        "make_p is still a stub: do 03.2 first",
+    )
+    result = examine(exercises.get("03.3"), lambda hist, i, levels: helper(hist, i, levels))
+    assert "NotImplementedError" in result.failure.headline
+    assert examine(exercises.get("03.3"), helper).status == "not attempted"
+
+
+def test_arrays_of_objects_hold_numbers_or_are_shown():
+    def listed(hist, i):
+        return np.array([*hist[: i - 1], hist[i - 1 :].sum()], dtype=object)
+
+    def text(hist, i):
+        return np.array(["3"] * i)
+
+    def nothing(hist, i):
+        return np.array([None] * i)
+
+    exercise = exercises.get("03.2")
+    assert examine(exercise, listed).status == "passed"
+    for wrong in (text, nothing):
+        failure = examine(exercise, wrong).failure
+        assert "hold numbers" in failure.headline
+        assert "array([" in str(failure)
+    assert len(brief(np.array(["a long name of a module"] * 50))) == 120
+    with pytest.raises(ValueError, match="holds no numbers"):
+        as_array(np.array([3, "3"], dtype=object))
+    assert as_array(Fraction(9, 2)) == 4.5
+    assert same(np.array(["a"]), np.array(["a"]))
+    assert not same(np.array(["a"]), np.array(["b"]))
 
 
 def test_wrong_signature_is_said():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ptq_course.affine import IntGrid
 from ptq_course.classroom import check, learner
+from ptq_course.classroom.exercises import everything
+from ptq_course.classroom.expect import expect_close
+from ptq_course.classroom.values import snapshot
 
 QPARAMS = """
 def qparams(lo, hi, grid: IntGrid = IntGrid(8)):
@@ -41,7 +46,7 @@ class Cells:
     """A namespace whose functions have a source, as in a notebook."""
 
     def __init__(self):
-        self.space = {"__name__": "__main__", "IntGrid": IntGrid, "torch": torch}
+        self.space = {"__name__": "__main__", "IntGrid": IntGrid, "torch": torch, "np": np}
         self.count = 0
 
     def run(self, source: str):
@@ -172,4 +177,70 @@ def test_errors_in_the_file_point_at_its_lines(here: Path):
     check("prep.2", Cells().run(WRAP)["wrap"])
     path = here / "my_ptq.py"
     line = path.read_text(encoding="utf-8").splitlines().index("def wrap(value, bits):") + 1
-    assert learner.function("wrap").__code__.co_firstlineno == line
+    assert inspect.unwrap(learner.function("wrap")).__code__.co_firstlineno == line
+
+
+# results as the cells behind need them ------------------------------------------------------------
+
+
+def kind(value):
+    """The types that a cell may rely on: of tuples those of each part."""
+    return tuple(map(kind, value)) if type(value) is tuple else type(value)
+
+
+@pytest.mark.parametrize("exercise", [e for e in everything() if e.cases], ids=lambda e: e.id)
+def test_every_accepted_answer_returns_the_type_of_the_reference(exercise):
+    for right in (exercise.reference, *exercise.accepted):
+        converted = learner.conforming(exercise, right)
+        for label, inputs in exercise.cases():
+            expected = exercise.reference(*snapshot(tuple(inputs.values())))
+            got = converted(*snapshot(tuple(inputs.values())))
+            assert kind(got) == kind(expected), (right.__name__, label)
+            if exercise.compare:
+                exercise.compare(got, expected, **inputs)
+            else:
+                expect_close(got, expected, exercise.returns, exercise.rtol, exercise.atol)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "args", "expected"),
+    [
+        ("make_p", lambda h, i: [8, 5], ([8, 3, 2], 2), np.ndarray),
+        ("make_p", lambda h, i: torch.tensor([8, 5]), ([8, 3, 2], 2), np.ndarray),
+        ("make_p", lambda h, i: np.array([8, 5], object), ([8, 3, 2], 2), np.ndarray),
+        ("kl", lambda p, q: torch.tensor([0.5]), (1, 2), float),
+        ("kl", lambda p, q: np.float32(0.5), (1, 2), float),
+        ("qdq_pairs", lambda ops, merge: torch.tensor(4.0), ({}, ()), int),
+        ("suspects", lambda model: {"b", "a"}, (None,), list),
+        ("suspects", lambda model: np.array(["a", "b"]), (None,), list),
+        ("suspects", lambda model: (name for name in "ab"), (None,), list),
+        ("channel_scales", lambda w, axis: [0.5, 1.0], (None, 0), torch.Tensor),
+        ("channel_scales", lambda w, axis: (torch.tensor(0.5),) * 2, (None, 0), torch.Tensor),
+    ],
+)
+def test_results_are_converted(name: str, answer, args, expected: type):
+    exercise = next(e for e in everything() if e.function == name)
+    assert type(learner.conforming(exercise, answer)(*args)) is expected
+
+
+def test_parts_of_a_tuple_are_converted_and_floating_types_agree():
+    exercise = next(e for e in everything() if e.function == "fold_bn")
+    doubled = learner.conforming(exercise, lambda w: [w.double().numpy(), w.double()])
+    parts = doubled(torch.ones(2))
+    assert [p.dtype for p in parts] == [torch.float32] * 2
+    assert [p.dtype for p in doubled(torch.ones(2).double())] == [torch.float64] * 2
+
+
+def test_what_cannot_be_converted_is_left_as_it_is():
+    exercise = next(e for e in everything() if e.function == "make_p")
+    assert learner.conforming(exercise, lambda h, i: "none")([1], 1) == "none"
+
+
+def test_a_saved_answer_is_converted(here: Path):
+    source = (
+        "def channel_scales(w, axis):\n"
+        "    return [float(np.abs(c.numpy()).max() / 127) or 1.0 for c in w.unbind(axis)]\n"
+    )
+    check("05.1", Cells().run(source)["channel_scales"])
+    scales = learner.function("channel_scales")(torch.tensor([[1.27, 0.0], [0.0, -2.54]]), 0)
+    torch.testing.assert_close(scales, torch.tensor([0.01, 0.02]))

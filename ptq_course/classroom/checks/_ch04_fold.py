@@ -88,6 +88,8 @@ _eps_outside = _fold_with(lambda gamma, var, eps: gamma / (torch.sqrt(var) + eps
 _no_root = _fold_with(lambda gamma, var, eps: gamma / (var + eps))
 _bias_unscaled = _fold_with(shift=lambda start, mean, f, beta: start - mean * f + beta)
 _bias_forgotten = _fold_with(shift=lambda start, mean, f, beta: -mean * f + beta)
+_mean_forgotten = _fold_with(shift=lambda start, mean, f, beta: start * f + beta)
+_gamma_forgotten = _fold_with(lambda gamma, var, eps: 1 / torch.sqrt(var + eps))
 _mean_added = _fold_with(shift=lambda start, mean, f, beta: (start + mean) * f + beta)
 _beta_scaled = _fold_with(shift=lambda start, mean, f, beta: (start - mean + beta) * f)
 _last_axis = _fold_with(place=lambda f, w: f)
@@ -134,6 +136,11 @@ FOLD = Exercise(
             "the layer's bias goes through the batch norm too: (b - mean) * factor",
         ),
         (_bias_forgotten, "the layer's own bias b is left out"),
+        (
+            _mean_forgotten,
+            "the mean is left out: batch norm subtracts it first, (b - mean) * factor",
+        ),
+        (_gamma_forgotten, "gamma is left out: the factor is gamma / sqrt(var + eps)"),
         (_mean_added, "the mean has the wrong sign: batch norm subtracts it"),
         (_beta_scaled, "beta was multiplied by the factor; it is added at the very end"),
         (

@@ -52,11 +52,22 @@ BRANCH: Ops = {  # conv1's own output is needed as well: its ReLU cannot merge i
 }
 
 
+TWO_RELUS: Ops = {  # both readers of conv1 are of a kind that merges, and yet neither is alone
+    "x": ("input", ()),
+    "conv1": ("conv", ("x",)),
+    "relu_a": ("relu", ("conv1",)),
+    "relu_b": ("relu", ("conv1",)),
+    "add": ("add", ("relu_a", "relu_b")),
+    "conv2": ("conv", ("add",)),
+}
+
+
 def _graphs() -> Iterator[tuple[str, dict[str, Any]]]:
     for label, ops in (("a chain", CHAIN), ("a residual block", BLOCK), ("a branch", BRANCH)):
         yield f"{label}, nothing merges", {"ops": ops, "merge": ()}
         yield f"{label}, bn and relu merge", {"ops": ops, "merge": ("bn", "relu")}
     yield "a residual block, only bn merges", {"ops": BLOCK, "merge": ("bn",)}
+    yield "two ReLUs read one value", {"ops": TWO_RELUS, "merge": ("bn", "relu")}
 
 
 def _users(ops: Ops, name: str) -> list[str]:
@@ -93,6 +104,14 @@ def _any_user_merges(ops: Ops, merge: tuple[str, ...]) -> int:
         ops,
         merge,
         keep=lambda o, m, n, u: u and o[n][0] != "flatten" and not any(o[v][0] in m for v in u),
+    )
+
+
+def _all_users_merge(ops: Ops, merge: tuple[str, ...]) -> int:
+    return _count(
+        ops,
+        merge,
+        keep=lambda o, m, n, u: u and o[n][0] != "flatten" and not all(o[v][0] in m for v in u),
     )
 
 
@@ -145,6 +164,7 @@ PAIRS = Exercise(
             _any_user_merges,
             "merged although someone else reads the value too: then it must exist by itself",
         ),
+        (_all_users_merge, "two ReLUs read it: neither reads it alone, so neither merges"),
         (_never_merges, "nothing was merged: look at `merge`"),
         (_every_operation, "this is the number of operations; some values need no pair"),
     ),

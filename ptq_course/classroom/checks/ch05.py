@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ptq_course.classroom.exercises import Exercise
-from ptq_course.classroom.expect import expect_close
+from ptq_course.classroom.expect import Failure, expect_close
+from ptq_course.classroom.values import as_array
 
 # 05.1 ------------------------------------------------------------------------------------------
 
@@ -36,8 +37,22 @@ def _weights() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a channel of zeros", {"w": dead, "axis": 0}
 
 
-def _row_shape(got: Any, expected: Tensor, **_: Any) -> None:
-    expect_close(got, expected, "the scales", rtol=1e-5)
+TINY = "a channel of zeros got a tiny scale; any would do, but 1 is asked for"
+
+
+def _row_shape(got: Any, expected: Tensor, w: Tensor, axis: int) -> None:
+    try:
+        expect_close(got, expected, "the scales", rtol=1e-5)
+    except Failure as failure:
+        if failure.index and not w.select(axis, failure.index[0]).any():
+            found = torch.as_tensor(as_array(failure.got)).float()
+            others = w.abs().amax(dim=_others(w, axis)) > 0
+            if (
+                torch.allclose(found[others], expected[others], 1e-5)
+                and 0 < found[~others].max() < 1
+            ):
+                failure.cause = TINY
+        raise
 
 
 def _others(w: Tensor, axis: int) -> list[int]:
@@ -69,6 +84,18 @@ def _all_codes(w: Tensor, axis: int) -> Tensor:
 
 def _zero_scale(w: Tensor, axis: int) -> Tensor:
     return w.abs().amax(dim=_others(w, axis)) / 127
+
+
+def _tiny_scale(w: Tensor, axis: int) -> Tensor:
+    return w.abs().amax(dim=_others(w, axis)).clamp(min=1e-8) / 127
+
+
+def _all_steps(w: Tensor, axis: int) -> Tensor:
+    return channel_scales(w, axis) * torch.where(_zeros(w, axis), 1.0, 127 / 255)
+
+
+def _zeros(w: Tensor, axis: int) -> Tensor:
+    return w.abs().amax(dim=_others(w, axis)) == 0
 
 
 def _affine(w: Tensor, axis: int) -> Tensor:
@@ -123,20 +150,24 @@ def _codes_and_scales(got: Any, expected: tuple[Tensor, Tensor], **_: Any) -> No
 Grouped = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-def _grouped(largest: Callable[[Tensor], Tensor], qmax: int = 7, qmin: int = -7) -> Grouped:
+def _grouped(
+    largest: Callable[[Tensor], Tensor], qmax: float = 7, qmin: int = -7, last: int = 7
+) -> Grouped:
     """The right function with another largest value, or another end of the grid."""
 
     def quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
         groups = w.reshape(len(w), -1, group)
         top = largest(groups)
         scales = torch.where(top != 0, top / qmax, 1.0)
-        return torch.round(groups / scales[:, :, None]).clamp(qmin, 7).reshape(w.shape), scales
+        return torch.round(groups / scales[:, :, None]).clamp(qmin, last).reshape(w.shape), scales
 
     return quantize
 
 
 _eight_bits = _grouped(lambda x: x.abs().amax(dim=2), qmax=127)
 _lowest_code = _grouped(lambda x: x.abs().amax(dim=2), qmax=8, qmin=-8)
+_eight_levels = _grouped(lambda x: x.abs().amax(dim=2), qmax=8, qmin=-8, last=8)
+_half_steps = _grouped(lambda x: x.abs().amax(dim=2), qmax=7.5)
 _maximum_only = _grouped(lambda x: x.amax(dim=2))
 
 
@@ -162,6 +193,12 @@ def _truncated(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     groups = w.reshape(len(w), -1, group)
     scales = group_quantize(w, group)[1]
     return (groups / scales[:, :, None]).int().reshape(w.shape), scales
+
+
+def _floored(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    groups = w.reshape(len(w), -1, group)
+    scales = group_quantize(w, group)[1]
+    return (groups / scales[:, :, None]).floor().clamp(-7, 7).reshape(w.shape), scales
 
 
 def _decoded(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -221,6 +258,14 @@ def _both_shared(bits: int, group: int, scale_bits: int) -> float:
     return (bits + scale_bits) / group
 
 
+def _more_in_long_groups(bits: int, group: int, scale_bits: int) -> float:
+    return bits + scale_bits * group
+
+
+def _upside_down(bits: int, group: int, scale_bits: int) -> float:
+    return bits + group / scale_bits
+
+
 def _bits_of_a_group(bits: int, group: int, scale_bits: int) -> float:
     return (group * bits + scale_bits) / group
 
@@ -252,6 +297,8 @@ EXERCISES = [
             (_always_axis_0, "axis 0 whatever was asked for: a transposed convolution has axis 1"),
             (_all_codes, "divided by 128: the narrow grid of weights ends at 127"),
             (_zero_scale, "a channel of zeros got the scale 0: nothing can be divided by it"),
+            (_tiny_scale, TINY),
+            (_all_steps, "divided by 255: the narrow grid has 127 steps on each side of zero"),
             (_affine, "this is the affine scale; the symmetric one has its range around 0"),
         ),
         hints=(
@@ -286,8 +333,14 @@ EXERCISES = [
             ),
             (_eight_bits, "127 is the largest code of 8 bits; with 4 bits it is 7"),
             (_lowest_code, "divided by 8: the narrow 4-bit grid is [-7, 7]"),
+            (
+                _eight_levels,
+                "8 is no code of the narrow 4-bit grid: divide by 7 and clamp to [-7, 7]",
+            ),
+            (_half_steps, "divided by 7.5, half of all steps: the largest code is 7"),
             (_maximum_only, "the maximum, not the largest magnitude of the group"),
             (_truncated, "cut off instead of rounded: .int() goes towards zero, round first"),
+            (_floored, "floor instead of round: every code went down"),
             (_decoded, "these are the decoded weights; asked for are the integer codes"),
             (_no_zero_guard, "a group of zeros was divided by its scale 0"),
         ),
@@ -318,6 +371,11 @@ EXERCISES = [
             (_of_the_group, "these are the bits of the whole group: divide by its length"),
             (_codes_only, "the scales are not free: each group stores one"),
             (_whole_bits, "// drops the fraction: a share of a scale may be half a bit"),
+            (
+                _more_in_long_groups,
+                "multiplied by the length: a longer group shares its scale among more",
+            ),
+            (_upside_down, "upside down: the scale's bits are divided by the length of the group"),
             (_both_shared, "only the scale is shared; each weight has a code of its own"),
         ),
         hints=(

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ptq_course.classroom.plots.base import COLORS, GREY, LINES, color, figure, text_number
-from ptq_course.classroom.plots.pieces import sweep_curve
+from ptq_course.classroom.plots.base import COLORS, GREY, LINES, figure, text_number
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.histograms import DyadicHistogram
 from ptq_course.kl import clipped_histogram, kl_divergence, requantized_histogram
@@ -18,6 +17,13 @@ from ptq_course.sweeps import Sweep
 
 Shown = tuple[Figure, str]
 BLUE, ORANGE, RED = COLORS[0], COLORS[6], COLORS[2]  # P, Q and accuracy
+DARK = "#333333"  # what belongs to no rule
+RULE_STYLE = {  # each rule looks the same in every figure
+    "KL": {"color": BLUE, "linestyle": "-"},
+    "min-max": {"color": COLORS[4], "linestyle": "--"},
+    "99.9 %": {"color": COLORS[5], "linestyle": "-."},
+    "MSE": {"color": COLORS[1], "linestyle": ":"},
+}
 
 
 def four_bins(p: ArrayLike, q: ArrayLike) -> Shown:
@@ -30,7 +36,7 @@ def four_bins(p: ArrayLike, q: ArrayLike) -> Shown:
     left.bar(place + 0.2, q, 0.38, color=ORANGE, hatch="///", edgecolor="white", label="Q")
     left.set(xticks=place, xlabel="bin", ylabel="share of the values", title="Two histograms")
     left.legend(loc="upper right")
-    right.bar(place, terms, 0.6, color=[BLUE if t >= 0 else RED for t in terms])
+    right.bar(place, terms, 0.6, color=[BLUE if t >= 0 else ORANGE for t in terms])
     right.axhline(0, color=GREY, linewidth=0.8)
     for x, term in zip(place, terms, strict=True):
         above = term >= 0
@@ -109,10 +115,12 @@ def sweep(found: Sweep, guess: Prediction | None = None) -> Shown:
     t, score = found.thresholds[finite], found.scores[finite]
     best = int(np.flatnonzero(finite[: found.best + 1]).size - 1)
     fig, ax = figure(7.2, 3.0)
-    sweep_curve(
-        ax, t, score, x_label="clipping threshold T", y_label="KL divergence (nats)", best=best
-    )
-    ax.set(xscale="log", yscale="log")
+    gaps = np.where(finite, found.scores, np.nan)  # an infinite divergence leaves a gap
+    ax.plot(found.thresholds, gaps, **RULE_STYLE["KL"])
+    ax.plot(t[best], score[best], "o", color=BLUE, markersize=7, zorder=6)
+    ax.annotate(f"best: {t[best]:.3g}", (t[best], score[best]), xytext=(-4, 24), ha="center",
+                textcoords="offset points", fontsize=9)  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="clipping threshold T", ylabel="KL divergence (nats)")
     plain_log_ticks(ax, t[0], t[-1])
     ax.annotate(
         "small T: outliers piled\nonto the last bin", (0.02, 0.93), xycoords="axes fraction",
@@ -123,13 +131,23 @@ def sweep(found: Sweep, guess: Prediction | None = None) -> Shown:
         ha="right", fontsize=9, color=GREY,
     )  # fmt: skip
     if guess is not None and isinstance(guess.guess, int | float):
-        Prediction(guess.id, guess.guess / 100 * found.thresholds[-1]).draw(ax)
+        at = guess.guess / 100 * found.thresholds[-1]
+        Prediction(guess.id, at).draw(ax)
+        ax.texts[-1].set(**_beside(np.interp(at, t, score), ax.get_ylim()))
     n = text_number
     return fig, (
         f"Curve of the KL divergence over the clipping threshold from {n(t[0])} to {n(t[-1])}: "
         f"{n(score[0])} nats at the smallest, {n(score[best])} at the best, {n(t[best])}, and "
         f"{n(score[-1])} at the largest value, which is min-max."
     )
+
+
+def _beside(value: float, ylim: tuple[float, float]) -> dict[str, Any]:
+    """Where an upright label of about a quarter of the axes stays off a curve of this height."""
+    share = np.log(value / ylim[0]) / np.log(ylim[1] / ylim[0])
+    if share > 0.85:
+        return {"y": 0.35, "va": "bottom"}
+    return {"y": 0.03, "va": "bottom"} if share > 0.35 else {"y": 0.72, "va": "top"}
 
 
 def objectives(
@@ -154,18 +172,18 @@ def objectives(
     best = int(brute_db.argmax())
     low = min(accuracy_t[0], *chosen.values())
     shown = error.thresholds >= low
-    top.plot(error.thresholds[shown], decibels[shown], color=BLUE)
-    top.plot(brute_t, brute_db, "o", markersize=3.5, markerfacecolor="white", color=BLUE)
-    top.plot(brute_t[best], brute_db[best], "*", markersize=14, color=COLORS[4], zorder=6)
+    top.plot(error.thresholds[shown], decibels[shown], color=DARK)
+    top.plot(brute_t, brute_db, "o", markersize=3.5, markerfacecolor="white", color=DARK)
+    top.plot(brute_t[best], brute_db[best], "*", markersize=14, color=DARK, zorder=6)
     top.set(xscale="log", ylabel="signal-to-noise ratio (dB)")
     top.set_title(
         "Line: predicted from the histogram. Dots: quantized. Star: the best of the dots."
     )
     bottom.plot(accuracy_t, accuracy, "o-", color=RED, markersize=4)
     bottom.axhline(reference, color=GREY, linestyle="--", linewidth=1)
-    bottom.text(1.0, reference, "FP32", transform=bottom.get_yaxis_transform(), color=GREY,
-                fontsize=9, ha="right", va="bottom")  # fmt: skip
-    bottom.set(xlabel="clipping threshold T", ylabel="top-1 accuracy (%)", ylim=(0, 100))
+    bottom.text(0.01, reference, "FP32", transform=bottom.get_yaxis_transform(), color=GREY,
+                fontsize=9, ha="left", va="bottom")  # fmt: skip
+    bottom.set(xlabel="clipping threshold T", ylabel="top-1 accuracy (%)", ylim=(0, 106))
     bottom.set_title("The same thresholds, judged by the network")
     plain_log_ticks(bottom, low, float(brute_t[-1]))
     _named_lines(top, chosen, height=0.04, va="bottom")
@@ -188,7 +206,8 @@ def advantage(decibels: Mapping[str, float]) -> Shown:
     names, values = list(decibels), np.array(list(decibels.values()))
     place = np.arange(len(names))
     fig, ax = figure(7.2, 0.9 + 0.42 * len(names))
-    ax.barh(place, values, 0.6, color=[BLUE if v > 0 else ORANGE for v in values])
+    better = [RULE_STYLE["min-max" if v > 0 else "KL"]["color"] for v in values]
+    ax.barh(place, values, 0.6, color=better)
     ax.axvline(0, color="black", linewidth=0.8)
     for y, value in enumerate(values):
         ax.annotate(f"{value:+.1f}", (value, y), xytext=(4 if value >= 0 else -4, 0), fontsize=9,
@@ -211,14 +230,14 @@ def victims(accuracy: Mapping[str, Mapping[str, float]]) -> Shown:
     for i, rule in enumerate(rules):
         place = np.arange(len(groups)) - 0.4 + (i + 0.5) * height
         values = [accuracy[group][rule] for group in groups]
-        tint = GREY if i == 0 else COLORS[i - 1]
+        tint = RULE_STYLE[rule]["color"] if rule in RULE_STYLE else GREY
         ax.barh(place, values, 0.92 * height, color=tint)
         for y, value in zip(place, values, strict=True):
             ax.annotate(f"{rule} {value:.0f}", (value, y), xytext=(4, 0), fontsize=9,
                         textcoords="offset points", va="center")  # fmt: skip
     ax.set_yticks(range(len(groups)), groups)
     ax.invert_yaxis()
-    ax.set(xlabel="top-1 accuracy (%)", xlim=(0, 100))
+    ax.set(xlabel="top-1 accuracy (%)", xlim=(0, 112), xticks=range(0, 101, 20))
     said = "; ".join(
         f"{group}: " + ", ".join(f"{rule} {value:.0f}" for rule, value in row.items())
         for group, row in accuracy.items()
@@ -236,8 +255,8 @@ def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float)
     fig, ax = figure(7.2, 3.0)
     ax.axhline(reference, color=GREY, linestyle=":", linewidth=1.2)
     ax.text(len(bits) - 1, reference, "FP32", color=GREY, fontsize=9, ha="right", va="bottom")
-    for i, (rule, values) in enumerate(curves.items()):
-        style = color(0 if rule == top else i + 1)
+    for rule, values in curves.items():
+        style = RULE_STYLE[rule]
         ax.plot(range(len(bits)), values, marker="o", markersize=5, **style)
         place = {"xytext": (7, 5), "va": "bottom"}
         if rule != top:
@@ -253,31 +272,44 @@ def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float)
     return fig, f"Top-1 accuracy of the whole network in percent, FP32 {reference:.1f}. {said}."
 
 
-def bins_matter(bins: Sequence[int], thresholds: Mapping[int, ArrayLike], largest: float) -> Shown:
-    """The KL threshold found with so many bins, for several numbers of bits: {bits: [bins]}."""
-    fig, ax = figure(7.2, 3.0)
-    ax.axhline(largest, color=GREY, linestyle=":", linewidth=1.2)
+def bins_matter(
+    bins: Sequence[int],
+    thresholds: Mapping[int, ArrayLike],
+    shortest: Mapping[int, ArrayLike],
+    largest: float,
+) -> Shown:
+    """The KL threshold found with so many bins, for several numbers of bits: {bits: [bins]}.
+
+    shortest: {bits: [bins]}, the shortest window that the search may choose, levels x bin width.
+    """
+    fig, ax = figure(7.2, 3.4)
+    ax.axhline(largest, linewidth=1.2, **RULE_STYLE["min-max"])
     ax.text(1.0, largest, "min-max", transform=ax.get_yaxis_transform(), ha="right", va="bottom",
-            color=GREY, fontsize=9)  # fmt: skip
+            color=RULE_STYLE["min-max"]["color"], fontsize=9)  # fmt: skip
     said = []
     for i, (bits, found) in enumerate(thresholds.items()):
-        found = np.asarray(found, np.float64)
+        found, limit = np.asarray(found, np.float64), np.asarray(shortest[bits], np.float64)
         searched = np.asarray(bins) > 2**bits
-        ax.plot(bins, found, **color(i))
-        ax.plot(np.asarray(bins)[searched], found[searched], "o", color=COLORS[i], markersize=5)
-        ax.plot(np.asarray(bins)[~searched], found[~searched], "x", color=COLORS[i], markersize=8,
+        ax.plot(bins, limit, color=GREY, linewidth=0.9)
+        ax.plot(bins, found, color=BLUE, linestyle=LINES[i])
+        ax.plot(np.asarray(bins)[searched], found[searched], "o", color=BLUE, markersize=5)
+        ax.plot(np.asarray(bins)[~searched], found[~searched], "x", color=BLUE, markersize=8,
                 markeredgewidth=2)  # fmt: skip
         ax.annotate(f" {bits} bits", (bins[-1], found[-1]), va="center", fontsize=9,
-                    xytext=(3, 0), textcoords="offset points", color=COLORS[i])  # fmt: skip
-        said.append(f"{bits} bits: " + ", ".join(text_number(t) for t in found))
+                    xytext=(3, 0), textcoords="offset points", color=BLUE)  # fmt: skip
+        said.append(
+            f"{bits} bits: {', '.join(map(text_number, found))}, "
+            f"shortest window {', '.join(map(text_number, limit))}"
+        )
+    lowest = min(np.min(v) for v in thresholds.values())
     ax.set(
         xscale="log", yscale="log", xlabel="bins of the histogram", ylabel="threshold KL chooses"
     )
     ax.set_xticks(bins, [f"{b:,}" for b in bins], rotation=30)
     ax.minorticks_off()
-    plain_log_ticks(ax, min(np.min(v) for v in thresholds.values()), largest, axis="y")
-    ax.set_xlim(bins[0] * 0.85, bins[-1] * 1.9)
-    ax.set_title("Crosses: no more bins than levels, so nothing was searched")
+    plain_log_ticks(ax, lowest, largest, axis="y")
+    ax.set(xlim=(bins[0] * 0.85, bins[-1] * 1.9), ylim=(0.7 * lowest, 1.5 * largest))
+    ax.set_title("Thin: the shortest window allowed. Crosses: nothing was searched.")
     return fig, (
         f"KL threshold over the number of bins ({', '.join(map(str, bins))}). {'; '.join(said)}. "
         f"The largest value is {text_number(largest)}."
@@ -300,10 +332,10 @@ def _named_lines(
     va: str = "top",
     labels: bool = True,
 ) -> None:
-    """Vertical lines with their names written along them; colour and line style differ."""
-    tints = (RED, COLORS[4], ORANGE, GREY, COLORS[5])
-    for i, (name, at) in enumerate(marks.items()):
-        ax.axvline(at, color=tints[i % 5], linestyle=LINES[(i + 1) % 6], linewidth=1.4)
+    """Vertical lines of the rules' thresholds, their names written along them."""
+    for name, at in marks.items():
+        style = RULE_STYLE[name]
+        ax.axvline(at, linewidth=1.4, **style)
         if labels:
             ax.text(at, height, f"{name} ", transform=ax.get_xaxis_transform(), rotation=90,
-                    ha="right", va=va, fontsize=9, color=tints[i % 5])  # fmt: skip
+                    ha="right", va=va, fontsize=9, color=style["color"])  # fmt: skip

@@ -26,7 +26,10 @@ def groups(ops: Ops, merge: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def block_diagram(ops: Ops, first: str, last: str, merge: tuple[str, ...]) -> tuple[Figure, str]:
-    """The operations from `first` (what comes in) to `last`, alone and merged, with Q/DQ pairs."""
+    """The operations from `first` (what comes in) to `last`, alone and merged, with Q/DQ pairs.
+
+    How many there are is left to the reader. The pair of what comes in belongs to another block.
+    """
     names = list(ops)
     inside = names[names.index(first) : names.index(last) + 1]
     block = {name: ops[name] for name in inside}
@@ -36,14 +39,16 @@ def block_diagram(ops: Ops, first: str, last: str, merge: tuple[str, ...]) -> tu
         pairs = set(quantized_values(ops, kinds)) & set(inside)
         boxes = groups(block, kinds)
         bottom = min(bottom, _draw_block(ax, block, boxes, pairs, first))
-        count = len(pairs - {first})
-        ax.set_title(f"{title}: {len(boxes) - 1} boxes, {count} Q/DQ pairs", fontsize=11)
-        told.append(f"{title} {len(boxes) - 1} boxes and {count} Q/DQ pairs")
+        ax.set_title(title, fontsize=11)
+        below = [" + ".join(map(_short, boxes[name])) for name in boxes if name in pairs - {first}]
+        told.append(f"{title} a Q/DQ pair below each of {', '.join(below)}")
     for ax in axes:
         ax.set(xlim=(-0.8, 2.4), ylim=(bottom - 0.75, 0.4), xticks=[], yticks=[])
         ax.spines[["left", "bottom"]].set_visible(False)
-    axes[1].plot(0.9, bottom, "o", color=COLORS[2], markersize=8)
-    axes[1].text(1.02, bottom, "a Q/DQ pair", va="center", fontsize=9, color=COLORS[2])
+    legend = ("a Q/DQ pair", COLORS[2]), ("counted with the block before", GREY)
+    for row, (text, tint) in enumerate(legend):
+        axes[1].plot(0.5, bottom - 0.3 * row, "o", color=tint, markersize=8)
+        axes[1].text(0.62, bottom - 0.3 * row, text, va="center", fontsize=9, color=tint)
     return fig, f"Block from {first} to {last}: " + "; ".join(told) + "."
 
 
@@ -73,7 +78,8 @@ def _draw_block(ax: Any, block: Ops, boxes: dict[str, list[str]], pairs: set, fi
             _arrow(ax, x[source], y[source], x[last], y[last])
         if last in pairs:
             dot = y[last] - HEIGHT / 2 - DOT
-            ax.plot(x[last], dot, "o", color=COLORS[2], markersize=8, zorder=5)
+            tint = GREY if last == first else COLORS[2]
+            ax.plot(x[last], dot, "o", color=tint, markersize=8, zorder=5)
     return min(y.values())
 
 
@@ -120,9 +126,10 @@ def spread_of_layers(spreads: dict[str, dict[str, tuple[float, float]]]) -> tupl
         ax.set_xlabel("largest / smallest channel range")
         ax.set_title(network, fontsize=10)
         worst = int(after.argmax())
-        grew = int((after > before).sum())
+        grew = int((after > 1.1 * before).sum())
         told.append(
-            f"{network}: {grew} of {len(layers)} layers spread, most of all "
+            f"{network}: the spread of {grew} of {len(layers)} layers grows by more than a tenth, "
+            f"most of all that of "
             f"{list(layers)[worst]}, from {before[worst]:.1f} to {after[worst]:.1f}"
         )
     ax = axes[0, -1]

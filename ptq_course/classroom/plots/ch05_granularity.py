@@ -31,11 +31,10 @@ def codes_in_use(ranges: Mapping[str, Any], bits: int = 8) -> tuple[Figure, str]
         ax.set(yscale="log", ylim=(1, 2 * top), xticks=[], xlabel=f"channels of {name}, sorted")
         ax.set_yticks([1, 3, 10, 30, 127], ["1", "3", "10", "30", "127"])
         ax.minorticks_off()
-        for i, side in ((0, "left"), (len(reach) - 1, "right")):
-            ax.annotate(
-                f"{reach[i]:.0f}", (i, reach[i]), xytext=(0, 3), textcoords="offset points",
-                ha=side, fontsize=9, bbox=BEHIND,
-            )  # fmt: skip
+        ax.set_xlim(-3, len(reach))
+        for i, offset, va in ((0, (-6, 2), "top"), (len(reach) - 1, (4, 3), "bottom")):
+            ax.annotate(f"{reach[i]:.0f}", (i, reach[i]), xytext=offset, va=va, ha="right",
+                        textcoords="offset points", fontsize=9)  # fmt: skip
         told.append(f"{name} from {reach[0]:.1f} to {reach[-1]:.0f}, median {np.median(reach):.0f}")
     axes[0, 0].set_ylabel("largest code used")
     return fig, f"Largest of {top} codes that a channel uses: " + "; ".join(told) + "."
@@ -75,20 +74,30 @@ def accuracy_over_bits(
     for ax, (network, lines) in zip(axes[0], table.items(), strict=True):
         for number, (name, by_bits) in enumerate(lines.items()):
             bits, values = list(by_bits), list(by_bits.values())
-            ax.plot(bits, values, marker="o", markersize=4, label=name, **color(number))
+            wide = {"linewidth": 4.5, "alpha": 0.7} if number == 1 else {}  # seen below the next
+            ax.plot(bits, values, marker="o", markersize=4, **color(number), **wide)
             told.append(
                 f"{network} {name}: "
                 + ", ".join(f"{v:.1f} at {b}" for b, v in zip(bits, values, strict=True))
             )
         ax.axhline(fp32[network], color=GREY, linestyle=":", linewidth=1.2)
         ax.set(xlabel="bits of the weights", ylim=(0, 102), xticks=sorted(bits))
-        ax.invert_xaxis()
+        ax.set_xlim(max(bits) + 0.3, min(bits) - 1.9)
+        _name_ends(ax, min(bits), {name: by_bits[min(bits)] for name, by_bits in lines.items()})
         ax.set_title(f"{network} (dotted: FP32, {fp32[network]:.1f} %)", fontsize=10)
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
-    axes[0, 0].legend(loc="lower left", fontsize=9, handlelength=3.5)
     if guess is not None:
         guess.draw(axes[0, -1], "y")
     return fig, "Accuracy over bits. " + "; ".join(told) + "."
+
+
+def _name_ends(ax: Any, x: float, ends: Mapping[str, float], gap: float = 7) -> None:
+    """Names of lines to the right of their last values, at least `gap` percent apart."""
+    height = -gap
+    for name, value in sorted(ends.items(), key=lambda item: item[1]):
+        height = max(value - 5, 2, height + gap)
+        ax.annotate(name, (x, height), xytext=(8, 0), textcoords="offset points", va="center",
+                    fontsize=9, color=COLORS[list(ends).index(name)])  # fmt: skip
 
 
 def accuracy_over_size(

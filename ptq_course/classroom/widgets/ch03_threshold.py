@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ptq_course import kl
 from ptq_course.classroom.plots.base import COLORS, GREY, figure, text_number
 from ptq_course.classroom.plots.ch03_kl import plain_log_ticks
+from ptq_course.classroom.plots.pieces import BEHIND
 from ptq_course.classroom.widgets.base import Choice, Explorer
 from ptq_course.errors import QuantizationError
 from ptq_course.histograms import DyadicHistogram, halve
@@ -121,7 +122,8 @@ class ThresholdFigure:
         _few_ticks(bottom, (1e-4, 1e-2, 1))
         plain_log_ticks(bottom, self.low, self.high)
         for y, text, tint in ((0.13, "▼ smallest KL", BLUE), (0.03, "▼ most accurate", RED)):
-            bottom.text(0.02, y, text, color=tint, transform=bottom.transAxes, fontsize=9)
+            bottom.text(0.02, y, text, color=tint, transform=bottom.transAxes, fontsize=9,
+                        bbox={**BEHIND, "alpha": 1.0})  # fmt: skip
         (self.right,) = right.plot([1], [1], "s--", color=RED, markersize=4)
         (self.right_here,) = right.plot([1], [1], "s", color=RED, markersize=9, zorder=6)
         (self.most,) = right.plot([1], [103], "v", color=RED, markersize=9, clip_on=False)
