@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from ptq_course.deploy.onnx_compact import compact
 from ptq_course.deploy.onnx_file import own_weights, pack_four_bits, strip
 from ptq_course.deploy.onnx_graph import drop_implied_clamps, use_global_average_pool
 from ptq_course.deploy.onnx_layers import ExportedQuantizer, FourBitLinear, exported_layer
@@ -84,6 +85,7 @@ def export(
     strip(proto)
     own_weights(proto)
     pack_four_bits(proto)
+    compact(proto)
     onnx.checker.check_model(proto, full_check=True)
     partial = path.with_name(path.name + ".partial")
     try:
