@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import string
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,12 +32,14 @@ def compact(proto: onnx.ModelProto) -> None:
 
 
 def drop_zero_points(proto: onnx.ModelProto) -> None:
-    """Remove the zero points, all 0, of biases and of the weights of convolutions.
+    """Remove the zero points, all 0, of biases and of the weights of integer convolutions.
 
-    They are optional in ONNX. Gemm keeps them: without them ONNX Runtime does not fuse it.
+    They are optional in ONNX. Gemm keeps them: without them ONNX Runtime does not fuse it. So does
+    a convolution in floating point: there ONNX Runtime's exact mode, which rewrites int8 weights as
+    uint8, gives a weight without a zero point one that is too short.
     """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    convolved = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
+    convolved = {node.input[1] for node in _integer_convolutions(proto)}
     for node in proto.graph.node:
         codes = constants.get(node.input[0]) if _is_dequantize(node) else None
         if codes is None or len(node.input) < 3 or node.input[2] not in constants:
@@ -45,6 +48,25 @@ def drop_zero_points(proto: onnx.ModelProto) -> None:
         if optional and not numpy_helper.to_array(constants[node.input[2]]).any():
             del node.input[2]
     _prune(proto)
+
+
+def _integer_convolutions(proto: onnx.ModelProto) -> Iterator[NodeProto]:
+    """The Conv nodes that become one integer kernel: DQ in front, one Q behind, an int32 bias."""
+    nodes = proto.graph.node
+    producer = {name: node for node in nodes for name in node.output}
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            readers[name].append(node)
+    outputs = {value.name for value in proto.graph.output}
+    for node in nodes:
+        if node.op_type != "Conv" or node.output[0] in outputs:
+            continue
+        before = [producer.get(name) for name in node.input]
+        if all(n is not None and _is_dequantize(n) for n in before):
+            behind = [n.op_type for n in readers[node.output[0]]]
+            if behind == ["QuantizeLinear"]:
+                yield node
 
 
 def multiply_bias_scales(proto: onnx.ModelProto) -> None:

@@ -103,17 +103,34 @@ def tiny(*nodes, **constants):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
 
 
-def test_only_zero_points_of_zero_are_dropped():
-    nodes = [
-        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["dw"], axis=0),
-        helper.make_node("Conv", ["x", "dw"], ["y"]),
-    ]
+INTEGER = [
+    helper.make_node("QuantizeLinear", ["x", "sx"], ["q"]),
+    helper.make_node("DequantizeLinear", ["q", "sx"], ["dx"]),
+    helper.make_node("DequantizeLinear", ["w", "s", "z"], ["dw"], axis=0),
+    helper.make_node("Conv", ["dx", "dw"], ["c"]),
+    helper.make_node("QuantizeLinear", ["c", "sx"], ["qc"]),
+    helper.make_node("DequantizeLinear", ["qc", "sx"], ["y"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "zero", "dropped"),
+    [
+        (INTEGER, 0, True),
+        (INTEGER, 3, False),
+        ([*INTEGER[:3], helper.make_node("Conv", ["dx", "dw"], ["y"])], 0, False),
+        ([INTEGER[2], helper.make_node("Conv", ["x", "dw"], ["c"]), *INTEGER[4:]], 0, False),
+        ([*INTEGER[:3], helper.make_node("MatMul", ["dx", "dw"], ["c"]), *INTEGER[4:]], 0, False),
+    ],
+    ids=["integer", "not zero", "real output", "real input", "matmul"],
+)
+def test_only_zero_points_that_nobody_needs_are_dropped(nodes, zero, dropped):
     given = {"w": np.ones((4, 4, 1, 1), np.int8), "s": np.ones(4, np.float32)}
-    for zero, inputs in ((0, ["w", "s"]), (3, ["w", "s", "z"])):
-        proto = tiny(*nodes, **given, z=np.full(4, zero, np.int8))
-        onnx_compact.drop_zero_points(proto)
-        assert list(proto.graph.node[0].input) == inputs
-        assert ("z" in {t.name for t in proto.graph.initializer}) == bool(zero)
+    proto = tiny(*nodes, **given, sx=np.float32(0.1), z=np.full(4, zero, np.int8))
+    onnx_compact.drop_zero_points(proto)
+    assert ("z" not in {t.name for t in proto.graph.initializer}) == dropped
+    weight = next(node for node in proto.graph.node if node.input[0] == "w")
+    assert list(weight.input) == (["w", "s"] if dropped else ["w", "s", "z"])
 
 
 @pytest.mark.parametrize(("factor", "products"), [(1.0, 1), (1.5, 0)])
