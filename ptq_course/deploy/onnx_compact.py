@@ -51,8 +51,13 @@ def drop_zero_points(proto: onnx.ModelProto) -> None:
 
 
 def _integer_convolutions(proto: onnx.ModelProto) -> Iterator[NodeProto]:
-    """The Conv nodes that become one integer kernel: DQ in front, one Q behind, an int32 bias."""
+    """The Conv nodes that become one integer kernel, whatever else is in the network.
+
+    DQ in front, one Q behind, an int32 bias, and uint8 on both sides: on x86 the runtime has no
+    kernel for int8 activations, and rewrites them as uint8 only where it can.
+    """
     nodes = proto.graph.node
+    unsigned = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.UINT8}
     producer = {name: node for node in nodes for name in node.output}
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in nodes:
@@ -64,8 +69,11 @@ def _integer_convolutions(proto: onnx.ModelProto) -> Iterator[NodeProto]:
             continue
         before = [producer.get(name) for name in node.input]
         if all(n is not None and _is_dequantize(n) for n in before):
-            behind = [n.op_type for n in readers[node.output[0]]]
-            if behind == ["QuantizeLinear"]:
+            behind = readers[node.output[0]]
+            pair = [before[0], *behind]
+            if [n.op_type for n in behind] == ["QuantizeLinear"] and all(
+                len(n.input) > 2 and n.input[2] in unsigned for n in pair
+            ):
                 yield node
 
 

@@ -104,29 +104,34 @@ def tiny(*nodes, **constants):
 
 
 INTEGER = [
-    helper.make_node("QuantizeLinear", ["x", "sx"], ["q"]),
-    helper.make_node("DequantizeLinear", ["q", "sx"], ["dx"]),
+    helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+    helper.make_node("DequantizeLinear", ["q", "sx", "zx"], ["dx"]),
     helper.make_node("DequantizeLinear", ["w", "s", "z"], ["dw"], axis=0),
     helper.make_node("Conv", ["dx", "dw"], ["c"]),
-    helper.make_node("QuantizeLinear", ["c", "sx"], ["qc"]),
-    helper.make_node("DequantizeLinear", ["qc", "sx"], ["y"]),
+    helper.make_node("QuantizeLinear", ["c", "sx", "zx"], ["qc"]),
+    helper.make_node("DequantizeLinear", ["qc", "sx", "zx"], ["y"]),
 ]
+REAL_OUTPUT = [*INTEGER[:3], helper.make_node("Conv", ["dx", "dw"], ["y"])]
+REAL_INPUT = [INTEGER[2], helper.make_node("Conv", ["x", "dw"], ["c"]), *INTEGER[4:]]
+PRODUCT = [*INTEGER[:3], helper.make_node("MatMul", ["dx", "dw"], ["c"]), *INTEGER[4:]]
 
 
 @pytest.mark.parametrize(
-    ("nodes", "zero", "dropped"),
+    ("nodes", "zero", "activations", "dropped"),
     [
-        (INTEGER, 0, True),
-        (INTEGER, 3, False),
-        ([*INTEGER[:3], helper.make_node("Conv", ["dx", "dw"], ["y"])], 0, False),
-        ([INTEGER[2], helper.make_node("Conv", ["x", "dw"], ["c"]), *INTEGER[4:]], 0, False),
-        ([*INTEGER[:3], helper.make_node("MatMul", ["dx", "dw"], ["c"]), *INTEGER[4:]], 0, False),
+        (INTEGER, 0, np.uint8, True),
+        (INTEGER, 3, np.uint8, False),
+        (INTEGER, 0, np.int8, False),
+        (REAL_OUTPUT, 0, np.uint8, False),
+        (REAL_INPUT, 0, np.uint8, False),
+        (PRODUCT, 0, np.uint8, False),
     ],
-    ids=["integer", "not zero", "real output", "real input", "matmul"],
+    ids=["integer", "not zero", "signed", "real output", "real input", "matmul"],
 )
-def test_only_zero_points_that_nobody_needs_are_dropped(nodes, zero, dropped):
+def test_only_zero_points_that_nobody_needs_are_dropped(nodes, zero, activations, dropped):
     given = {"w": np.ones((4, 4, 1, 1), np.int8), "s": np.ones(4, np.float32)}
-    proto = tiny(*nodes, **given, sx=np.float32(0.1), z=np.full(4, zero, np.int8))
+    given |= {"sx": np.float32(0.1), "zx": activations(0), "z": np.full(4, zero, np.int8)}
+    proto = tiny(*nodes, **given)
     onnx_compact.drop_zero_points(proto)
     assert ("z" not in {t.name for t in proto.graph.initializer}) == dropped
     weight = next(node for node in proto.graph.node if node.input[0] == "w")
