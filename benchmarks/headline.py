@@ -6,9 +6,13 @@
 Accuracy, flips and their paired 95 % interval are those of the exported INT8 files, executed with
 integers by ONNX Runtime on the whole test split. FP32 is exported too (folded and stripped), and
 runs in the same runtime with the same threads; the programs take turns. On x86 without VNNI the
-INT8 file runs in ONNX Runtime's exact mode; its speed without that guard stands in parentheses.
+INT8 file runs in ONNX Runtime's exact mode; "unguarded" is its speed without that guard.
 With weights of 7 bits nothing can saturate, and ONNX Runtime's exact mode is as fast as the other.
-The exit code is 1 when a budget is missed.
+A speed is the median over the turns of FP32's time over INT8's, with the middle half of them.
+
+Budgets judge named rows, not the best of several: size and speed "INT8, KL" (the range rule changes
+numbers, not work), accuracy "INT8, searched", the rule that the course recommends, whose top-1 may
+lie at most half a point below FP32's. The exit code is 1 when a budget is missed.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import torch
 from ptq_course import PTQQuantizer, QConfig, metrics, search_ranges
 from ptq_course.classroom import load_model, load_split, loader, logits
 from ptq_course.deploy import onnx as deploy
-from ptq_course.deploy.session import latency, products_saturate
+from ptq_course.deploy.session import Speedup, products_saturate, timings
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
@@ -43,7 +47,12 @@ VERSIONS = {
 }
 UNGUARDED = "unguarded "
 TIMED = ("INT8, KL", "INT8, KL, 7-bit weights")  # the range rule changes numbers, not work
-MAX_SIZE = 0.28
+JUDGED, RECOMMENDED = "INT8, KL", "INT8, searched"
+# File over FP32. The MobileNetV2-like network has 154,896 weights of one byte, and 3,136 channels
+# with a scale and an int32 bias of four bytes each: with an empty graph the file would be
+# (154,896 + 8 * 3,136) / 635,616 = 0.283 of FP32's.
+MAX_SIZE = {"resnet": 0.28, "mobilenet": 0.30}
+MAX_LOSS = 0.005  # of top-1
 MIN_SPEED = {"resnet": 2.0, "mobilenet": 1.2}  # at 32 pictures
 
 
@@ -57,8 +66,8 @@ class Row:
     size: int
     flips: metrics.Flips | None = None
     change: tuple[float, float, float] | None = None
-    speed: dict[int, float] = field(default_factory=dict)  # FP32 = 1, by pictures at a time
-    unguarded: dict[int, float] = field(default_factory=dict)
+    speed: dict[int, Speedup] = field(default_factory=dict)  # FP32 = 1, by pictures at a time
+    unguarded: dict[int, Speedup] = field(default_factory=dict)
 
 
 def measure(network: str, folder: Path, rounds: int) -> list[Row]:
@@ -89,11 +98,12 @@ def measure(network: str, folder: Path, rounds: int) -> list[Row]:
             contest[version] = int8
             contest[UNGUARDED + version] = deploy.session(path, THREADS, exact=False)
     for count in BATCHES:
-        seconds = latency(contest, example[:count].clone(), rounds)
+        seconds = timings(contest, example[:count].clone(), rounds)
         for row in rows[1:]:
             if row.version in TIMED:
-                row.speed[count] = seconds["FP32"] / seconds[row.version]
-                row.unguarded[count] = seconds["FP32"] / seconds[UNGUARDED + row.version]
+                fp32_time = seconds["FP32"]
+                row.speed[count] = Speedup.of(fp32_time, seconds[row.version])
+                row.unguarded[count] = Speedup.of(fp32_time, seconds[UNGUARDED + row.version])
     return rows
 
 
@@ -123,8 +133,10 @@ def table(rows: list[Row]) -> str:
 def _speed(row: Row, count: int) -> str:
     if count not in row.speed:
         return "as KL"
-    guarded = f"{row.speed[count]:.1f}x"
-    return f"{guarded} ({row.unguarded[count]:.1f}x)" if products_saturate() else guarded
+    speed = row.speed[count]
+    guarded = f"{speed.median:.1f}x ({speed.low:.1f} to {speed.high:.1f})"
+    unguarded = f", unguarded {row.unguarded[count].median:.1f}x"
+    return guarded + (unguarded if products_saturate() else "")
 
 
 def _line(cells: list[str]) -> str:
@@ -139,37 +151,41 @@ def conditions(images: int) -> str:
     text = (
         f"{images:,} test pictures; lost and gained: pictures that only FP32, or only INT8, gets "
         "right; searched: the range rule whose outputs on the calibration pictures are nearest to "
-        f"FP32's, without labels; speed is against FP32 in ONNX Runtime {onnxruntime.__version__} "
-        f"with {THREADS} threads, on {processor.read().line()}."
+        "FP32's, without labels; speed: FP32's time over INT8's, the median of the turns and the "
+        f"middle half of them, in ONNX Runtime {onnxruntime.__version__} with {THREADS} threads, "
+        f"on {processor.read().line()}."
     )
     if products_saturate():
         text += (
             " INT8 sums can saturate on this processor, so ONNX Runtime runs in its exact mode, "
-            "which costs speed; in parentheses the speed without that guard. Sums with weights of "
+            "which costs speed; unguarded is the speed without it. Sums with weights of "
             "7 bits cannot saturate. Processors with VNNI need no guard."
         )
     return text
 
 
 def budgets(rows: list[Row]) -> list[bool]:
-    """Print PASS or MISS for each budget of size and speed."""
+    """Print PASS or MISS for each budget of accuracy, size and speed."""
     met = []
     for network in NAMES:
-        mine = [row for row in rows if row.network == network]
+        mine = {row.version: row for row in rows if row.network == network}
         if not mine:
             continue
-        timed = [row for row in mine if row.speed]
-        size, speed = timed[0].size / mine[0].size, max(row.speed[32] for row in timed)
+        change = round(mine[RECOMMENDED].accuracy - mine["FP32"].accuracy, 6)
+        size = mine[JUDGED].size / mine["FP32"].size
+        speed = mine[JUDGED].speed[32]
         for what, value, budget, good in (
-            ("file over FP32", size, f"<= {MAX_SIZE}", size <= MAX_SIZE),
             (
-                "best exact speed at 32",
-                speed,
-                f">= {MIN_SPEED[network]}",
-                speed >= MIN_SPEED[network],
+                f"top-1 of {RECOMMENDED}, against FP32", f"{100 * change:+.2f} points",
+                f">= {-100 * MAX_LOSS}", change >= -MAX_LOSS,
             ),
-        ):
-            print(f"{'PASS' if good else 'MISS'}  {network} {what}: {value:.2f} (budget {budget})")
+            ("file over FP32", f"{size:.3f}", f"<= {MAX_SIZE[network]}", size <= MAX_SIZE[network]),
+            (
+                f"exact speed of {JUDGED} at 32", speed, f">= {MIN_SPEED[network]}",
+                speed.median >= MIN_SPEED[network],
+            ),
+        ):  # fmt: skip
+            print(f"{'PASS' if good else 'MISS'}  {network} {what}: {value} (budget {budget})")
             met.append(good)
     return met
 

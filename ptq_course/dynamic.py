@@ -12,11 +12,9 @@ and Affordable Post-Training Quantization for Large-Scale Transformers", 2022.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from ptq_course.affine import (
     IntGrid,
@@ -30,6 +28,7 @@ from ptq_course.affine import (
 )
 from ptq_course.bias import INT32_MAX
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.exact import exact_product
 from ptq_course.graph import Kind, kinds_of
 from ptq_course.layers import OPERATIONS, LayerStandIn, QuantizedLayer, check_call
 from ptq_course.qconfig import QConfig
@@ -37,7 +36,6 @@ from ptq_course.quantized import ConvertedModel, QuantizedModel, check_float
 from ptq_course.quantizer import PTQQuantizer
 
 GRANULARITIES = ("per_tensor", "per_token")
-FLOAT32_INTEGERS = 2**24  # float32 holds every integer up to here
 # Layers whose input is rounded at run time, and how many of its last dimensions make one token:
 # a row of a Linear's input, a whole picture [C, H, W] of a convolution's.
 TOKEN_DIMENSIONS: dict[type[nn.Module], int] = {
@@ -277,15 +275,14 @@ class DynamicLayer(LayerStandIn):
     def sums(self, x: Tensor, weight: Tensor) -> Tensor:
         """int32 sums of products of integers that float32 tensors hold. Exact.
 
-        In float32 while no sum can leave the integers it holds (2^24) and a known-answer test
-        passed, else in float64 (2^53).
+        In float32 where that is exact, else in float64 (`exact.exact_product`).
         """
-        largest = self.quantizer.largest
-        short = self.bound <= FLOAT32_INTEGERS and float32_is_exact(x.device.type, largest)
-        dtype = torch.float32 if short else torch.float64
         layer = self.quantized.float_layer
-        with torch.autocast(x.device.type, enabled=False):
-            return OPERATIONS[type(layer)](layer, x.to(dtype), weight.to(dtype), None).int()
+        operation = OPERATIONS[type(layer)]
+        return exact_product(
+            lambda given, w: operation(layer, given, w, None),
+            x, weight, self.bound, self.quantizer.largest,
+        )  # fmt: skip
 
     def simulate(self, x: Tensor) -> Tensor:
         """The layer by fake quantization: equal to `forward` up to floating-point rounding."""
@@ -311,26 +308,3 @@ def less_zero_point(q: QTensor) -> Tensor:
     p = q.qparams
     unit = QParams(torch.ones_like(p.scale), p.zero_point, p.grid, p.block_size)
     return dequantize(q.codes, unit)
-
-
-@cache
-def float32_is_exact(device: str, largest: int) -> bool:
-    """Known-answer test: are float32 products of integers up to ``largest`` exact on this device?
-
-    Adding products is, in any order, while the sums stay below 2^24. Some kernels do something
-    else: Winograd convolutions add inputs first, TF32 and bfloat16 shorten them. A matrix product
-    and a convolution are compared with float64, which the processor computes.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weights = max(1, min(127, FLOAT32_INTEGERS // (largest * 288)))
-
-    def integers(limit: int, *shape: int) -> Tensor:
-        return torch.randint(-limit, limit + 1, shape, generator=generator).double()
-
-    x, w = integers(largest, 16, 32, 12, 12), integers(weights, 32, 32, 3, 3)
-    a, b = integers(largest, 64, 288), integers(weights, 32, 288)
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        conv = F.conv2d(x.to(device, torch.float32), w.to(device, torch.float32), padding=1)
-        product = F.linear(a.to(device, torch.float32), b.to(device, torch.float32))
-        exact = torch.equal(conv.cpu().double(), F.conv2d(x, w, padding=1))
-        return exact and torch.equal(product.cpu().double(), F.linear(a, b))

@@ -27,6 +27,7 @@ FLOORS = {
     "sweeps": 2,
     "ranges": 2,
     "qconfig": 2,
+    "exact": 2,
     "calibrators": 3,
     "observe": 3,
     "statistics": 3,

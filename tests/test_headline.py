@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ptq_course.deploy.session import Speedup
 from ptq_course.metrics import Flips
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,18 +23,30 @@ def headline():
     return module
 
 
-def rows(headline, speed: float = 1.5):
+def times(median: float):
+    return Speedup(median, median - 0.1, median + 0.2)
+
+
+def rows(headline, speed: float = 1.5, searched: float = 0.916):
     lost = Flips(total=1000, both_right=900, lost=20, gained=5, both_wrong=75, changed=30)
     return [
         headline.Row("resnet", "FP32", 0.92, 1_600_000),
         headline.Row(
             "resnet", "INT8, KL", 0.905, 400_000, lost, (-0.015, -0.03, -0.001),
-            {1: 1.2, 32: speed}, {1: 1.3, 32: 1.9},
+            {1: times(1.2), 32: times(speed)}, {1: times(1.3), 32: times(1.9)},
+        ),
+        headline.Row("resnet", "INT8, searched", searched, 400_000, lost, (-0.004, -0.01, 0.001)),
+        headline.Row(
+            "resnet", "INT8, KL, 7-bit weights", 0.9, 400_000, lost, (-0.02, -0.03, -0.001),
+            {1: times(9.0), 32: times(9.0)}, {1: times(9.0), 32: times(9.0)},
         ),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("saturates", "cell"), [(True, "1.5x (1.9x)"), (False, "1.5x")])
+@pytest.mark.parametrize(
+    ("saturates", "cell"),
+    [(True, "1.5x (1.4 to 1.7), unguarded 1.9x"), (False, "1.5x (1.4 to 1.7)")],
+)
 def test_the_table(headline, monkeypatch, saturates: bool, cell: str):
     monkeypatch.setattr(headline, "products_saturate", lambda: saturates)
     lines = headline.table(rows(headline)).splitlines()
@@ -44,10 +57,16 @@ def test_the_table(headline, monkeypatch, saturates: bool, cell: str):
 
 
 def test_budgets_are_judged(headline, capsys):
-    assert headline.budgets(rows(headline)) == [True, False]
-    assert headline.budgets(rows(headline, speed=2.5)) == [True, True]
+    """A version that is nine times as fast does not help the one that is judged."""
+    assert headline.budgets(rows(headline)) == [True, True, False]
     said = capsys.readouterr().out
-    assert "MISS  resnet best exact speed at 32: 1.50 (budget >= 2.0)" in said
+    assert "MISS  resnet exact speed of INT8, KL at 32: 1.50x (1.40 to 1.70) (budget >= 2" in said
+    assert headline.budgets(rows(headline, speed=2.5)) == [True, True, True]
+    assert headline.budgets(rows(headline, 2.5, searched=0.914)) == [False, True, True]
+    said = capsys.readouterr().out
+    assert (
+        "MISS  resnet top-1 of INT8, searched, against FP32: -0.60 points (budget >= -0.5" in said
+    )
 
 
 def test_only_the_part_between_the_markers_is_replaced(headline, tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ptq_course.deploy.session import Timing
+from ptq_course.deploy.session import Speedup, Timing
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "inference.py"
@@ -24,18 +24,25 @@ def inference():
     return module
 
 
-def test_a_ratio_is_the_peers_time_over_the_contestants(inference, capsys):
-    seconds = {"FP32": Timing(0.004, 0.006), "INT8": Timing(0.002, 0.004)}
-    assert inference.show("title", seconds, "FP32") == {"INT8": (2.0, 1.5)}
-    assert "INT8" in capsys.readouterr().out
+def test_a_ratio_is_the_median_over_the_turns(inference, capsys):
+    """One slow turn of both, and one slow turn of one: the fastest calls would say 3x."""
+    seconds = {
+        "FP32": Timing(0.003, 0.004, (0.004, 0.040, 0.004, 0.003, 0.004)),
+        "INT8": Timing(0.001, 0.002, (0.002, 0.020, 0.001, 0.0015, 0.020)),
+    }
+    found = inference.show("title", seconds, "FP32")
+    assert found == {"INT8": Speedup(2.0, 2.0, 2.0)}
+    assert "2.00x (2.00 to 2.00)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("speed", "size", "missed"), [(2.1, 0.27, False), (1.9, 0.27, True), (2.1, 0.3, True)]
 )
 def test_the_goals_are_judged(inference, capsys, speed, size, missed):
-    assert inference.judge(speed, size, 2) == missed
-    assert ("MISS" in capsys.readouterr().out) == missed
+    assert inference.judge(Speedup(speed, speed - 1, speed + 1), size, 2) == missed
+    said = capsys.readouterr().out
+    assert ("MISS" in said) == missed
+    assert "INT8, 8-bit weights, exact" in said
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from ptq_course.deploy.files import write_atomically
+from ptq_course.deploy.onnx_compact import compact
 from ptq_course.deploy.onnx_file import own_weights, pack_four_bits, strip
 from ptq_course.deploy.onnx_graph import drop_implied_clamps, use_global_average_pool
 from ptq_course.deploy.onnx_layers import ExportedQuantizer, FourBitLinear, exported_layer
@@ -54,14 +56,18 @@ def export(
                        (`deploy.tensorrt.check_tensorrt` lists the rules).
         "arm"          affine int8 activations, int8 weights, int32 bias.
 
-    ONNX Runtime has no integer kernel for some operations (transposed and three-dimensional
-    convolution, layer norm, SiLU, Hardswish, GELU, ...): the file holds integer weights for them
-    and the runtime computes them in floating point. `deploy.validate.validate` counts them.
+    What stays in floating point. ONNX Runtime has no integer kernel for some operations (transposed
+    and three-dimensional convolution, layer norm, SiLU, Hardswish, GELU, ...): the file holds
+    integer weights for them and the runtime computes them in floating point. So it computes a
+    convolution whose output is not rounded, for example the last layer of a network that ends with
+    one (a last Linear is fused to QGemm, which returns real numbers), and 4-bit weights per group,
+    also where their input has 8 bits. `deploy.validate.validate` counts them.
 
     Raises UnsupportedError by name for what the target has no form for (another preset's grids,
-    9 to 16 bits, groups of 8-bit weights, codebooks), and QuantizationError for an unknown target
-    or a path whose folder does not exist. The file appears only when it is complete and has passed
-    ONNX's checker.
+    9 to 16 bits, groups of 8-bit weights, codebooks, quantized models in other formats than
+    float32) and for what torch.onnx.export or ONNX's checker refuses, and QuantizationError for an
+    unknown target, an example that does not fit the model, or a path whose folder does not exist.
+    The file appears only when it is complete and has passed ONNX's checker.
     """
     runtime = find_target(target)
     path = Path(path)
@@ -71,7 +77,7 @@ def export(
         )
     if path.is_dir():
         raise QuantizationError(f"export: {path} is a folder; name a file in it.")
-    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    examples = _checked_examples(example)
     if isinstance(model, DynamicModel):
         raise UnsupportedError(
             "export: scales chosen at run time have no Q/DQ form. Export the float model and give "
@@ -79,19 +85,59 @@ def export(
         )
     if isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
+    _check_dtype(model, examples)
     module = _exportable(model, examples, runtime.integer_bias)
     proto = _to_onnx(module, examples)
     strip(proto)
     own_weights(proto)
     pack_four_bits(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    partial = path.with_name(path.name + ".partial")
+    compact(proto)
     try:
-        onnx.save(proto, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # of the checker, or of its inference of shapes and types
+        raise UnsupportedError(
+            f"ONNX's checker refuses the file of {type(model).__name__}: {_reason(error)}"
+        ) from error
+    write_atomically(path, proto.SerializeToString())
     return path
+
+
+def _checked_examples(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    examples = (example,) if isinstance(example, Tensor) else example
+    if not isinstance(examples, tuple | list) or not examples:
+        raise QuantizationError(
+            f"export: example must be a tensor, or several in a tuple, got "
+            f"{type(example).__name__}; pass an input of the model, batch first."
+        )
+    for x in examples:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            what = "a tensor without dimensions" if isinstance(x, Tensor) else type(x).__name__
+            raise QuantizationError(
+                f"export: example holds {what}; pass tensors whose first dimension is the batch."
+            )
+    return tuple(examples)
+
+
+def _check_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Raise where the model and its example do not compute in one format, or cannot be written."""
+    if not isinstance(model, nn.Module):
+        raise QuantizationError(f"export: needs an nn.Module, got {type(model).__name__}.")
+    if isinstance(model, QuantizedModel):
+        for name, layer in model.quantized_layers().items():
+            dtype = layer.float_layer.weight.dtype
+            if dtype != torch.float32:
+                raise UnsupportedError(
+                    f"export: layer {name!r} computes in {dtype}, and Q/DQ files are written in "
+                    "float32; quantize model.float() instead."
+                )
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for x in examples:
+        if x.is_floating_point() and len(dtypes) == 1 and x.dtype not in dtypes:
+            (dtype,) = dtypes
+            raise QuantizationError(
+                f"export: the example is {x.dtype} and the model computes in {dtype}; pass "
+                f"example.to({dtype})."
+            )
 
 
 def _exportable(
@@ -128,9 +174,10 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto
     batch = torch.export.Dim("batch")
     four_bit = any(isinstance(part, FourBitLinear) for part in module.modules())
     opset = FOUR_BIT_OPSET if four_bit else OPSET
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns about torchvision, which this course does not use
+    level = logging.root.manager.disable
+    # torch.onnx warns about torchvision, which this course does not use, and torch.export writes
+    # forty lines about an example that does not fit, before it raises.
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -145,13 +192,17 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto
                 verbose=False,
             )
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)  # may have no text
         raise UnsupportedError(
-            f"torch.onnx.export refused {type(module).__name__}: {reason}"
+            f"torch.onnx.export refused {type(module).__name__}: {_reason(error)}"
         ) from error
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
     return program.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what caused an error first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = (line for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__)  # may have no text

@@ -8,13 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 def strip(proto: onnx.ModelProto) -> None:
     """Remove stack traces and paths of this machine, which can outweigh the weights."""
-    proto.doc_string = ""
-    del proto.metadata_props[:]
     graph = proto.graph
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    for item in [*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info]:
-        item.doc_string = ""
+    parts = [*graph.node, *graph.initializer, *graph.input, *graph.output]
+    for item in [proto, graph, *parts]:
+        item.ClearField("doc_string")
         del item.metadata_props[:]
     del graph.value_info[:]
 
@@ -39,7 +36,7 @@ def own_weights(proto: onnx.ModelProto) -> None:
             if name in used:
                 own = onnx.TensorProto()
                 own.CopyFrom(constants[name])
-                own.name = f"{name}_of{number}"
+                own.name = f"{name}_of{number}_{position}"
                 proto.graph.initializer.append(own)
                 node.input[position] = own.name
             used.add(name)

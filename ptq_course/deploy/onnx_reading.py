@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from ptq_course.errors import QuantizationError
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+THROUGH = (QUANTIZE, DEQUANTIZE, "Transpose", "Identity")  # what a constant stays constant behind
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -30,12 +32,17 @@ def load(path: str | Path) -> onnx.ModelProto:
 
 
 class GraphReader:
-    """Look-ups in the main graph of a model; tensors are addressed by name."""
+    """Look-ups in a graph; tensors are addressed by name, those of the graph around it included.
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.nodes: list[NodeProto] = list(proto.graph.node)
-        self.initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
-        self.producer: dict[str, NodeProto] = {}
+    outer: the graph around a branch or loop. Nodes without a name get one, for messages: a layer
+    that of its weight, another node that of the layer, or the input, which it follows.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, outer: GraphReader | None = None) -> None:
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.initializers = {} if outer is None else dict(outer.initializers)
+        self.initializers |= {tensor.name: tensor for tensor in graph.initializer}
+        self.producer: dict[str, NodeProto] = {} if outer is None else dict(outer.producer)
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for name in node.output:
@@ -46,6 +53,34 @@ class GraphReader:
                 value = next((a.t for a in node.attribute if a.name == "value"), None)
                 if value is not None:
                     self.initializers[node.output[0]] = value
+        self._name_nodes([value.name for value in graph.input])
+
+    def _name_nodes(self, inputs: list[str]) -> None:
+        behind = dict(zip(inputs, inputs, strict=True))  # tensor -> layer or input that it follows
+        for node in self.nodes:
+            weight = self.weight_name(node)
+            before = weight or next((behind[n] for n in node.input if n in behind), "")
+            if not node.name and before:
+                node.name = f"{'of' if weight else 'behind'} {before!r}"
+            behind |= dict.fromkeys(node.output, before) if before else {}
+
+    def weight_name(self, node: NodeProto) -> str:
+        """The layer that a node belongs to, told by the name of its weight; "" for none."""
+        names = node.input[:2] if node.op_type in WEIGHTED else node.input[:1]
+        for name in names:
+            while name in self.producer and self.producer[name].op_type in THROUGH:
+                name = self.producer[name].input[0]
+            if name in self.initializers and name.endswith(".weight"):
+                return name.removesuffix(".weight")
+        return ""
+
+    def subgraphs(self) -> Iterator[GraphReader]:
+        """This graph, and those in its branches and loops."""
+        yield self
+        for node in self.nodes:
+            for given in node.attribute:
+                for graph in [given.g] if given.HasField("g") else given.graphs:
+                    yield from GraphReader(graph, self).subgraphs()
 
     def constant(self, name: str) -> np.ndarray | None:
         """The values of a constant tensor; None for one that is computed."""
@@ -67,18 +102,17 @@ class GraphReader:
         if name in self.initializers:
             return True
         node = self.producer.get(name)
-        through = (QUANTIZE, DEQUANTIZE, "Transpose", "Identity")
-        return node is not None and node.op_type in through and self.is_constant(node.input[0])
+        return node is not None and node.op_type in THROUGH and self.is_constant(node.input[0])
 
     def weight_node(self, name: str) -> tuple[NodeProto | None, list[int] | None]:
-        """The DequantizeLinear of a weight, and the Transpose (its perm) between it and the user.
+        """The DequantizeLinear of a weight, and the perm of a Transpose between it and the user.
 
         (None, None) where the weight does not come from a DequantizeLinear.
         """
         perm = None
         node = self.producer.get(name)
-        if node is not None and node.op_type == "Transpose":
-            perm = attribute(node, "perm")
+        while node is not None and node.op_type in ("Transpose", "Identity"):
+            perm = perm or attribute(node, "perm")
             node = self.producer.get(node.input[0])
         if node is None or node.op_type != DEQUANTIZE:
             return None, None
@@ -94,5 +128,5 @@ def attribute(node: NodeProto, name: str, default: object = None) -> object:
 
 
 def label(node: NodeProto) -> str:
-    """Type and name of a node, for messages."""
-    return f"{node.op_type} {node.name or node.output[0]!r}"
+    """Type and name of a node, for messages (`GraphReader` names the nameless)."""
+    return f"{node.op_type} {node.name or repr(node.output[0])}"

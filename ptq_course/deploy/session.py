@@ -33,6 +33,7 @@ UNASKED = ("optimization.disable_specified_optimizers", "WeightBiasQuantization"
 # Threads that wait by spinning stop when a call returns. Otherwise an idle session takes processor
 # time from the next one: FP32 measured twice as slow beside an INT8 session as without it.
 STOP_SPINNING = ("session.force_spinning_stop", "1")
+MAX_THREADS = 256  # more is a mistake, not a machine
 SILENT = 3  # ONNX Runtime's level for errors only
 
 
@@ -41,23 +42,43 @@ class Session:
 
     Tensors in, tensor out; NumPy arrays in, array out. ``exact`` None runs the known-answer test
     and chooses; True and False force a mode. ``saturation_guard`` says what was chosen.
+    Raises QuantizationError for a missing file or one that ONNX Runtime cannot open, for threads
+    outside 1 to 256, and for another number of inputs.
     """
 
     def __init__(self, path: str | Path, threads: int = 2, exact: bool | None = None) -> None:
         path = Path(path)
         if not path.is_file():
             raise QuantizationError(f"session: there is no file {path}; export the model first.")
+        if (
+            isinstance(threads, bool)
+            or not isinstance(threads, int)
+            or not (1 <= threads <= MAX_THREADS)
+        ):
+            raise QuantizationError(
+                f"session: threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}."
+            )
         self.path = path
         self.threads = threads
         self.saturation_guard = products_saturate() if exact is None else exact
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
-            self._session = _open(path, threads, self.saturation_guard, optimized)
+            try:
+                self._session = _open(path, threads, self.saturation_guard, optimized)
+            except Exception as error:  # ONNX Runtime has a type for each of a dozen reasons
+                raise QuantizationError(
+                    f"session: ONNX Runtime cannot open {path}: {error}. Is it an ONNX file?"
+                ) from error
             nodes = onnx.load(optimized, load_external_data=False).graph.node
         self._operators = collections.Counter(node.op_type for node in nodes)
         self._names = [given.name for given in self._session.get_inputs()]
 
     def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        if len(inputs) != len(self._names):
+            raise QuantizationError(
+                f"session: {self.path.name} takes {len(self._names)} inputs "
+                f"({', '.join(self._names)}), got {len(inputs)}."
+            )
         arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in inputs]
         output = self._session.run(None, dict(zip(self._names, arrays, strict=True)))[0]
         return torch.from_numpy(output) if isinstance(inputs[0], Tensor) else output
@@ -80,10 +101,35 @@ def session(path: str | Path, threads: int = 2, exact: bool | None = None) -> Se
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the fastest and the median of many."""
+    """Seconds a call: the fastest and the median of many, and the median of each turn."""
 
     best: float
     median: float
+    turns: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster: the median over the turns, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, peer: Timing, contestant: Timing) -> Speedup:
+        """The peer's time over the contestant's, turn by turn.
+
+        What slows a machine for a while slows both of a turn, so that it cancels in their ratio;
+        the fastest calls of each may come from different moments.
+        """
+        pairs = zip(peer.turns, contestant.turns, strict=True)
+        ratios = [theirs / ours for theirs, ours in pairs]
+        low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f})"
 
 
 def timings(
@@ -96,15 +142,23 @@ def timings(
     """
     if rounds < 1 or calls < 1 or not sessions:
         raise QuantizationError("timings: needs at least one session, one round and one call.")
-    times: dict[str, list[float]] = {name: [] for name in sessions}
+    times: dict[str, list[list[float]]] = {name: [] for name in sessions}
     for _ in range(rounds):
         for name, run in sessions.items():
             run(x)
+            turn = []
             for _ in range(calls):
                 start = time.perf_counter()
                 run(x)
-                times[name].append(time.perf_counter() - start)
-    return {name: Timing(min(t), statistics.median(t)) for name, t in times.items()}
+                turn.append(time.perf_counter() - start)
+            times[name].append(turn)
+    return {name: _timing(turns) for name, turns in times.items()}
+
+
+def _timing(turns: list[list[float]]) -> Timing:
+    every = [seconds for turn in turns for seconds in turn]
+    medians = tuple(statistics.median(turn) for turn in turns)
+    return Timing(min(every), statistics.median(every), medians)
 
 
 def latency(

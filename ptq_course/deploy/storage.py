@@ -18,7 +18,6 @@ model computes the same outputs. `storage_report.size_report` says where the byt
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.affine import IntGrid, QParams
+from ptq_course.deploy.files import write_atomically
 from ptq_course.deploy.storage_header import (
     Header,
     ValueEntry,
@@ -36,11 +36,17 @@ from ptq_course.deploy.storage_header import (
     read,
     tupled,
 )
-from ptq_course.deploy.storage_layers import layer_from_tensors, layer_to_tensors
+from ptq_course.deploy.storage_layers import (
+    check_tensor,
+    layer_from_tensors,
+    layer_to_tensors,
+)
+from ptq_course.deploy.storage_structure import structure_digest
 from ptq_course.dynamic import DynamicModel, round_inputs
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import DataIntegrityError, QuantizationError
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.network import TracedNetwork
+from ptq_course.qconfig import QConfig
 from ptq_course.quantized import QuantizedModel
 from ptq_course.untraced import UntracedNetwork
 
@@ -72,6 +78,7 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         config=asdict(model.config),
         traced=isinstance(model.module, fx.GraphModule),
         granularity=getattr(model, "granularity", None),
+        structure=structure_digest(model.module),
     )
     qparams: dict[str, QParams] = getattr(model, "qparams", {})
     tensors = {f"float/{name}": tensor for name, tensor in float_state(model.module).items()}
@@ -88,7 +95,7 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         tensors["values/zero_point"] = torch.cat([q.zero_point.flatten() for q in qparams.values()])
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header.digests = {name: digest(name, tensor) for name, tensor in tensors.items()}
-    _write_atomically(path, safetensors.torch.save(tensors, header.metadata()))
+    write_atomically(path, safetensors.torch.save(tensors, header.metadata()))
     return path
 
 
@@ -97,9 +104,10 @@ def load(path: str | Path, model: nn.Module) -> QuantizedModel | DynamicModel:
 
     model: the float architecture, with any weights; it is copied and left alone. The float weights
     are not in the file: ``float_layer`` of each layer holds what its codes stand for.
-    Raises DataIntegrityError, naming file and tensor, where a byte has changed, and
-    QuantizationError, naming the first layer that does not fit, for another architecture. Nothing
-    is returned half loaded.
+    Raises DataIntegrityError, naming file and tensor, where a byte has changed or a tensor is not
+    what the header says, and QuantizationError for another architecture, naming the first layer
+    that does not fit (but for a stride, an activation or the like, which have no tensor to name).
+    Nothing is returned half loaded.
     """
     path = Path(path)
     header, tensors = read(path)
@@ -119,22 +127,6 @@ def float_state(module: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in module.state_dict().items() if not n.startswith(inside)}
 
 
-# --- writing -------------------------------------------------------------------------------------
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """All of the file or none of it: written beside its place, then moved there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -143,8 +135,31 @@ def _assemble(
 ) -> QuantizedModel | DynamicModel:
     if not isinstance(model, nn.Module):
         raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
-    config = header.qconfig
+    try:
+        config = header.qconfig
+    except TypeError as error:
+        raise DataIntegrityError(f"the header's config is none ({error}).") from error
     network = _network(header, model)
+    try:
+        loaded = _filled(header, tensors, network, config)
+    except QuantizationError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as e:
+        raise DataIntegrityError(
+            f"header and tensors do not fit each other ({type(e).__name__}: {e}); restore the file."
+        ) from e
+    if structure_digest(loaded.module) != header.structure:
+        raise QuantizationError(
+            "it was saved from a network with other operations or settings (a stride, an "
+            "activation, the order of calls), though all its tensors fit; pass the architecture "
+            "that was quantized."
+        )
+    return loaded
+
+
+def _filled(
+    header: Header, tensors: dict[str, Tensor], network: Network, config: QConfig
+) -> QuantizedModel | DynamicModel:
     _check_layers(header, network)
     qparams = _values_from_tensors(header, tensors, network)
     layers = {
@@ -199,11 +214,17 @@ def _check_layers(header: Header, network: Network) -> None:
 def _values_from_tensors(
     header: Header, tensors: dict[str, Tensor], network: Network
 ) -> dict[str, QParams]:
+    stored = {part: tensors[f"values/{part}"] for part in ("scale", "zero_point") if header.values}
+    count = sum(math.prod(entry.shape) for entry in header.values.values())
+    for part, tensor in stored.items():
+        dtype = torch.float32 if part == "scale" else torch.int32
+        check_tensor(f"values/{part}", tensor, dtype, (count,))
     qparams, start = {}, 0
     for name, entry in header.values.items():
         end = start + math.prod(entry.shape)
-        scale = tensors["values/scale"][start:end].reshape(entry.shape).clone()
-        zero_point = tensors["values/zero_point"][start:end].reshape(entry.shape).clone()
+        scale, zero_point = (
+            stored[part][start:end].reshape(entry.shape).clone() for part in ("scale", "zero_point")
+        )
         qparams[name] = QParams(scale, zero_point, IntGrid(*entry.grid), tupled(entry.block_size))
         start = end
     return qparams

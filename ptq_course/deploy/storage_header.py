@@ -22,7 +22,7 @@ from ptq_course.errors import DataIntegrityError, QuantizationError, Unsupported
 from ptq_course.qconfig import QConfig
 
 FORMAT = "ptq_course quantized checkpoint"
-VERSION = 1
+VERSION = 2  # 2 added the structure of the network
 DIGITS = 16  # hexadecimal digits of SHA-256 kept for each tensor: 64 bits notice any accident
 
 
@@ -52,11 +52,13 @@ class ValueEntry:
 
 @dataclass
 class Header:
-    """Everything but the tensors. ``granularity`` is that of dynamic activations, else None."""
+    """Everything but the tensors. ``granularity`` is that of dynamic activations, else None;
+    ``structure`` that of the network (`structure_digest`)."""
 
     config: dict[str, Any]
     traced: bool
     granularity: str | None = None
+    structure: str = ""
     layers: dict[str, LayerEntry] = field(default_factory=dict)
     values: dict[str, ValueEntry] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
@@ -141,15 +143,22 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
     text = metadata["header"]
     if _sha256(text.encode()) != metadata["header_sha256"]:
         raise DataIntegrityError(f"{path}: the header is damaged; restore the file.")
-    fields = json.loads(text)
-    if fields.get("version") != VERSION:
-        raise UnsupportedError(
-            f"{path} has format version {fields.get('version')}, this package reads {VERSION}: "
-            "update ptq_course."
-        )
-    fields["layers"] = {name: LayerEntry(**entry) for name, entry in fields["layers"].items()}
-    fields["values"] = {name: ValueEntry(**entry) for name, entry in fields["values"].items()}
-    return Header(**fields)
+    try:
+        fields = json.loads(text)
+        version = fields.get("version")
+        if version == VERSION:
+            layers = {name: LayerEntry(**entry) for name, entry in fields["layers"].items()}
+            values = {name: ValueEntry(**entry) for name, entry in fields["values"].items()}
+            return Header(**{**fields, "layers": layers, "values": values})
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise DataIntegrityError(
+            f"{path}: the header does not hold what it should ({type(error).__name__}: {error}); "
+            "save the model again."
+        ) from error
+    raise UnsupportedError(
+        f"{path} has format version {version}, this package reads {VERSION}: update ptq_course, or "
+        "save the model again with this version."
+    )
 
 
 def _sha256(data: bytes) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,30 @@ from ptq_course.affine import IntGrid, QParams, QTensor
 from ptq_course.bias import scale_per_output
 from ptq_course.deploy.packing import pack, unpack
 from ptq_course.deploy.storage_header import LayerEntry, grid_entry, listed, tupled
+from ptq_course.errors import DataIntegrityError
 from ptq_course.layers import QuantizedLayer
 
 FLOAT16 = torch.finfo(torch.float16)
+REALS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
+STORED_AS = {
+    "codes": INTEGERS, "scale": REALS, "zero_point": INTEGERS, "codebook": REALS,
+    "bias_codes": (torch.int32,), "bias_scale": (torch.float32,), "bias": REALS,
+}  # fmt: skip
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...],
+    shape: Sequence[int] | None,
+) -> None:  # fmt: skip
+    """DataIntegrityError where a stored tensor has another type or shape (None: no place)."""
+    allowed = dtype if isinstance(dtype, tuple) else (dtype,)
+    if tensor.dtype not in allowed or shape is None or tuple(tensor.shape) != tuple(shape):
+        wanted = f"{allowed[0]} {list(shape)}" if shape is not None else "nothing"
+        raise DataIntegrityError(
+            f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, expected {wanted}; save the "
+            "model again."
+        )
 
 
 def layer_to_tensors(
@@ -84,6 +105,15 @@ def layer_from_tensors(
     prefix = f"layers/{name}/"
     stored = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     shape, dtype = tuple(entry.shape), getattr(torch, entry.dtype)
+    if not dtype.is_floating_point:
+        raise DataIntegrityError(f"layer {name!r} computes in {dtype} by the header.")
+    outputs = getattr(layer.bias, "shape", None) if hasattr(layer, "bias") else None
+    for part, tensor in stored.items():
+        allowed = STORED_AS.get(part)
+        if allowed is None:
+            raise DataIntegrityError(f"tensor {prefix + part!r} belongs to no layer.")
+        fixed = outputs if part.startswith("bias") else tensor.shape
+        check_tensor(prefix + part, tensor, allowed, fixed)
     if entry.grid is None:
         weight = QTensor(
             unpack(stored["codes"], entry.bits, shape, False), None, stored["codebook"]

@@ -31,25 +31,30 @@ MIN_OPSET, MAX_OPSET = 13, 20  # per-channel Q/DQ came with 13; TensorRT 10.0 re
 
 RULES = {
     "opset": f"the operator set is {MIN_OPSET} to {MAX_OPSET}",
-    "format": "quantization is written as Q/DQ nodes around ordinary operators",
+    "format": "quantization is written as Q/DQ nodes around ordinary operators of ONNX itself",
     "type": "codes are int8: no uint8, int16, int32 or 4-bit activations and weights",
     "zero_point": "every zero point is a constant 0",
     "scale": "every scale is constant, positive and finite",
     "per_tensor": "an activation has one scale",
-    "axis": "a weight has one scale, or one per output channel",
+    "axis": "a weight has one scale, or exactly one per output channel",
     "block": "int8 has no scales per block",
     "pair": "a Q is read by DQ nodes only, with its own scale, zero point and axis",
     "weight": "the weight of an integer layer passes a DQ that serves this layer alone",
-    "input": "the input of a layer with an integer weight is quantized",
+    "input": "both factors of a product are quantized, or neither",
     "bias": "a bias stays in floating point, without Q/DQ",
-    "residual": "both inputs of an Add between integer layers are quantized",
+    # It costs speed where one input comes straight from a convolution: NVIDIA's guide has Q/DQ on
+    # the identity branch only there, so that TensorRT computes convolution and Add in one kernel,
+    # with a sum that is not rounded in between.
+    "residual": "both inputs of an Add between integer layers are quantized (faster, since fused: "
+    "a pair on the identity branch only)",
     "fusion": "no Q/DQ stands between a layer and its batch norm or ReLU",
 }
 _FORMATS = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
 _MOVING = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "MaxPool", "Pad",
-    "Slice", "Split", "Gather", "DepthToSpace", "SpaceToDepth",
+    "Slice", "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Resize",
 )  # fmt: skip
+_OWN_DOMAIN = ("", "ai.onnx")
 _ACTIVATIONS = ("Relu", "BatchNormalization", "Clip")
 
 
@@ -86,35 +91,50 @@ def check_tensorrt(path: str | Path, max_opset: int = MAX_OPSET) -> Breaches:
     what this cannot know.
     """
     proto = load(path)
-    graph = GraphReader(proto)
-    breaches = Breaches(_model_rules(proto, graph, max_opset))
-    for node in graph.nodes:
-        if node.op_type in (QUANTIZE, DEQUANTIZE):
-            breaches += _grid_rules(graph, node)
-        if node.op_type == QUANTIZE:
-            breaches += _pair_rules(graph, node)
-            breaches += _fusion_rules(graph, node)
-        if node.op_type in WEIGHTED:
-            breaches += _layer_rules(graph, node)
-        if node.op_type == "Add":
-            breaches += _add_rules(graph, node)
+    graphs = list(GraphReader(proto.graph).subgraphs())
+    breaches = Breaches(_model_rules(proto, graphs, max_opset))
+    for graph in graphs:
+        breaches += _graph_rules(graph)
     return breaches
 
 
-def _model_rules(proto: onnx.ModelProto, graph: GraphReader, max_opset: int) -> Iterator[Breach]:
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+def _graph_rules(graph: GraphReader) -> Iterator[Breach]:
+    for node in graph.nodes:
+        if node.domain not in _OWN_DOMAIN:
+            continue  # the rule "format" speaks of it
+        if node.op_type in (QUANTIZE, DEQUANTIZE):
+            yield from _grid_rules(graph, node)
+        if node.op_type == QUANTIZE:
+            yield from _pair_rules(graph, node)
+            yield from _fusion_rules(graph, node)
+        if node.op_type in WEIGHTED:
+            yield from _layer_rules(graph, node)
+        if node.op_type == "Add":
+            yield from _add_rules(graph, node)
+
+
+def _model_rules(
+    proto: onnx.ModelProto, graphs: list[GraphReader], max_opset: int
+) -> Iterator[Breach]:
+    opset = next((o.version for o in proto.opset_import if o.domain in _OWN_DOMAIN), 0)
     if not MIN_OPSET <= opset <= max_opset:
         yield Breach(
             "opset", "the file", f"operator set {opset}",
             f"Export with {MIN_OPSET} to {max_opset}.",
         )  # fmt: skip
-    for node in graph.nodes:
-        if node.op_type.startswith(_FORMATS):
+    nodes = [node for graph in graphs for node in graph.nodes]
+    for node in nodes:
+        if node.domain not in _OWN_DOMAIN:
+            yield Breach(
+                "format", label(node), f"an operator of {node.domain}, not of ONNX",
+                "Write Q/DQ around ordinary operators, without extensions of one runtime.",
+            )  # fmt: skip
+        elif node.op_type.startswith(_FORMATS):
             yield Breach(
                 "format", label(node), "an integer operator",
                 "Write Q/DQ around the ordinary operator.",
             )  # fmt: skip
-    if not any(node.op_type in (QUANTIZE, DEQUANTIZE, *_FORMATS) for node in graph.nodes):
+    if not any(node.op_type in (QUANTIZE, DEQUANTIZE, *_FORMATS) for node in nodes):
         yield Breach(
             "format", "the file", "no Q/DQ node at all", "Export a quantized model."
         )  # fmt: skip
@@ -195,12 +215,17 @@ def _same_grid(graph: GraphReader, first: NodeProto, second: NodeProto) -> bool:
         if names[0] == names[1]:
             continue
         values = [graph.constant(n) if n else np.zeros(()) for n in names]
-        if any(v is None for v in values) or not np.array_equal(*np.broadcast_arrays(*values)):
+        if any(v is None for v in values) or not _equal(*values):
             return False
     scale = graph.constant(first.input[1])
     if scale is not None and scale.size == 1:
         return True
     return attribute(first, "axis", 1) == attribute(second, "axis", 1)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    a, b = np.broadcast_arrays(a, b)
+    return bool(np.all((a == b) | ((a != a) & (b != b))))  # the rule "scale" speaks of NaN
 
 
 def _fusion_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
@@ -220,10 +245,19 @@ def _fusion_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
 
 
 def _layer_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
-    if node.op_type == "MatMul" and not graph.is_constant(node.input[1]):
+    x, weight = node.input[:2]
+    left = node.op_type == "MatMul" and graph.is_constant(x) and not graph.is_constant(weight)
+    if left:
+        x, weight = weight, x
+    if node.op_type == "MatMul" and not graph.is_constant(weight):
+        if _is_dequantized(graph, x) != _is_dequantized(graph, weight):
+            yield Breach(
+                "input", label(node), "one of the two activations is quantized, the other is not",
+                "Put a Q/DQ pair on both, or on neither.",
+            )  # fmt: skip
         return  # a product of two activations has no weight
-    dequantize, perm = graph.weight_node(node.input[1])
-    quantized_input = _is_dequantized(graph, node.input[0])
+    dequantize, perm = graph.weight_node(weight)
+    quantized_input = _is_dequantized(graph, x)
     if len(node.input) > 2 and graph.comes_from(node.input[2], DEQUANTIZE):
         yield _bias_breach(node)
     if dequantize is None:
@@ -246,18 +280,29 @@ def _layer_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
     scale = graph.constant(dequantize.input[1])
     if scale is None or scale.size == 1 or attribute(dequantize, "block_size", 0):
         return
-    axis, wanted = _axis(graph, dequantize), _output_axis(graph, node, dequantize, perm)
-    if axis != wanted:
+    axis = _axis(graph, dequantize)
+    wanted = _output_axis(graph, node, dequantize, perm, left)
+    codes = _codes(graph, dequantize)
+    if codes is not None and codes.dims[axis] != scale.size:
+        yield Breach(
+            "axis", label(dequantize), f"{scale.size} scales for {codes.dims[axis]} channels",
+            "Give the weight one scale, or one per output channel.",
+        )  # fmt: skip
+    elif axis != wanted:
         yield Breach(
             "axis", label(dequantize), f"the scales of the weight lie on axis {axis}",
             f"The output channels of {node.op_type} lie on axis {wanted}.",
         )  # fmt: skip
 
 
-def _rank(graph: GraphReader, dequantize: NodeProto) -> int:
+def _codes(graph: GraphReader, dequantize: NodeProto) -> onnx.TensorProto | None:
     name = dequantize.input[0]
     quantize = graph.comes_from(name, QUANTIZE)
-    codes = graph.initializers.get(name if quantize is None else quantize.input[0])
+    return graph.initializers.get(name if quantize is None else quantize.input[0])
+
+
+def _rank(graph: GraphReader, dequantize: NodeProto) -> int:
+    codes = _codes(graph, dequantize)
     return 2 if codes is None else len(codes.dims)
 
 
@@ -266,14 +311,17 @@ def _axis(graph: GraphReader, dequantize: NodeProto) -> int:
 
 
 def _output_axis(
-    graph: GraphReader, node: NodeProto, dequantize: NodeProto, perm: list[int] | None
-) -> int:
-    """Axis of the stored weight that holds the output channels of ``node``."""
+    graph: GraphReader, node: NodeProto, dequantize: NodeProto, perm: list[int] | None,
+    left: bool = False,
+) -> int:  # fmt: skip
+    """Axis of the stored weight that holds the output channels; left: it is a MatMul's first."""
     rank = _rank(graph, dequantize)
     if node.op_type == "Gemm":
         axis = 0 if attribute(node, "transB", 0) else 1
     else:
-        axis = {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[node.op_type]
+        axis = {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 2 if left else rank - 1}[
+            node.op_type
+        ]
     return axis if perm is None else perm[axis]
 
 
@@ -298,9 +346,15 @@ def _add_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
 def _is_dequantized(graph: GraphReader, name: str) -> bool:
     """Whether a tensor comes from a DQ, also through operations that only move values."""
     node = graph.producer.get(name)
-    while node is not None and node.op_type in _MOVING:
+    while node is not None and _moves(node):
         node = graph.producer.get(node.input[0])
     return node is not None and node.op_type == DEQUANTIZE
+
+
+def _moves(node: NodeProto) -> bool:
+    if node.op_type == "Resize" and attribute(node, "mode", b"nearest") != b"nearest":
+        return False  # it averages neighbours
+    return node.op_type in _MOVING
 
 
 def _feeds_quantize(graph: GraphReader, node: NodeProto) -> bool:

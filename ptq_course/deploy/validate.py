@@ -19,6 +19,7 @@ from ptq_course.deploy.onnx import export
 from ptq_course.deploy.session import Session, Timing, products_saturate, session, timings
 from ptq_course.errors import QuantizationError
 from ptq_course.metrics import top1
+from ptq_course.observe import output_tensors
 from ptq_course.quantized import QuantizedModel
 
 BATCHES = (1, 32)
@@ -57,11 +58,13 @@ class Kernels:
 class Validation:
     """What `validate` measured; prints as a table.
 
-    examples: how many inputs. agreement: share of them for which file and simulation have the same
-    largest output. step: a 255th of the range of the simulation's outputs; max_steps, mean_steps:
-    absolute difference of the two in such steps. accuracy: top-1 of "FP32", "simulation", "file",
-    None without labels. sizes: bytes of the files "FP32" and "INT8". seconds: for each batch size,
-    `Timing` of "FP32", "INT8", and "INT8 unguarded" where the processor needs the guard.
+    examples: how many inputs. agreement: share of the decisions that are the same in file and
+    simulation: the largest of the first output's last dimension, or of its channels where it is a
+    picture [N, C, H, W] and every pixel decides. step: a 255th of the range of the simulation's
+    outputs; max_steps, mean_steps: absolute difference of the two in such steps. accuracy: top-1 of
+    "FP32", "simulation", "file", None without labels. sizes: bytes of the files "FP32" and "INT8".
+    seconds: for each batch size, `Timing` of "FP32", "INT8", and "INT8 unguarded" where the
+    processor needs the guard.
     """
 
     target: str
@@ -168,13 +171,14 @@ def validate(
             logits = {"FP32": _outputs(fp32, examples), "simulation": simulated, "file": got}
             accuracy = {name: top1(x, labels) for name, x in logits.items()}
         sizes = {"FP32": fp32.size, "INT8": int8.size}
+    classes = 1 if simulated.dim() > 3 else -1
     difference = (got.double() - simulated.double()).abs()
     step = max((simulated.max() - simulated.min()).item() / 255, torch.finfo(torch.float32).tiny)
     return Validation(
         target=target,
         threads=threads,
         examples=count,
-        agreement=(got.argmax(-1) == simulated.argmax(-1)).double().mean().item(),
+        agreement=(got.argmax(classes) == simulated.argmax(classes)).double().mean().item(),
         max_steps=difference.max().item() / step,
         mean_steps=difference.mean().item() / step,
         accuracy=accuracy,
@@ -190,7 +194,7 @@ def _outputs(run: Callable, examples: tuple[Tensor, ...]) -> Tensor:
         parts = [x.split(CHUNK) for x in examples]
         outputs = [run(*chunk) for chunk in zip(*parts, strict=True)]
     # A session returns the first output only.
-    return torch.cat([out[0] if isinstance(out, tuple) else out for out in outputs])
+    return torch.cat([output_tensors(out)[0] for out in outputs])
 
 
 def _seconds(

@@ -7,6 +7,7 @@ step off in one code of some thousand is expected. More than that would be a fau
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +17,11 @@ from torch import Tensor, fx
 
 from ptq_course.affine import dequantize
 from ptq_course.errors import QuantizationError
+from ptq_course.integer.layers import IntegerLayer
 from ptq_course.integer.model import IntegerModel
+from ptq_course.integer.rules import same
 from ptq_course.layers import ActivationQuantizer
+from ptq_course.observe import output_tensors
 from ptq_course.quantized import QuantizedModel
 from ptq_course.tables import html_table, text_table
 
@@ -43,10 +47,12 @@ class Differences:
         self.codes += distance.numel()
         self.equal += int((distance == 0).sum())
         self.one_step += int((distance == 1).sum())
-        self.largest = max(self.largest, int(distance.max()))
+        self.largest = max(self.largest, int(distance.max()) if distance.numel() else 0)
 
     def cells(self) -> tuple[str, ...]:
         counts = (self.equal, self.one_step, self.more)
+        if not self.codes:
+            return ("-", "-", "-", "-")
         return (*(f"{100 * n / self.codes:.4f} %" for n in counts), str(self.largest))
 
 
@@ -54,18 +60,20 @@ class Differences:
 class Agreement:
     """A row a value: each operation alone on equal codes, then the whole network from its input.
 
-    isolated, cumulative: `Differences` by the name of the value. same_decision: share of inputs
-    whose largest logit is the same one. ``print`` it, or leave it last in a cell.
+    isolated, cumulative: `Differences` by the name of the value. decisions: how often a largest
+    logit was looked for along dimension 1 of the first output: once an input for [N, classes], once
+    a pixel for [N, classes, H, W]. same_decision: share of them where it is the same one, NaN where
+    there is none. ``print`` it, or leave it last in a cell.
     """
 
     isolated: dict[str, Differences] = field(default_factory=dict)
     cumulative: dict[str, Differences] = field(default_factory=dict)
-    inputs: int = 0
+    decisions: int = 0
     equal_decisions: int = 0
 
     @property
     def same_decision(self) -> float:
-        return self.equal_decisions / self.inputs
+        return self.equal_decisions / self.decisions if self.decisions else math.nan
 
     def rows(self) -> list[tuple[str, ...]]:
         return [
@@ -74,7 +82,7 @@ class Agreement:
         ]
 
     def note(self) -> str:
-        return f"same decision: {self.equal_decisions} of {self.inputs} inputs"
+        return f"same decision: {self.equal_decisions} of {self.decisions}"
 
     def __str__(self) -> str:
         return f"{text_table(COLUMNS, self.rows())}\n{self.note()}"
@@ -89,15 +97,10 @@ def agreement(integer: IntegerModel, simulated: QuantizedModel, *inputs: Tensor)
 
     Isolated: the simulation is handed the integer network's codes before every operation, so that
     a row shows that operation alone. Whole network: both run on their own, differences add up.
-    Raises QuantizationError where ``integer`` was not made from ``simulated``.
+    Raises QuantizationError where ``integer`` was not made from ``simulated``: where a scale, zero
+    point or grid, or a layer's weight codes, are others.
     """
-    if not isinstance(simulated, QuantizedModel) or not set(integer.quantizers) <= {
-        node.name for node in simulated.module.graph.nodes
-    }:
-        raise QuantizationError(
-            "agreement: the integer network was made from another model; "
-            "pass the one that to_integer() was given."
-        )
+    _check_origin(integer, simulated)
     result = Agreement()
     for piece in _pieces(inputs, integer.batch_size):
         got = Recorder(integer.module, set(integer.quantizers.values()))
@@ -110,10 +113,41 @@ def agreement(integer: IntegerModel, simulated: QuantizedModel, *inputs: Tensor)
         for name in codes:
             for rows, run in ((result.isolated, led), (result.cumulative, free)):
                 rows.setdefault(labels[name], Differences()).add(codes[name], run.codes[name])
-        if isinstance(logits, Tensor) and logits.dim() > 1:
-            result.inputs += len(logits)
-            result.equal_decisions += int((logits.argmax(1) == expected.argmax(1)).sum())
+        for ours, theirs in zip(output_tensors(logits)[:1], output_tensors(expected), strict=False):
+            if ours.dim() > 1:
+                equal = ours.argmax(1) == theirs.argmax(1)
+                result.decisions += equal.numel()
+                result.equal_decisions += int(equal.sum())
     return result
+
+
+def _check_origin(integer: IntegerModel, simulated: QuantizedModel) -> None:
+    if not isinstance(simulated, QuantizedModel):
+        raise QuantizationError(
+            f"agreement: needs the QuantizedModel, got {type(simulated).__name__}; pass the one "
+            "that to_integer() was given."
+        )
+    graph = getattr(simulated.module, "graph", fx.Graph())
+    parts = {n.name: simulated.module.get_submodule(n.target)
+             for n in graph.nodes if n.op == "call_module"}  # fmt: skip
+    layers = simulated.quantized_layers()
+    other = [
+        name
+        for name, qparams in integer.qparams.items()
+        if not isinstance(parts.get(name), ActivationQuantizer)
+        or not same(parts[name].qparams, qparams)
+    ]
+    other += [
+        name
+        for name, op in integer.layers().items()
+        if isinstance(op, IntegerLayer)
+        and (name not in layers or not torch.equal(op.weight_codes, layers[name].weight_codes))
+    ]
+    if other:
+        raise QuantizationError(
+            f"agreement: the integer network was made from another model ({other[0]} differs); "
+            "pass the one that to_integer() was given."
+        )
 
 
 def _label(integer: IntegerModel, quantizer: str) -> str:

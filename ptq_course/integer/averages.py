@@ -22,7 +22,7 @@ class IntegerAveraging(IntegerOp):
 
     The output keeps the scale of the input, so no multiplier is needed: the codes' mean is the
     mean's code (`divide_half_even`). How many codes are averaged may depend on the picture's size;
-    ``terms`` knows it after the first call.
+    then ``terms`` is 0 before the first call.
     """
 
     def __init__(self, name: str, source: QParams) -> None:
@@ -69,6 +69,7 @@ class IntegerAveragePool(IntegerAveraging):
         super().__init__(name, source)
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.output_size = output_size
+        self.seen_terms = 0 if kernel is None else math.prod(kernel)
 
     def accumulate(self, codes: Tensor) -> Tensor:
         kernel = self.kernel_for(codes)
@@ -106,6 +107,11 @@ class IntegerMean(IntegerAveraging):
         self.dims, self.keepdim = dims, keepdim
 
     def accumulate(self, codes: Tensor) -> Tensor:
+        if any(d % codes.dim() == 0 for d in self.dims):
+            raise UnsupportedError(
+                f"{self.name}: dimension {list(self.dims)} of an input of shape "
+                f"{tuple(codes.shape)} is the batch; name the dimensions to average."
+            )
         values = codes.int() - int(self.source.zero_point)
         return values.sum(self.dims, keepdim=self.keepdim, dtype=torch.int32)
 

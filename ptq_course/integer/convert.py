@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from ptq_course.affine import QParams
 from ptq_course.errors import QuantizationError, UnsupportedError
@@ -101,8 +102,9 @@ def to_integer(model: QuantizedModel, batch_size: int = 64) -> IntegerModel:
         )
     for name, why in model.left_in_float.items():
         raise UnsupportedError(f"to_integer: {name} stays in floating point: {why}.")
-    module, pairs = _Converter(model.module).run()
-    converted = IntegerModel(module, pairs, batch_size)
+    converter = _Converter(model.module)
+    module = converter.run()
+    converted = IntegerModel(module, converter.pairs, batch_size, converter.qparams)
     for op in converted.operations():
         check_accumulator_range(op)
     return converted
@@ -117,18 +119,26 @@ class _Converter:
         self.graph = fx.Graph()
         self.known: dict[fx.Node, Any] = {}
         self.pairs: dict[str, str] = {}  # quantizer's node in the simulation -> node of its codes
+        self.qparams: dict[str, QParams] = {}  # the same quantizers -> what their codes stand for
 
-    def run(self) -> tuple[fx.GraphModule, dict[str, str]]:
+    def run(self) -> fx.GraphModule:
         for node in self.source.graph.nodes:
             self.known[node] = self.convert(node)
         module = fx.GraphModule(self.root, self.graph, class_name="IntegerGraph")
         module.graph.lint()
-        return module.eval(), self.pairs
+        return module.eval()
 
     def convert(self, node: fx.Node) -> Codes | Pending | Real | fx.Node:
         if node.op == "placeholder":
             return Real(self.graph.node_copy(node, lambda n: self.known[n]), is_input=True)
         if node.op == "output":
+            leaves = pytree.tree_leaves(node.args[0])
+            constant = [leaf for leaf in leaves if not isinstance(leaf, fx.Node)]
+            if constant:
+                raise UnsupportedError(
+                    f"to_integer: the model returns {constant[0]!r} beside its tensors; return "
+                    "tensors only."
+                )
             return self.graph.output(fx.map_arg(node.args[0], self.as_real))
         if node.op == "get_attr":
             raise UnsupportedError(f"to_integer: {node.target} is a constant in floating point.")
@@ -166,19 +176,26 @@ class _Converter:
                 f"to_integer: {node.args[0].name} is computed in floating point between integer "
                 "layers."
             )
-        self.pairs[node.name] = new.name
+        self.pairs[node.name], self.qparams[node.name] = new.name, qparams
         return Codes(new, qparams)
 
     def emit(self, pending: Pending, qparams: QParams | None) -> fx.Node:
         """Write the pending operation, finished by its grid or, for None, as real numbers."""
-        op = pending.make()
         limits = (pending.low, pending.high)
-        if qparams is None:
-            op.finish = Dequantize(op.acc_scale, *limits)
-        else:
-            if isinstance(op, IntegerAveraging) and not same(op.source, qparams):
-                raise UnsupportedError(f"to_integer: {op.name} averages onto another scale.")
-            op.finish = Requantize(op.acc_scale, qparams, *limits)
+        try:
+            op = pending.make()
+            if qparams is None:
+                op.finish = Dequantize(op.acc_scale, *limits)
+            else:
+                op.finish = Requantize(op.acc_scale, qparams, *limits)
+        except QuantizationError as error:  # scales too far apart for a multiplier
+            raise type(error)(f"to_integer: {pending.name}: {error}") from error
+        if (
+            qparams is not None
+            and isinstance(op, IntegerAveraging)
+            and not same(op.source, qparams)
+        ):
+            raise UnsupportedError(f"to_integer: {op.name} averages onto another scale.")
         return self.call(pending.name, op, *pending.inputs)
 
     def call(self, name: str, module: nn.Module, *inputs: fx.Node) -> fx.Node:
@@ -262,16 +279,17 @@ class _Converter:
                 f"to_integer: {describe(node, module)} has no integer form here. "
                 "Use the simulation, or ONNX Runtime (deploy.onnx.export), for this network."
             )
-        listed = node.args[0] if target in CONCAT else node.args
+        given = bound(node, ("tensors", "dim") if target in CONCAT else ("input", "other"))
+        listed = given["tensors"] if target in CONCAT else (given["input"], given["other"])
         parts = [self.known.get(n) if isinstance(n, fx.Node) else None for n in listed]
-        if not all(isinstance(part, Codes) for part in parts) or node.kwargs.get("alpha", 1) != 1:
+        if not all(isinstance(part, Codes) for part in parts) or given.get("alpha", 1) != 1:
             raise UnsupportedError(
                 f"to_integer: {describe(node)} reads something that is not quantized codes; "
                 "only activations are combined as integers."
             )
         qparams, nodes, name = [p.qparams for p in parts], tuple(p.node for p in parts), node.name
         if target in CONCAT:
-            dim = bound(node, ("tensors", "dim")).get("dim", 0)
+            dim = given.get("dim", 0)
             return Pending(name, lambda: IntegerConcat(name, qparams, dim), nodes)
         if target in MULTIPLY:
             return Pending(name, lambda: IntegerMul(name, qparams), nodes)

@@ -6,11 +6,13 @@ Chapter 08.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ptq_course.affine import QParams
 from ptq_course.errors import QuantizationError
 from ptq_course.integer.accumulators import AccumulatorTable, accumulator_table
 from ptq_course.integer.layers import IntegerLayer, IntegerOp
@@ -21,27 +23,50 @@ class IntegerModel(nn.Module):
 
     Takes and returns real numbers like the model it came from: [N, ...] in, logits out. Activations
     are uint8 or int8 codes, weights int8, accumulators and biases int32. ``module`` is the graph,
-    ``quantizers`` says which node holds the codes of which quantizer of the simulation.
+    ``quantizers`` says which node holds the codes of which quantizer of the simulation, ``qparams``
+    on which scale, zero point and grid.
     """
 
     def __init__(
-        self, module: fx.GraphModule, quantizers: dict[str, str], batch_size: int = 64
-    ) -> None:
+        self, module: fx.GraphModule, quantizers: dict[str, str], batch_size: int = 64,
+        qparams: dict[str, QParams] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if batch_size < 1:
             raise QuantizationError(f"IntegerModel: batch_size must be positive, got {batch_size}.")
         self.module = module
         self.quantizers = quantizers
         self.batch_size = batch_size
+        self.qparams = qparams or {}
         self.eval()
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
-        pieces = zip(*(x.split(self.batch_size) for x in inputs), strict=True)
+        if len({len(x) for x in inputs}) > 1:
+            raise QuantizationError(
+                f"IntegerModel: inputs of {', '.join(str(len(x)) for x in inputs)} rows; the first "
+                "dimension of each is the batch."
+            )
+        pieces = list(zip(*(x.split(self.batch_size) for x in inputs), strict=True))
         outputs = [self.module(*piece) for piece in pieces]
-        leaves = zip(*map(pytree.tree_leaves, outputs), strict=True)  # of tuples, dicts, ...
-        structure = pytree.tree_structure(outputs[0])
-        return pytree.tree_unflatten(map(torch.cat, leaves), structure)
+        if len(outputs) == 1:
+            return outputs[0]
+        flat = [pytree.tree_leaves(output) for output in outputs]  # of tuples, dicts, ...
+        for piece, leaves in zip(pieces, flat, strict=True):
+            self._check_rows(len(piece[0]), leaves)
+        joined = [torch.cat(parts) for parts in zip(*flat, strict=True)]
+        return pytree.tree_unflatten(joined, pytree.tree_structure(outputs[0]))
+
+    def _check_rows(self, rows: int, leaves: list[Any]) -> None:
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != rows:
+                found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise QuantizationError(
+                    f"IntegerModel: an output is {found} for {rows} inputs, so its first dimension "
+                    "is not the batch, and outputs of several pieces cannot be joined. Give "
+                    f"to_integer() a batch_size of as many inputs as you pass (now "
+                    f"{self.batch_size})."
+                )
 
     def operations(self) -> Iterator[IntegerOp]:
         """Everything with an accumulator, in the order of execution."""

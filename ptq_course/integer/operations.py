@@ -7,6 +7,7 @@ channels-last, so that the row of a matrix product lies together in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -104,7 +105,7 @@ def im2col(x: Tensor, kernel: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 
         (n, *out, *kernel, channels),
         (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sc),
     )
-    return patches.reshape(n, *out, -1)
+    return patches.reshape(n, *out, math.prod(kernel) * channels)
 
 
 def _depthwise(

@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptq_course.errors import QuantizationError
+from ptq_course.exact import FLOAT32_INTEGERS, exact_product
 
-CHUNK = 1024  # products of int8 whose sum float32 holds exactly: 2^24 / (128 * 128)
+LARGEST_PRODUCT = 128 * 128  # of two int8
+CHUNK = FLOAT32_INTEGERS // LARGEST_PRODUCT  # 1024 products, whose sum float32 holds exactly
 # Shapes [M, K] x [K, N] of the known-answer test: one row, one column, K = 1, K no multiple of 8.
 KNOWN_SHAPES = (
     (32, 64, 16), (1, 256, 48), (33, 27, 32), (17, 1152, 128), (64, 150, 1), (9, 1, 8)
@@ -63,16 +65,11 @@ def row_major(matrix: Tensor) -> Tensor:
 def exact_float_matmul(a: Tensor, b: Tensor) -> Tensor:
     """The same integers through float32 products of at most 1024 terms, summed in int32.
 
-    float64 takes over, unchunked (it is exact to 2^53), where the user allowed PyTorch to compute
-    float32 products in a shorter format (`torch.set_float32_matmul_precision`).
+    float64 takes over where PyTorch may compute float32 products in a shorter format, or where this
+    device's are not exact (`exact.exact_product`).
     """
-    with torch.autocast(a.device.type, enabled=False):
-        if torch.get_float32_matmul_precision() != "highest":
-            return (a.double() @ b.double()).to(torch.int32)
-        if a.shape[1] <= CHUNK:
-            return (a.float() @ b.float()).to(torch.int32)
-        chunks = zip(a.split(CHUNK, dim=1), b.split(CHUNK, dim=0), strict=True)
-        return sum((x.float() @ y.float()).to(torch.int32) for x, y in chunks)
+    chunks = zip(a.split(CHUNK, dim=1), b.split(CHUNK, dim=0), strict=True)
+    return sum(exact_product(torch.matmul, x, y, x.shape[1] * LARGEST_PRODUCT) for x, y in chunks)
 
 
 @cache

@@ -31,6 +31,7 @@ MOVES = (
     "chunk", "split", "t", "clone", "detach", "unbind", "movedim", "swapaxes", "expand",
     torch.movedim, torch.swapaxes, torch.unbind,
 )  # fmt: skip
+NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other"}
 SHAPES = (getattr, "size", "dim", "numel")
 
 
@@ -148,8 +149,9 @@ def zero_padding(module: nn.Module | None, node: fx.Node) -> tuple[int, ...] | N
 
 
 def bound(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """A call's arguments by name, wherever they were given."""
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    """A call's arguments by name, wherever they were given; NumPy's names become PyTorch's."""
+    named = {NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
+    return {**dict(zip(names, node.args, strict=False)), **named}
 
 
 def same(a: QParams, b: QParams) -> bool:

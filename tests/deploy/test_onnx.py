@@ -141,6 +141,54 @@ class TestRefusals:
             deploy.session(tmp_path / "a.onnx")
 
 
+class TestExamples:
+    """What does not fit the model is said before torch.onnx.export is asked."""
+
+    @pytest.fixture
+    def quantized(self):
+        model = nn.Sequential(nn.Linear(6, 4)).eval()
+        return PTQQuantizer(model).calibrate([torch.randn(8, 6)], progress=False).convert()
+
+    @pytest.mark.parametrize(
+        ("example", "match"),
+        [
+            (None, "got NoneType"),
+            ([], "got list"),
+            ([[1.0, 2.0]], "holds list"),
+            (torch.tensor(1.0), "without dimensions"),
+            (torch.ones(2, 6).numpy(), "got ndarray"),
+            (torch.ones(2, 6, dtype=torch.float64), r"float64 .*float32; pass example.to"),
+            (torch.ones(2, 6, dtype=torch.int64), "int64"),
+            (torch.ones(2, 7), "same reduction dim"),
+        ],
+    )
+    def test_refused(self, quantized, tmp_path, example, match, capfd):
+        with pytest.raises(QuantizationError, match=match):
+            deploy.export(quantized, example, tmp_path / "x.onnx")
+        assert list(tmp_path.iterdir()) == []
+        said = "".join(capfd.readouterr())
+        assert said.count("\n") < 5, "not forty lines of torch.export's log"
+
+    def test_no_network(self, tmp_path):
+        with pytest.raises(QuantizationError, match=r"needs an nn\.Module, got int"):
+            deploy.export(3, torch.ones(2, 6), tmp_path / "x.onnx")
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_quantized_models_of_other_formats(self, tmp_path, dtype):
+        model, x = nn.Sequential(nn.Linear(6, 4)).eval().to(dtype), torch.randn(8, 6).to(dtype)
+        quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+        with pytest.raises(UnsupportedError, match=rf"layer '0' computes in {dtype}.*model.float"):
+            deploy.export(quantized, x, tmp_path / "x.onnx")
+
+    def test_an_older_file_stays_where_a_new_one_fails(self, quantized, tmp_path):
+        path = tmp_path / "x.onnx"
+        path.write_text("old")
+        with pytest.raises(QuantizationError):
+            deploy.export(quantized, torch.ones(2, 7), path)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
 def test_implied_clamp():
     unsigned = IntGrid(8, signed=False)
     relu6 = choose_qparams(0.0, 6.0, unsigned)

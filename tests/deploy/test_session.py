@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ptq_course.deploy import onnx as deploy
-from ptq_course.deploy.session import products_saturate
+from ptq_course.deploy.session import Speedup, Timing, products_saturate, timings
+from ptq_course.errors import QuantizationError
 from ptq_course.quantizer import PTQQuantizer
 
 
@@ -26,6 +27,45 @@ def test_the_guarded_session_is_right_on_every_processor(extreme):
     run = deploy.session(path)
     torch.testing.assert_close(run(x), quantized(x).detach(), atol=1e-3, rtol=1e-4)
     assert run.saturation_guard == products_saturate()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 257, 1.5, True, "2", None])
+def test_threads_are_a_number_of_threads(extreme, threads):
+    with pytest.raises(QuantizationError, match=r"threads must be an integer from 1 to 256"):
+        deploy.session(extreme[2], threads)
+
+
+def test_another_number_of_inputs(extreme):
+    _, x, path = extreme
+    for given in ((), (x, x)):
+        with pytest.raises(QuantizationError, match=rf"takes 1 inputs \(.+\), got {len(given)}"):
+            deploy.session(path)(*given)
+
+
+def test_a_file_that_is_no_network(tmp_path):
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(QuantizationError, match=r"cannot open .*text\.onnx.*Is it an ONNX file"):
+        deploy.session(tmp_path / "text.onnx")
+
+
+def test_turn_by_turn():
+    """A slow spell that lasts a turn slows both, so that their ratio stays."""
+    calls = []
+
+    def sleeping(seconds):
+        def run(x):
+            calls.append(seconds)
+
+        return run
+
+    times = timings({"a": sleeping(1), "b": sleeping(2)}, torch.zeros(1), rounds=5, calls=3)
+    assert all(len(t.turns) == 5 for t in times.values())
+    assert all(t.best <= min(t.turns) for t in times.values())
+    peer, ours = Timing(1, 1, (2.0, 40.0, 2.0)), Timing(1, 1, (1.0, 20.0, 1.0))
+    assert Speedup.of(peer, ours) == Speedup(2.0, 2.0, 2.0)
+    wide = Speedup.of(Timing(1, 1, (1.0, 2.0, 3.0, 4.0, 5.0)), Timing(1, 1, (1.0,) * 5))
+    assert wide == Speedup(3.0, 2.0, 4.0)
+    assert str(wide) == "3.00x (2.00 to 4.00)"
 
 
 def test_without_the_guard_a_saturating_processor_is_wrong(extreme):

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from ptq_course import PTQQuantizer, QConfig
 from ptq_course.classroom import load_model, load_split, loader
@@ -92,6 +94,21 @@ def one_convolution(f):
     return f.conv(f.pair("x"))
 
 
+def moved_in_between(f):
+    """Nearest neighbours only move codes, and a weight may pass Identity and Transpose."""
+    sizes = f.constant(np.array([1, 1, 2, 2], np.float32))
+    near = f.add("Resize", f.pair("x"), "", sizes, mode="nearest")
+    return f.conv(near, f.add("Identity", f.weight()))
+
+
+def two_quantized_activations(f):
+    return f.add("MatMul", f.pair("x"), f.add("Transpose", f.pair("x"), perm=[0, 1, 3, 2]))
+
+
+def weight_from_the_left(f):
+    return f.add("MatMul", f.weight((6, 6), 0), f.pair("x"))
+
+
 # Each of these breaks one rule. The name is the rule's; "_" and what follows tell cases apart.
 
 
@@ -109,6 +126,34 @@ def format_integer_operator(f):
     product = f.add("ConvInteger", f.constant(np.zeros((1, 4, 6, 6), np.uint8)),
                     f.constant(np.zeros((4, 4, 3, 3), np.uint8)))  # fmt: skip
     return f.add("Cast", product, to=TensorProto.FLOAT)
+
+
+def format_operator_of_one_runtime(f):
+    x = f.add("Flatten", f.pair("x"))
+    codes, scales = f.constant(np.zeros((3, 9, 8), np.uint8)), f.constant(np.ones(27, np.float32))
+    return f.add("MatMulNBits", x, codes, scales, K=144, N=3, bits=4, block_size=16,
+                 domain="com.microsoft")  # fmt: skip
+
+
+def format_pair_of_one_runtime(f):
+    scale, zero = f.constant(np.float32(0.1)), f.constant(np.uint8(0))
+    q = f.add("QuantizeLinear", "x", scale, zero, domain="com.microsoft")
+    return f.conv(f.add("DequantizeLinear", q, scale, zero, domain="com.microsoft"))
+
+
+def type_in_a_branch(f):
+    """A uint8 pair that only runs where a condition holds."""
+    f.conv(f.pair("x"))
+    given = [numpy_helper.from_array(np.float32(0.1), "scale")]
+    inner = [
+        helper.make_node("QuantizeLinear", ["x", "scale"], ["inner_q"]),
+        helper.make_node("DequantizeLinear", ["inner_q", "scale"], ["inner_y"]),
+    ]
+    out = helper.make_tensor_value_info("inner_y", TensorProto.FLOAT, None)
+    same = helper.make_tensor_value_info("same", TensorProto.FLOAT, None)
+    branch = helper.make_graph(inner, "then", [], [out], given)
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["same"])], "else", [], [same])
+    return f.add("If", f.constant(np.array(True)), then_branch=branch, else_branch=other)
 
 
 def type_unsigned_activation(f):
@@ -134,6 +179,10 @@ def zero_point_weight(f):
 
 def scale_negative(f):
     return f.conv(f.pair("x"), f.weight(scale=-0.01))
+
+
+def scale_nan(f):
+    return f.conv(f.dequantize(f.quantize("x", np.nan), np.nan))
 
 
 def scale_infinite(f):
@@ -168,6 +217,16 @@ def axis_matmul(f):
     return f.add("MatMul", f.add("Flatten", f.pair("x")), f.weight((144, 3), 0))
 
 
+def axis_matmul_from_the_left(f):
+    return f.add("MatMul", f.weight((6, 6), 1), f.pair("x"))
+
+
+def axis_scales_of_another_number(f):
+    codes = f.constant(np.zeros((4, 4, 3, 3), np.int8))
+    scales, zeros = f.constant(np.full(3, 0.1, np.float32)), f.constant(np.zeros(3, np.int8))
+    return f.conv(f.pair("x"), f.add("DequantizeLinear", codes, scales, zeros, axis=0))
+
+
 def axis_matmul_through_transpose(f):
     weight = f.add("Transpose", f.weight((3, 144), 1), perm=[1, 0])
     return f.add("MatMul", f.add("Flatten", f.pair("x")), weight)
@@ -199,8 +258,20 @@ def weight_shared(f):
     return f.conv(f.pair(f.conv(f.pair("x"), weight)), weight)
 
 
+def weight_floating_from_the_left(f):
+    return f.add("MatMul", f.constant(np.ones((6, 6), np.float32)), f.pair("x"))
+
+
 def input(f):
     return f.conv("x", f.weight())
+
+
+def input_right_of_the_weight(f):
+    return f.add("MatMul", f.weight((6, 6), 0), "x")
+
+
+def input_one_of_two_activations(f):
+    return f.add("MatMul", f.pair("x"), f.add("Relu", "x"))
 
 
 def bias_int32(f):
@@ -235,7 +306,10 @@ def fusion_batch_norm(f):
 
 
 BREAKING = [
-    opset, format_nothing_quantized, format_integer_operator, type_unsigned_activation,
+    opset, format_nothing_quantized, format_integer_operator, format_operator_of_one_runtime,
+    format_pair_of_one_runtime, type_in_a_branch, scale_nan, axis_matmul_from_the_left,
+    axis_scales_of_another_number, weight_floating_from_the_left, input_right_of_the_weight,
+    input_one_of_two_activations, type_unsigned_activation,
     type_unsigned_weight, type_by_default, zero_point_activation, zero_point_weight,
     scale_negative, scale_infinite, scale_computed, per_tensor, axis_conv, axis_transposed,
     axis_gemm, axis_matmul, axis_matmul_through_transpose, block, pair_scale, pair_codes_used,
@@ -249,7 +323,10 @@ def rule_of(build):
     return next(rule for rule in RULES if build.__name__.startswith(rule))
 
 
-@pytest.mark.parametrize("build", [clean, one_convolution])
+@pytest.mark.parametrize(
+    "build",
+    [clean, one_convolution, moved_in_between, two_quantized_activations, weight_from_the_left],
+)
 def test_a_right_file_breaks_nothing(tmp_path, build):
     f = File()
     found = check_tensorrt(f.save(tmp_path, build(f)))
@@ -269,6 +346,25 @@ def test_each_breaking_file_breaks_exactly_its_rule(tmp_path, build):
         assert breach.found
         assert breach.remedy.endswith(".")
     assert rule in str(found)
+
+
+def test_averaging_neighbours_does_not_only_move(tmp_path):
+    f = File()
+    sizes = f.constant(np.array([1, 1, 2, 2], np.float32))
+    path = f.save(tmp_path, f.conv(f.add("Resize", f.pair("x"), "", sizes, mode="linear")))
+    assert {breach.rule for breach in check_tensorrt(path)} == {"input"}
+
+
+def test_a_node_without_a_name_is_told_by_its_layer(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    path = deploy.export(quantized, x, tmp_path / "ort.onnx")
+    nodes = {breach.node for breach in check_tensorrt(path)}
+    assert "Conv of '0'" in nodes, "its bias"
+    assert "QuantizeLinear behind 'x'" in nodes or "QuantizeLinear behind 'input'" in nodes
+    assert "QuantizeLinear behind '0'" in nodes, "its unsigned output"
 
 
 def test_every_rule_is_broken_by_some_file():

@@ -10,7 +10,7 @@ from torch import nn
 
 from ptq_course import PTQQuantizer, QConfig
 from ptq_course.classroom import load_model, load_split, loader
-from ptq_course.deploy.session import Timing, timings
+from ptq_course.deploy.session import Timing, session, timings
 from ptq_course.deploy.validate import Kernels, validate
 from ptq_course.errors import QuantizationError
 from tests.networks import Residual, batches, randomize_batch_norms
@@ -84,6 +84,31 @@ def test_several_inputs(tmp_path):
     assert found.agreement == 1.0
     assert found.accuracy is None
     assert set(found.seconds) == {1}, "five examples make no batch of 32"
+
+
+class Wrapped(nn.Module):
+    """A segmentation network: a decision for each pixel, in a dictionary or alone."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.a, self.b, self.wrap = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), wrap
+
+    def forward(self, x):
+        return self.wrap(self.b(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"logits": y, "more": y[:, :1]}, lambda y: y])
+def test_dictionaries_and_pixels(tmp_path, wrap):
+    torch.manual_seed(0)
+    model, x = Wrapped(wrap).eval(), torch.randn(8, 3, 10, 10)
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    path = tmp_path / "pixels.onnx"
+    found = validate(quantized, model, path, x, threads=1, rounds=1)
+    got, simulated = session(path, 1)(x), quantized(x)
+    simulated = simulated["logits"] if isinstance(simulated, dict) else simulated
+    same = (got.argmax(1) == simulated.argmax(1)).double().mean().item()
+    assert found.agreement == same >= 0.99
+    assert found.max_steps < 3
 
 
 def test_bad_input(small, tmp_path):

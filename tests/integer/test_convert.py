@@ -445,7 +445,7 @@ def test_what_a_learner_reads():
     assert "stem): Conv2d 8x3x3x3 int8 -> int32 -> codes" in repr(integer)
     assert "4 layers with int8 weights" in repr(integer)
     table = agreement(integer, quantized, x)
-    assert "same decision: 8 of 8 inputs" in str(table)
+    assert "same decision: 8 of 8" in str(table)
     assert "<table>" in table._repr_html_()
 
 
@@ -456,7 +456,7 @@ def test_agreement_in_the_dtype_of_the_model(dtype):
     x = torch.randn(16, 8, dtype=dtype)
     simulated = PTQQuantizer(model).calibrate([x], progress=False).convert()
     result = agreement(to_integer(simulated), simulated, x)
-    assert result.inputs == 16
+    assert result.decisions == 16
     assert all(d.largest <= 1 for d in result.isolated.values())
 
 
