@@ -147,8 +147,10 @@ class PercentileCalibrator(Calibrator):
 
 
 class KLCalibrator(Calibrator):
-    """The range whose clipped histogram diverges least from its quantized one.
+    """The range whose clipped histogram diverges least from its quantized one. See sweeps.kl_sweep.
 
+    An outlier beyond about 2^16 / levels times the bulk (500 at 8 bits symmetric) leaves fewer bins
+    than levels under it: the result is min-max. Use percentile, or summary=DyadicHistogram(2**20).
     Source: Migacz, "8-bit Inference with TensorRT", 2017.
     """
 
