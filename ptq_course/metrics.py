@@ -38,7 +38,7 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     noise = (exact - found).masked_fill(exact == found, 0).square().mean().item()
     if not (math.isfinite(signal) and math.isfinite(noise)):
         raise QuantizationError(
-            "sqnr_db: NaN, or infinity where the other tensor differs: find the layer that makes it."
+            "sqnr_db: NaN, or infinity in one of the two: find the layer that makes it."
         )
     if noise == 0:
         return math.inf

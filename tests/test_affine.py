@@ -414,7 +414,7 @@ def test_only_integers_are_dequantized():
 def test_codes_decode_to_the_four_float_dtypes(dtype):
     codes, qparams = torch.zeros(3, dtype=torch.int8), choose_qparams(-1.0, 1.0, IntGrid(8))
     for tensor in (QTensor(codes, qparams), QTensor(codes, codebook=torch.ones(1))):
-        with pytest.raises(QuantizationError, match="decode to float16.*convert afterwards"):
+        with pytest.raises(QuantizationError, match=r"decode to float16.*convert afterwards"):
             tensor.dequantize(dtype)
     with pytest.raises(QuantizationError, match="float8"):
         fake_quantize(torch.zeros(3).to(torch.float8_e5m2), qparams)
