@@ -29,7 +29,8 @@ class Calibrator:
     """Base: collects with a summary of `summary_type`; a subclass decides in `range`.
 
     summary: one collected before, shared and not copied (default: a new, empty one).
-    name: the layer, for error messages. Raises CalibrationError for a summary of another type.
+    name: the layer, for error messages of a new summary; one that is given keeps its own.
+    Raises CalibrationError for a summary of another type.
     """
 
     summary_type: ClassVar[type[Summary]]
@@ -59,7 +60,10 @@ class Calibrator:
         self.summary.update(x)
 
     def merge(self, other: Calibrator) -> None:
-        """Take in the data that `other` has seen. Raises CalibrationError for another kind."""
+        """Take in the data that `other` has seen.
+
+        Raises CalibrationError for one whose summary is of another type or settings.
+        """
         if not isinstance(other, Calibrator):
             raise CalibrationError(
                 f"cannot merge {type(other).__name__} into {type(self).__name__}: not a calibrator"
@@ -99,20 +103,28 @@ class MinMaxCalibrator(Calibrator):
 
 
 class MovingAverageCalibrator(Calibrator):
-    """The moving average of each batch's extremes. Depends on the batches' order; cannot merge."""
+    """The moving average of each batch's extremes. Depends on the batches' order; cannot merge.
+
+    momentum: 0.9, or that of `summary`, unless given. Raises CalibrationError where they disagree.
+    """
 
     summary_type = MovingAverage
 
     def __init__(
         self,
-        momentum: float = 0.9,
+        momentum: float | None = None,
         *,
         summary: Summary | None = None,
         name: str | None = None,
     ) -> None:
         if summary is None:
-            summary = MovingAverage(momentum, name=name)
+            summary = MovingAverage(0.9 if momentum is None else momentum, name=name)
         super().__init__(summary=summary)
+        if momentum not in (None, self.momentum):
+            raise CalibrationError(
+                f"MovingAverageCalibrator: momentum is {momentum}, and that of the summary is "
+                f"{self.momentum}: give one of the two"
+            )
 
     @property
     def momentum(self) -> float:

@@ -247,6 +247,10 @@ def test_a_summary_of_another_type_is_refused():
     ):
         KLCalibrator(summary=MinMax())
     assert MovingAverageCalibrator(summary=MovingAverage(0.5)).momentum == 0.5
+    assert MovingAverageCalibrator(0.5, summary=MovingAverage(0.5)).momentum == 0.5
+    with pytest.raises(CalibrationError, match=r"momentum is 0.5.*summary is 0.9: give one"):
+        MovingAverageCalibrator(0.5, summary=MovingAverage(0.9))
+    assert MovingAverageCalibrator().momentum == 0.9
 
 
 # --- bad input -----------------------------------------------------------------------------------
