@@ -87,8 +87,8 @@ class Calibrator:
         """(scale, zero_point); symmetric: zero_point 0, else one in [0, 2^bits - 1].
 
         symmetric: codes are signed, scale = T / (2^(bits - 1) - 1) for the range [-T, T]. Affine:
-        codes are unsigned, scale = (high - low) / (2^bits - 1) once the range contains 0. KL and
-        MSE search for under 10 ms up to 12 bits, for up to 30 ms at 16 (benchmarks/kl_sweep.py).
+        codes are unsigned, scale = (high - low) / (2^bits - 1) once the range contains 0.
+        Takes under 10 ms up to 12 bits, MSE up to 30 ms at 16 (benchmarks/kl_sweep.py).
         """
         qparams = self.qparams(IntGrid(bits, signed=symmetric), symmetric)
         return float(qparams.scale), int(qparams.zero_point)
