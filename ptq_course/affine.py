@@ -14,8 +14,8 @@ saturation comes before the cast to an integer, as ONNX's QuantizeLinear specifi
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -47,9 +47,9 @@ class IntGrid:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not hasattr(self.bits, "__index__"):
+        if isinstance(self.bits, bool) or not isinstance(self.bits, Integral):
             raise QuantizationError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
-        object.__setattr__(self, "bits", operator.index(self.bits))  # NumPy's integers become int
+        object.__setattr__(self, "bits", int(self.bits))  # NumPy's integers, too
         if not 2 <= self.bits <= 16:
             raise QuantizationError(f"bits must lie in 2..16, got {self.bits}")
         if self.narrow and not self.signed:

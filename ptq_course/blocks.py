@@ -9,7 +9,7 @@ parameter with one entry per block, [D0 / b0, D1 / b1], broadcasts as [D0 / b0, 
 
 from __future__ import annotations
 
-import operator
+from numbers import Integral
 
 from torch import Tensor
 
@@ -81,9 +81,7 @@ def _checked_entries(block_size: tuple[int, ...]) -> tuple[int, ...]:
     wrong = f"block_size {block_size}: entries are positive integers or -1"
     if not isinstance(block_size, (tuple, list)):
         raise QuantizationError(f"{wrong}, in a tuple")
-    if any(isinstance(b, bool) or not hasattr(b, "__index__") for b in block_size):
-        raise QuantizationError(wrong)
-    entries = tuple(operator.index(b) for b in block_size)
-    if any(b == 0 or b < -1 for b in entries):
-        raise QuantizationError(wrong)
-    return entries
+    for entry in block_size:
+        if isinstance(entry, bool) or not isinstance(entry, Integral) or entry == 0 or entry < -1:
+            raise QuantizationError(wrong)
+    return tuple(int(entry) for entry in block_size)

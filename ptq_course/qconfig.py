@@ -5,8 +5,8 @@ Chapters 05, 06 and 15.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from ptq_course.affine import IntGrid
 from ptq_course.errors import QuantizationError
@@ -129,12 +129,11 @@ class QConfig:
 
 def _granularity(given: str | int) -> str | int:
     """A granularity of weights, checked; a group length as an int."""
-    if given in ("per_tensor", "per_channel"):
+    if isinstance(given, str) and given in ("per_tensor", "per_channel"):
         return given
-    length = given if not isinstance(given, bool) and hasattr(given, "__index__") else 0
-    if operator.index(length) < 1:
-        raise QuantizationError(
-            "weight_granularity is 'per_tensor', 'per_channel' or a group length of at least 1, "
-            f"got {given!r}."
-        )
-    return operator.index(length)
+    if isinstance(given, Integral) and not isinstance(given, bool) and given >= 1:
+        return int(given)
+    raise QuantizationError(
+        "weight_granularity is 'per_tensor', 'per_channel' or a group length of at least 1, got "
+        f"{given!r}."
+    )
