@@ -165,6 +165,8 @@ class DyadicHistogram(Summary):
         counts, own_first = self.counts, self.first
         if (exponent, first, bins) == (self.exponent, own_first, len(counts)):
             return counts
+        if self.zeros == self.count:  # nothing to coarsen, and a new lattice is 2^-149 fine
+            return np.zeros(bins, dtype=np.int64)
         for _ in range(exponent - self.exponent):
             counts, own_first = halve(counts, own_first)
         placed = np.zeros(bins, dtype=np.int64)

@@ -124,7 +124,8 @@ def candidate_stops(bins: int, levels: int, candidates: int | None = None) -> ND
         return np.array([bins])
     if candidates is None or candidates > bins - levels:
         return np.arange(levels, bins + 1)
-    return np.unique(np.geomspace(levels, bins, max(candidates, 2)).round().astype(np.int64))
+    stops = np.geomspace(levels, bins, max(candidates, 2)).round().astype(np.int64)
+    return stops[np.diff(stops, prepend=0) > 0]  # sorted already, which np.unique would do again
 
 
 def best_candidate(scores: ArrayLike, tie: float = TIE) -> int:
