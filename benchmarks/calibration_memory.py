@@ -6,6 +6,9 @@ Each figure comes from a process of its own (resource.getrusage, which unlike tr
 PyTorch's memory), less what a process needs that sees one batch with torch.aminmax. "stored" is the
 percentile calibrator that keeps every value and calls torch.quantile at the end, as beginners (and
 the notebook that this course grew out of) write it.
+
+Budget: a calibrator needs as much for 1000 batches as for 10, to 2 MiB (990 batches hold 278 MiB);
+the exit code is 1 when one needs more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import sys
 
 BATCHES = (10, 100, 1000)
 SHAPE = (32, 64, 6, 6)  # 73,728 values, 0.28 MiB a batch: 1000 of them are 281 MiB
-CONTESTANTS = ("nothing", "minmax", "moving_average", "percentile", "kl", "mse", "stored")
+CALIBRATORS = ("minmax", "moving_average", "percentile", "kl", "mse")
+BUDGET_MIB = 2.0  # more for 1000 batches than for 10
 
 
 class Stored:
@@ -79,24 +83,33 @@ def measure(name: str, batches: int) -> tuple[float, str]:
     return int(peak) / 1024, scale.strip()
 
 
-def main() -> None:
-    """Print a row for each calibrator."""
+def main() -> int:
+    """Print a row for each calibrator; the exit code says whether all of them met the budget."""
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], int(sys.argv[3]))
-        return
+        return 0
     if sys.platform == "win32":
         print("left out: Windows has no resource.getrusage")
-        return
+        return 0
     base, _ = measure("nothing", 1)
     print(f"{base:.0f} MiB for PyTorch, the package and one batch of {'x'.join(map(str, SHAPE))}")
     print(
         "MiB above that    " + "".join(f"{n:>14} batches" for n in BATCHES) + "   scale at the end"
     )
-    for name in CONTESTANTS:
+    growth = {}
+    for name in ("nothing", *CALIBRATORS, "stored"):
         rows = [measure(name, n) for n in BATCHES]
+        growth[name] = rows[-1][0] - rows[0][0]
         figures = "".join(f"{peak - base:22.1f}" for peak, _ in rows)
         print(f"  {name:<16}{figures}   {rows[-1][1]}")
+    most = max(CALIBRATORS, key=growth.get)
+    met = growth[most] <= BUDGET_MIB
+    print(
+        f"  {'PASS' if met else 'MISS'}  {BATCHES[-1]} batches against {BATCHES[0]}: at most "
+        f"{growth[most]:+.1f} MiB, {most} (budget <= {BUDGET_MIB:g} MiB)"
+    )
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,12 @@
-"""What calibration costs: an update of each summary, and a network's forward pass with them.
+"""What one update of each summary costs. calibration_cost.py times calibrating a whole network.
 
-    python benchmarks/histogram_update.py            both parts, about a minute on two cores
+    python benchmarks/histogram_update.py            about half a minute on two cores
     python benchmarks/histogram_update.py --quick    fewer rounds
 
-Part 1 sets one update on a 32x64x24x24 activation against torch.aminmax, torch.histc and PyTorch's
-HistogramObserver. Part 2 sets calibrating the course's ResNet-like network (every activation that a
-quantizer would look at) against its plain forward pass. All contestants take turns inside one run,
-so that what else the machine does hits all of them; a figure is the ratio of the best rounds, once
-by the clock and once by processor time, which other programs on the machine disturb less.
+One update on a 32x64x24x24 activation is set against torch.aminmax, torch.histc and PyTorch's
+HistogramObserver. All contestants take turns inside one run, so that what else the machine does
+hits all of them; a figure is the ratio of the best rounds, once by the clock and once by processor
+time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ptq_course.classroom.models import ResNet
 from ptq_course.histograms import DyadicHistogram, FloatBitHistogram
 from ptq_course.summaries import MinMax, Moments, Summary
 
 SHAPE = (32, 64, 24, 24)
-BUDGETS = {"MinMax": 1.4, "DyadicHistogram": 2.0}  # calibrating, over the plain forward pass
 SUMMARIES: dict[str, type[Summary]] = {
     "MinMax": MinMax,
     "FloatBitHistogram": FloatBitHistogram,
@@ -77,59 +74,17 @@ def updates(x: Tensor, observer: Callable[[], nn.Module] | None) -> dict[str, Ca
     return contestants
 
 
-def with_hooks(model: ResNet, make: Callable[[], Callable[[Tensor], object]]) -> None:
-    """Call a fresh make()(value) on every value that gets a scale once batch norms are folded."""
-
-    def see_output(see: Callable[[Tensor], object]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            see(output)
-
-        return hook
-
-    see_input = make()
-    model.register_forward_pre_hook(lambda module, args: (see_input(args[0]), None)[1])
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if last in ("relu", "relu1", "relu2", "bn2", "pool", "fc") or name.endswith("shortcut.1"):
-            module.register_forward_hook(see_output(make()))
-
-
-def calibrations(
-    x: Tensor, observer: Callable[[], nn.Module] | None
-) -> dict[str, Callable[[], object]]:
-    """The plain forward pass, and the pass with each summary on every activation."""
-    contestants: dict[str, Callable[[], object]] = {}
-    makers: dict[str, Callable | None] = {"plain": None}
-    makers |= {name: (lambda make=make: make().update) for name, make in SUMMARIES.items()}
-    if observer is not None:
-        makers["HistogramObserver"] = lambda: observer()
-    for name, make in makers.items():
-        torch.manual_seed(0)
-        model = ResNet().eval()
-        if make is not None:
-            with_hooks(model, make)
-        contestants[name] = lambda model=model: model(x)
-    return contestants
-
-
-def report(
-    title: str, seconds: dict[str, tuple[float, float]], base: str, values: int | None = None
-) -> None:
-    """Print one row a contestant; budgets are judged by processor time."""
+def report(title: str, seconds: dict[str, tuple[float, float]], base: str, values: int) -> None:
+    """Print one row a contestant."""
     print(f"\n{title}\n  {'times ' + base:<22}   clock  processor")
     for name, (clock, processor) in seconds.items():
         ratios = clock / seconds[base][0], processor / seconds[base][1]
-        row = f"  {name:<22} {ratios[0]:7.2f} {ratios[1]:10.2f}"
-        if values:
-            row += f"   {processor / values * 1e9:6.2f} ns a value"
-        if base == "plain" and name in BUDGETS:
-            verdict = "within" if ratios[1] <= BUDGETS[name] else "OVER"
-            row += f"   {verdict} the budget of {BUDGETS[name]:g}"
-        print(row)
+        each = processor / values * 1e9
+        print(f"  {name:<22} {ratios[0]:7.2f} {ratios[1]:10.2f}   {each:6.2f} ns a value")
 
 
 def main() -> None:
-    """Print both parts."""
+    """Print a table for either kind of data."""
     rounds = 5 if "--quick" in sys.argv[1:] else 20
     torch.manual_seed(0)
     observer = pytorch_observer()
@@ -140,9 +95,6 @@ def main() -> None:
             seconds = best_of(updates(data, observer), rounds)
             title = f"One update, {'x'.join(map(str, SHAPE))}, {kind}"
             report(title, seconds, "torch.histc 2048", data.numel())
-        images = torch.randn(64, 3, 48, 48)
-        seconds = best_of(calibrations(images, observer), rounds)
-        report("Calibrating the ResNet-like network, 64 images a batch", seconds, "plain")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ a group into the last group, keeps whole numbers only in Q, and smooths empty bi
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from ptq_course.calibrators import KLCalibrator, MSECalibrator
 
 LEVELS = 128
 BUDGET_RATIO = {2048: 300.0, 8001: 200.0}
-BUDGET_MS = 10.0
+BUDGET_MS = 10.0  # up to 12 bits; see compute_scale_times
 
 
 def fastest(run: Callable[[], object], repeats: int) -> tuple[float, object]:
@@ -70,20 +71,26 @@ def compare(values: np.ndarray, bins: int) -> bool:
 
 
 def compute_scale_times(values: np.ndarray) -> bool:
-    """Print the time of a whole compute_scale of both searching calibrators."""
+    """Print the time of a whole compute_scale of both searching calibrators.
+
+    The budget is for up to 12 bits, for which the number of candidates is cut to fit. With more
+    bits 64 candidates remain, and MSE takes 15 to 30 ms at 16.
+    """
     print("\nwhole compute_scale on the dyadic histogram of the same values")
     worst = 0.0
     for kind in (KLCalibrator, MSECalibrator):
         calibrator = kind()
         calibrator.update(torch.from_numpy(values))
-        for bits, symmetric in ((8, True), (8, False), (4, True), (4, False)):
+        for bits, symmetric in itertools.product((4, 8, 12, 16), (True, False)):
             seconds, (scale, _) = fastest(
                 lambda c=calibrator, b=bits, s=symmetric: c.compute_scale(bits=b, symmetric=s), 10
             )
-            worst = max(worst, seconds * 1e3)
+            if bits <= 12:
+                worst = max(worst, seconds * 1e3)
             how = "symmetric" if symmetric else "affine"
-            print(f"  {kind.__name__:16}{bits} bits {how:10}{seconds * 1e3:7.2f} ms   {scale:.5f}")
-    return verdict("slowest compute_scale, ms", worst, BUDGET_MS, at_most=True)
+            row = f"  {kind.__name__:16}{bits:2} bits {how:10}{seconds * 1e3:7.2f} ms"
+            print(f"{row}   {scale:.5f}")
+    return verdict("slowest compute_scale up to 12 bits, ms", worst, BUDGET_MS, at_most=True)
 
 
 def verdict(what: str, value: float, budget: float, at_most: bool = False) -> bool:

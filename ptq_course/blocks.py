@@ -9,6 +9,8 @@ parameter with one entry per block, [D0 / b0, D1 / b1], broadcasts as [D0 / b0, 
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from torch import Tensor
 
 from ptq_course.errors import QuantizationError
@@ -19,9 +21,10 @@ BlockSize = tuple[int, ...] | None  # None: the whole tensor is one block, its p
 def split_into_blocks(x: Tensor, block_size: tuple[int, ...]) -> Tensor:
     """View x [D0, D1, ...] as [D0 / b0, b0, D1 / b1, b1, ...].
 
-    Raises QuantizationError when block_size has another length than x has dimensions, or when a
-    block does not divide its dimension.
+    Raises QuantizationError when block_size has another length than x has dimensions, an entry that
+    is neither positive nor -1, or a block that does not divide its dimension.
     """
+    block_size = _checked_entries(block_size)
     if len(block_size) != x.ndim:
         raise QuantizationError(
             f"block_size {block_size} has {len(block_size)} entries for a tensor of {x.ndim} "
@@ -52,19 +55,33 @@ def parameter_for_blocks(parameter: Tensor, blocks: Tensor) -> Tensor:
     return parameter.reshape([n for entries in parameter.shape for n in (entries, 1)])
 
 
-def check_block_size(block_size: BlockSize, parameter: Tensor) -> None:
-    """Raise QuantizationError unless block_size is well formed and as long as parameter.ndim."""
+def checked_block_size(block_size: BlockSize, parameter: Tensor) -> BlockSize:
+    """block_size as a tuple of int, if it is well formed and as long as parameter.ndim.
+
+    Raises QuantizationError otherwise. NumPy's integers become int.
+    """
     if block_size is None:
         if parameter.ndim != 0:
             raise QuantizationError(
                 f"one block (block_size None) has 0-d parameters, got {tuple(parameter.shape)}: "
                 "name the blocks, for example block_size=(1, -1) for the rows of a matrix"
             )
-        return
-    if any(isinstance(b, bool) or not isinstance(b, int) or b == 0 or b < -1 for b in block_size):
-        raise QuantizationError(f"block_size {block_size}: entries are positive integers or -1")
+        return None
+    block_size = _checked_entries(block_size)
     if parameter.ndim != len(block_size):
         raise QuantizationError(
             f"parameters of shape {tuple(parameter.shape)} do not fit block_size {block_size}: one "
             "dimension for each entry is needed (block_minmax returns such shapes)"
         )
+    return block_size
+
+
+def _checked_entries(block_size: tuple[int, ...]) -> tuple[int, ...]:
+    """The entries as int, each positive or -1."""
+    wrong = f"block_size {block_size}: entries are positive integers or -1"
+    if not isinstance(block_size, (tuple, list)):
+        raise QuantizationError(f"{wrong}, in a tuple")
+    for entry in block_size:
+        if isinstance(entry, bool) or not isinstance(entry, Integral) or entry == 0 or entry < -1:
+            raise QuantizationError(wrong)
+    return tuple(int(entry) for entry in block_size)

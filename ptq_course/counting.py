@@ -120,7 +120,7 @@ def mantissa_sums(chunk: np.ndarray) -> np.ndarray:
 def in_memory_order(x: Tensor) -> np.ndarray:
     """The elements of x as [N], in the order in which they lie in memory, which avoids a copy."""
     by_stride = sorted(range(x.ndim), key=lambda d: x.stride(d), reverse=True)
-    return x.permute(by_stride).reshape(-1).cpu().numpy()
+    return x.permute(by_stride).reshape(-1).resolve_neg().cpu().numpy()
 
 
 def pieces(array: np.ndarray, length: int) -> Iterator[np.ndarray]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ptq_course.counting import SMALLEST_EXPONENT, count_on_lattice, count_upper_halves
 from ptq_course.errors import CalibrationError
+from ptq_course.mse import folded
 from ptq_course.reduction import agree_on_extremes, check_group, sum_over_processes
 from ptq_course.summaries import Summary
 
@@ -128,10 +129,7 @@ class DyadicHistogram(Summary):
         Folded bins keep their own closed end: -x from (j * width, (j + 1) * width].
         """
         below, above = self.counts[: -self.first][::-1], self.counts[-self.first :]
-        folded = np.zeros(max(len(below), len(above)), dtype=np.int64)
-        folded[: len(below)] += below
-        folded[: len(above)] += above
-        return folded, self.width
+        return folded(below, above), self.width
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
         low, high = min(low, self.min_val), max(high, self.max_val)
@@ -167,6 +165,8 @@ class DyadicHistogram(Summary):
         counts, own_first = self.counts, self.first
         if (exponent, first, bins) == (self.exponent, own_first, len(counts)):
             return counts
+        if self.zeros == self.count:  # nothing to coarsen, and a new lattice is 2^-149 fine
+            return np.zeros(bins, dtype=np.int64)
         for _ in range(exponent - self.exponent):
             counts, own_first = halve(counts, own_first)
         placed = np.zeros(bins, dtype=np.int64)

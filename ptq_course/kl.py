@@ -48,8 +48,12 @@ BLOCK = 2**17  # (candidate, group) pairs evaluated at a time: temporaries that 
 
 
 def clipped_histogram(counts: ArrayLike, stop: int, start: int = 0) -> NDArray[np.float64]:
-    """P: the bins start..stop-1 of `counts` with what lies outside added to the first and last."""
+    """P: the bins start..stop-1 of `counts` with what lies outside added to the first and last.
+
+    Raises QuantizationError for a window that is empty or not inside the histogram.
+    """
     counts = np.asarray(counts)
+    _check_windows(len(counts), np.atleast_1d(start), np.atleast_1d(stop))
     p = counts[start:stop].astype(np.float64)
     p[0] += counts[:start].sum()
     p[-1] += counts[stop:].sum()
@@ -62,7 +66,9 @@ def requantized_histogram(
     """Q: the bins start..stop-1 of `counts`, in `levels` groups, each spread over its filled bins.
 
     No outliers are added here; they only decide, through P, whether an edge bin counts as filled.
+    Raises QuantizationError for fewer than 1 of levels and where clipped_histogram does.
     """
+    _check_levels(levels)
     inside = np.asarray(counts)[start:stop]
     filled = clipped_histogram(counts, stop, start) > 0
     bins = len(inside)
@@ -77,10 +83,14 @@ def requantized_histogram(
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
     """KL(P || Q) in nats, after normalising both. Infinite where P has mass and Q has none.
 
-    p, q: nonnegative, equal shape [n]; p not all zero.
+    p, q: nonnegative, equal shape [n]; p not all zero. Raises QuantizationError otherwise.
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951.
     """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    if p.ndim != 1 or p.shape != q.shape:
+        raise QuantizationError(f"p and q must be alike, [n], got shapes {p.shape} and {q.shape}")
+    if not ((p >= 0).all() and (q >= 0).all() and 0 < p.sum() < np.inf and q.sum() < np.inf):
+        raise QuantizationError("p and q must be finite, none of them negative, and p not all 0")
     filled = p > 0
     p, q = p[filled] / p.sum(), q[filled] / max(q.sum(), TINY)
     return float(np.sum(p * np.log(p / q))) if (q > 0).all() else float("inf")
@@ -114,7 +124,8 @@ def candidate_stops(bins: int, levels: int, candidates: int | None = None) -> ND
         return np.array([bins])
     if candidates is None or candidates > bins - levels:
         return np.arange(levels, bins + 1)
-    return np.unique(np.geomspace(levels, bins, max(candidates, 2)).round().astype(np.int64))
+    stops = np.geomspace(levels, bins, max(candidates, 2)).round().astype(np.int64)
+    return stops[np.diff(stops, prepend=0) > 0]  # sorted already, which np.unique would do again
 
 
 def best_candidate(scores: ArrayLike, tie: float = TIE) -> int:
@@ -232,14 +243,24 @@ def _checked_windows(
         )
     if not (counts >= 0).all() or not np.isfinite(counts.sum(dtype=np.float64)):
         raise CalibrationError("a histogram must hold finite counts, none of them negative")
-    if levels < 1:
-        raise QuantizationError(f"levels must be at least 1, got {levels}")
+    _check_levels(levels)
     if stops is None:
         stops = np.max(starts) + candidate_stops(len(counts) - int(np.max(starts)), levels)
     stops, starts = (np.ravel(a) for a in np.broadcast_arrays(np.atleast_1d(stops), starts))
-    if not ((starts >= 0) & (starts < stops) & (stops <= len(counts))).all():
+    _check_windows(len(counts), starts, stops)
+    return counts, stops, starts
+
+
+def _check_levels(levels: int) -> None:
+    if levels < 1:
+        raise QuantizationError(f"levels must be at least 1, got {levels}")
+
+
+def _check_windows(bins: int, starts: NDArray, stops: NDArray) -> None:
+    if not len(stops):
+        raise QuantizationError("there is no window to try: give at least one stop")
+    if not ((starts >= 0) & (starts < stops) & (stops <= bins)).all():
         raise QuantizationError(
-            f"every window needs 0 <= start < stop <= {len(counts)} bins, got starts "
+            f"every window needs 0 <= start < stop <= {bins} bins, got starts "
             f"{starts.min()}..{starts.max()} and stops {stops.min()}..{stops.max()}"
         )
-    return counts, stops, starts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -19,15 +20,26 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """Signal-to-quantization-noise ratio in decibels: 10 log10(mean x^2 / mean (x - x_hat)^2).
 
     Both tensors have the same shape, any float dtype. Equal tensors give ``inf``; a reference of
-    zeros with any error gives ``-inf``. Raises QuantizationError where the shapes differ.
+    zeros with any error gives ``-inf``. Infinities that are equal in both (a mask's) are no
+    difference and no signal. Raises QuantizationError where the shapes differ, for empty tensors,
+    and for NaN or infinity in one of the two.
     """
     if reference.shape != approximation.shape:
         raise QuantizationError(
             f"sqnr_db: shapes differ, {tuple(reference.shape)} and {tuple(approximation.shape)}; "
             "compare the same tensor before and after quantization."
         )
-    signal = reference.double().square().mean().item()
-    noise = (reference.double() - approximation.double()).square().mean().item()
+    if reference.numel() == 0:
+        raise QuantizationError(
+            f"sqnr_db: the tensors are empty, shape {tuple(reference.shape)}: compare values."
+        )
+    exact, found = reference.double(), approximation.double()
+    signal = exact.masked_fill(exact.isinf(), 0).square().mean().item()
+    noise = (exact - found).masked_fill(exact == found, 0).square().mean().item()
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        raise QuantizationError(
+            "sqnr_db: NaN, or infinity in one of the two: find the layer that makes it."
+        )
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
@@ -99,13 +111,25 @@ def paired_bootstrap(
     ``first`` and ``second`` are [N] scores an example (0 or 1 for right or wrong). Returns
     (difference, low, high). The difference is significant where the interval excludes zero.
     Pairing matters: both models find the same images hard (Efron, "Bootstrap methods", 1979).
+    Raises QuantizationError for other shapes, no examples, scores that are NaN or infinite,
+    ``confidence`` outside (0, 1) or fewer than one of ``samples``.
     """
     if first.shape != second.shape or first.dim() != 1 or len(first) == 0:
         raise QuantizationError(
             f"paired_bootstrap: needs two equally long vectors of scores, got shapes "
             f"{tuple(first.shape)} and {tuple(second.shape)}."
         )
+    if not 0 < confidence < 1:
+        raise QuantizationError(
+            f"paired_bootstrap: confidence must lie in (0, 1), got {confidence}: 0.95 means 95 %."
+        )
+    if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
+        raise QuantizationError(
+            f"paired_bootstrap: samples must be a positive integer, got {samples!r}."
+        )
     differences = (second.double() - first.double()).cpu().numpy()
+    if not np.isfinite(differences).all():
+        raise QuantizationError("paired_bootstrap: a score is NaN or infinite: score again.")
     # The bootstrap only needs how often each distinct difference is drawn: a multinomial.
     values, counts = np.unique(differences, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(

@@ -19,7 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.affine import QParams
+from ptq_course.affine import QParams, unclamped_codes
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.layers import ActivationQuantizer
 
@@ -81,7 +81,7 @@ class ClippingMonitor:
             def count(module: nn.Module, inputs: tuple, name: str = name) -> None:
                 # A value that pooling or reshaping passes on is rounded again: count it once.
                 # Without a graph every call is another value: the layer was called again.
-                if name not in done or not traced:
+                if inputs[0].numel() and (name not in done or not traced):
                     done.add(name)
                     self._clipped[name] += _outside(inputs[0], module.qparams, name)
                     self._seen[name] += inputs[0].numel()
@@ -114,7 +114,7 @@ def _outside(x: Tensor, qparams: QParams, name: str = "clipped_share") -> int:
         )
     if bool(torch.isnan(x.detach().sum())) and bool(torch.isnan(x).any()):  # inf - inf is NaN too
         raise QuantizationError(f"{name}: the live data hold NaN: find the layer that makes it.")
-    codes = (x.detach().float() / qparams.scale).round_() + qparams.zero_point
+    codes = unclamped_codes(x.detach(), qparams)
     return int(((codes < qparams.grid.qmin) | (codes > qparams.grid.qmax)).sum())
 
 

@@ -6,6 +6,7 @@ Chapters 05, 06 and 15.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from ptq_course.affine import IntGrid
 from ptq_course.errors import QuantizationError
@@ -13,6 +14,8 @@ from ptq_course.errors import QuantizationError
 # Activations that a runtime may compute inside the layer before them.
 FUSABLE = ("relu", "relu6", "hardswish", "silu")
 ALWAYS_FUSED = ("relu", "relu6")
+RANGE_RULES = ("minmax", "moving_average", "percentile", "kl", "mse")  # keys of CALIBRATORS
+TARGETS = ("onnxruntime", "tensorrt", "arm")  # those of deploy.targets
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,22 @@ class QConfig:
 
     weight_bits, activation_bits: 2 to 16, or None to leave them in floating point (W8A32, W32A8).
     weight_granularity: "per_tensor", "per_channel", or a group length along the input channels.
+    weight_symmetric: zero_point 0 for weights, which most integer kernels need. Affine weights
+        (False) shift their range to the data, at the price of one more sum a product.
     weight_narrow: leave out the lowest code, [-127, 127] at 8 bits (symmetric weights).
     activation_signed, activation_symmetric: the grid of activations and whether zero_point is 0.
-    activation_range: rule that turns statistics into a range: "minmax", "moving_average",
-        "percentile", "kl" or "mse".
+    activation_range: rule that turns statistics into a range, one of RANGE_RULES.
     float_layers: module paths that stay in floating point (chapter 10).
     fused_activations: those that the runtime computes inside the layer before them, so that no
         quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
         integer runtime fuses; Hardswish and SiLU stay apart in ONNX Runtime (a convolution whose
         output is not quantized would stay in floating point there), TensorRT fuses them.
     quantize_bias: int32 bias with scale s_x * s_w, as integer runtimes add it.
+    target: the runtime that the preset was made for, one of TARGETS. A label: it goes into saved
+        checkpoints and recipes, and nothing is computed from it. `deploy.onnx.export` has a
+        `target` of its own and checks the network against that.
+
+    Raises QuantizationError, naming the choices, for any other value.
     """
 
     weight_bits: int | None = 8
@@ -47,8 +56,19 @@ class QConfig:
     target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
-        # Building the grids checks the bits.
-        _ = self.weight_grid, self.activation_grid
+        for name in ("weight_symmetric", "weight_narrow", "activation_signed",
+                     "activation_symmetric", "quantize_bias"):  # fmt: skip
+            if not isinstance(getattr(self, name), bool):
+                raise QuantizationError(f"{name} is True or False, got {getattr(self, name)!r}.")
+        for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
+            if grid is not None:  # which has checked the bits
+                object.__setattr__(self, f"{name}_bits", grid.bits)
+        for name, choices in (("activation_range", RANGE_RULES), ("target", TARGETS)):
+            if getattr(self, name) not in choices:
+                raise QuantizationError(
+                    f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}."
+                )
+        object.__setattr__(self, "weight_granularity", _granularity(self.weight_granularity))
         if isinstance(self.float_layers, str):
             raise QuantizationError(
                 f"float_layers is a tuple of names, got the string {self.float_layers!r}; "
@@ -105,3 +125,15 @@ class QConfig:
     def arm(cls) -> QConfig:
         """Affine int8 activations, narrow int8 weights per channel: LiteRT and CMSIS-NN kernels."""
         return cls(activation_signed=True, target="arm")
+
+
+def _granularity(given: str | int) -> str | int:
+    """A granularity of weights, checked; a group length as an int."""
+    if isinstance(given, str) and given in ("per_tensor", "per_channel"):
+        return given
+    if isinstance(given, Integral) and not isinstance(given, bool) and given >= 1:
+        return int(given)
+    raise QuantizationError(
+        "weight_granularity is 'per_tensor', 'per_channel' or a group length of at least 1, got "
+        f"{given!r}."
+    )

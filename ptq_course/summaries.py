@@ -85,7 +85,13 @@ class Summary:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], *, name: str | None = None) -> Summary:
-        """The summary whose `state()` was saved."""
+        """The summary whose `state()` was saved. CalibrationError for that of another class."""
+        needed = vars(cls()).keys() - {"name"}
+        if state.keys() != needed:
+            raise CalibrationError(
+                f"{name or cls.__name__}: the state holds {', '.join(sorted(state))}, and a "
+                f"{cls.__name__} has {', '.join(sorted(needed))}: restore with the class that saved"
+            )
         summary = cls.__new__(cls)
         summary.__dict__.update(copy.deepcopy(state) | {"name": name})
         return summary

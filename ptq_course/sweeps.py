@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptq_course import kl, mse
+from ptq_course.affine import FLOAT32_MAX
 from ptq_course.errors import QuantizationError
 
 if TYPE_CHECKING:
@@ -64,11 +66,12 @@ class Sweep:
 
     @property
     def searched(self) -> bool:
-        """False when there was one candidate only: the range is that of min-max, whatever the rule.
+        """False when one candidate at most had a finite score: nothing was compared.
 
-        It happens to kl_sweep when the histogram has no more bins than the grid has levels.
+        It happens to kl_sweep when the histogram, or what a huge outlier leaves of it to the other
+        values, has no more bins than the grid has levels. The range is then that of min-max.
         """
-        return len(self.scores) > 1
+        return int(np.isfinite(self.scores).sum()) > 1
 
 
 def kl_sweep(
@@ -77,9 +80,12 @@ def kl_sweep(
     """KL divergence, in nats, of the candidate ranges; what is compared and why: kl.py.
 
     hist: its exact zeros are left out. grid: qmax + 1 levels when symmetric, else all of them.
-    candidates: thresholds to try, on bin edges, in geometric progression from as many bins as
-    levels to the largest value; beyond 2^18 / levels they are cut to that. No more bins than levels
-    leaves one candidate, min-max: see Sweep.searched.
+    candidates: thresholds to try, at least 2, on bin edges, in geometric progression from as many
+    bins as levels to the largest value; cut to 2^18 / levels, but never below 64. No more bins than
+    levels leaves one candidate, min-max: see Sweep.searched.
+
+    An outlier beyond about 2^16 / levels times the bulk (500 at 8 bits symmetric) leaves fewer bins
+    than levels under it: the result is min-max. Use percentile, or summary=DyadicHistogram(2**20).
 
     Affine and data of both signs: coordinate descent. From the full range the best upper end is
     searched with the lower one held, then the best lower end, and so on until a search no longer
@@ -93,7 +99,7 @@ def kl_sweep(
     ratio is more than 20 dB below that of min-max. Use mse_sweep there.
 
     Raises CalibrationError before any data and QuantizationError for a symmetric range of negative
-    values on an unsigned grid.
+    values on an unsigned grid or fewer than 2 candidates.
     """
     negative, positive = _sides(hist, grid, symmetric)
     levels = grid.qmax + 1 if symmetric else grid.levels
@@ -145,28 +151,30 @@ def mse_sweep(
     """Mean squared error, in the data's unit squared, of the candidate ranges: see mse.py.
 
     The error of the true grid: round to nearest, saturate, the extra code -2^(bits - 1) of a grid
-    that is not narrow. Zeros count, with error 0. candidates: thresholds to try, in geometric
-    progression from 1/1024 of the largest value; beyond 2^18 / levels they are cut to that.
+    that is not narrow. Zeros count, with error 0. candidates: thresholds to try, at least 2, in
+    geometric progression from 1/1024 of the largest value; cut to 2^18 / levels, but never below
+    64.
 
     Affine and data of both signs: a quarter of the candidates is tried as the scale, up to that of
     the full range, each with every zero point; its best zero point stands for it in the sweep.
     Ties: the smallest error, then the wider range. Raises CalibrationError before any data and
-    QuantizationError for a symmetric range of negative values on an unsigned grid.
+    QuantizationError for a symmetric range of negative values on an unsigned grid or fewer than 2
+    candidates.
     """
     negative, positive = _sides(hist, grid, symmetric)
     steps = grid.levels - 1
     candidates = _affordable(candidates, grid.qmax + 1 if symmetric else grid.levels)
     if not len(negative) and not len(positive):
         return _sweep_from_zero(hist, [0.0], [0.0], symmetric, "mse", "squared error")
-    unit = (
-        hist.width**2 / hist.count
-    )  # from a sum in bins squared to a mean in the data's unit squared
+    unit = hist.width**2 / hist.count  # a sum in bins squared to a mean in the data's unit squared
 
     if not symmetric and len(negative) and len(positive):
         widths = (hist.max_val - hist.min_val) * _fractions(max(2, candidates // 4))
         scales = widths / steps
         errors, below = mse.best_split_errors(negative, positive, scales / hist.width, grid.levels)
-        lows, highs, scores = -below * scales, (steps - below) * scales, errors * unit
+        ends = -below * scales, (steps - below) * scales  # beyond the data, perhaps beyond float32
+        lows, highs = (np.clip(end, -FLOAT32_MAX, FLOAT32_MAX) for end in ends)
+        scores = errors * unit
         best = kl.best_candidate(scores, tie=0)
         return Sweep(widths, scores, best, "mse", "squared error", lows, highs)
 
@@ -220,4 +228,9 @@ def _fractions(count: int) -> NDArray[np.float64]:
 
 
 def _affordable(candidates: int, levels: int) -> int:
-    return min(candidates, max(FEWEST, PAIRS // levels))
+    """`candidates`, checked and cut to what the time allows."""
+    if isinstance(candidates, bool) or not isinstance(candidates, Integral) or candidates < 2:
+        raise QuantizationError(
+            f"candidates must be an integer of at least 2, got {candidates!r}: leave the default"
+        )
+    return min(int(candidates), max(FEWEST, PAIRS // levels))

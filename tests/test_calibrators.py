@@ -24,6 +24,7 @@ from ptq_course.errors import CalibrationError, UnsupportedError
 from ptq_course.histograms import DyadicHistogram
 from ptq_course.summaries import MinMax, MovingAverage
 
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
 EVERY = list(CALIBRATORS.values())
 MERGEABLE = [c for c in EVERY if c is not MovingAverageCalibrator]
 every_calibrator = pytest.mark.parametrize("make", EVERY)
@@ -135,6 +136,18 @@ def test_clipping_calibrators_leave_a_lone_outlier_out(make):
     assert low == -high
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_the_widest_data_have_a_range_inside_float32(bits):
+    """The affine search moves whole grids over zero, whose ends reach beyond the data."""
+    calibrator = collected(MSECalibrator, torch.tensor([-3e38, 3e38]))
+    grid = IntGrid(bits, signed=False)
+    low, high = calibrator.range(grid, symmetric=False)
+    assert -FLOAT32_MAX <= low < 0 < high <= FLOAT32_MAX
+    scale, zero_point = calibrator.compute_scale(bits, symmetric=False)
+    assert math.isfinite(scale)
+    assert 0 < zero_point <= grid.qmax
+
+
 def test_relu_data_on_an_unsigned_grid_begin_at_zero():
     x = torch.randn(50_000).relu()
     for make in EVERY:
@@ -234,6 +247,10 @@ def test_a_summary_of_another_type_is_refused():
     ):
         KLCalibrator(summary=MinMax())
     assert MovingAverageCalibrator(summary=MovingAverage(0.5)).momentum == 0.5
+    assert MovingAverageCalibrator(0.5, summary=MovingAverage(0.5)).momentum == 0.5
+    with pytest.raises(CalibrationError, match=r"momentum is 0.5.*summary is 0.9: give one"):
+        MovingAverageCalibrator(0.5, summary=MovingAverage(0.9))
+    assert MovingAverageCalibrator().momentum == 0.9
 
 
 # --- bad input -----------------------------------------------------------------------------------

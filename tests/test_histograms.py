@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from summary_cases import any_float32, assert_same_bits, collected, data
 
+from ptq_course import histograms
 from ptq_course.counting import BLOCK
 from ptq_course.errors import CalibrationError
 from ptq_course.histograms import (
@@ -59,6 +60,15 @@ def test_lattice_is_the_finest_that_covers_the_range_and_zero(bounds, bins):
     if exponent > -149:
         finer = needed(exponent - 1)
         assert finer[1] - finer[0] + 1 > bins
+
+
+@pytest.mark.parametrize("before", [[], [torch.zeros(5)]], ids=["new", "zeros only"])
+def test_an_empty_lattice_is_not_coarsened(before, monkeypatch):
+    """It begins at 2^-149: adding neighbours some 140 times cost more than counting."""
+    hist = collected(DyadicHistogram, *before)
+    monkeypatch.setattr(histograms, "halve", None)
+    hist.update(torch.tensor([-1.0, 2.0]))
+    assert list(nonzero_bins(hist).values()) == [1, 1]
 
 
 def test_tiny_negative_values_lie_below_zero_whatever_the_width():

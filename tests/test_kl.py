@@ -232,8 +232,42 @@ def test_counts_are_not_changed():
     assert np.array_equal(counts, before)
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (2, 2), (0, 4), (-1, 2), (3, 1)])
+def test_a_window_is_inside_the_histogram(start, stop):
+    for call in (
+        lambda: clipped_histogram([1, 2, 3], stop, start),
+        lambda: requantized_histogram([1, 2, 3], 2, stop, start),
+    ):
+        with pytest.raises(QuantizationError, match="start < stop <= 3 bins"):
+            call()
+    with pytest.raises(QuantizationError, match="levels must be at least 1, got 0"):
+        requantized_histogram([1, 2, 3], 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "words"),
+    [
+        ([1, 2], [1, 2, 3], r"shapes \(2,\) and \(3,\)"),
+        ([[1, 2]], [[1, 2]], "shapes"),
+        ([1, -1, 3], [1, 1, 1], "negative"),
+        ([1, 1, 1], [1, -1, 3], "negative"),
+        ([0, 0], [1, 1], "not all 0"),
+        ([], [], "not all 0"),
+        ([1, np.nan], [1, 1], "finite"),
+        ([1, 1], [1, np.inf], "finite"),
+    ],
+)
+def test_what_is_no_distribution_is_refused(p, q, words):
+    with pytest.raises(QuantizationError, match=words):
+        kl_divergence(p, q)
+
+
 @pytest.mark.parametrize("search", [kl_divergences, kl_divergences_loop])
 class TestErrors:
+    def test_no_windows(self, search):
+        with pytest.raises(QuantizationError, match="no window to try"):
+            search([1, 2, 3], 2, [])
+
     @pytest.mark.parametrize("counts", [[], [0, 0, 0], [[1, 2], [3, 4]]])
     def test_no_histogram(self, search, counts):
         with pytest.raises(CalibrationError, match="one-dimensional with a count above 0"):

@@ -23,6 +23,31 @@ def test_sqnr_refuses_other_shapes():
         sqnr_db(torch.ones(2), torch.ones(3))
 
 
+def test_equal_infinities_are_no_difference():
+    """Attention masks hold -inf; neither signal nor noise."""
+    x = torch.cat([torch.ones(500), torch.full((500,), -math.inf), torch.tensor([math.inf])])
+    assert sqnr_db(x, x) == math.inf
+    worse = x.masked_fill(x == 1, 0.9)
+    assert sqnr_db(x, worse) == pytest.approx(20.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (torch.ones(0, 3), torch.ones(0, 3), r"empty, shape \(0, 3\)"),
+        (torch.tensor([1.0, math.nan]), torch.ones(2), "NaN"),
+        (torch.ones(2), torch.tensor([1.0, math.nan]), "NaN"),
+        (torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.nan]), "NaN"),
+        (torch.tensor([1.0, math.inf]), torch.ones(2), "infinity"),
+        (torch.ones(2), torch.tensor([1.0, -math.inf]), "infinity"),
+        (torch.tensor([math.inf]), torch.tensor([-math.inf]), "infinity"),
+    ],
+)
+def test_sqnr_refuses_what_has_no_ratio(first, second, words):
+    with pytest.raises(QuantizationError, match=words):
+        sqnr_db(first, second)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 10_000))
 def test_flips_account_for_every_example(count, seed):
@@ -69,6 +94,25 @@ def test_equal_scores_give_a_zero_interval():
 def test_bootstrap_refuses_what_is_not_paired(first, second):
     with pytest.raises(QuantizationError, match="equally long"):
         paired_bootstrap(first, second)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "words"),
+    [
+        (torch.tensor([1.0, math.nan, 0.0]), {}, "NaN"),
+        (torch.tensor([1.0, math.inf, 0.0]), {}, "infinite"),
+        (torch.ones(3), {"confidence": 95}, r"confidence must lie in \(0, 1\), got 95"),
+        (torch.ones(3), {"confidence": 0.0}, "confidence"),
+        (torch.ones(3), {"confidence": math.nan}, "confidence"),
+        (torch.ones(3), {"samples": 0}, "samples"),
+        (torch.ones(3), {"samples": 2.5}, "samples"),
+        (torch.ones(3), {"samples": True}, "samples"),
+    ],
+)
+def test_bootstrap_checks_scores_and_options(scores, options, words):
+    with pytest.raises(QuantizationError, match=words):
+        paired_bootstrap(torch.zeros(3), scores, **options)
+    paired_bootstrap(torch.zeros(3), torch.ones(3), samples=1, confidence=0.5)
 
 
 def test_nan_logits_are_an_error():

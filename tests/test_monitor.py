@@ -60,6 +60,26 @@ def test_bad_live_data_are_refused():
         clipped_share(torch.rand(3, 4), channels)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_it_rounds_as_quantize_does_in_every_dtype(dtype):
+    """float64 values around the last boundary: in float32 half of them would fall on it."""
+    qparams = choose_qparams(0.0, 255.0, GRID)
+    x = (255.5 + torch.linspace(-1, 1, 21, dtype=torch.float64) * 2.0**-20).to(dtype)
+    free = quantize(x, QParams(qparams.scale, qparams.zero_point, IntGrid(16)))
+    assert clipped_share(x, qparams) == pytest.approx((free > 255).double().mean().item())
+
+
+def test_an_empty_batch_passes_and_counts_nothing():
+    model = quantized()
+    x = batches()[0][0]
+    with ClippingMonitor(model) as monitor:
+        assert torch.equal(model(x[:0]), model(x[:0]))
+        with pytest.raises(CalibrationError, match="no live data yet"):
+            monitor.shares()
+        model(x)
+    assert monitor.shares()["x"] == pytest.approx(clipped_share(x, model.qparams["x"]))
+
+
 def test_calibration_data_are_not_clipped_by_min_max():
     model = quantized()
     with ClippingMonitor(model) as monitor:

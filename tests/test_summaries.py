@@ -82,6 +82,22 @@ def test_state_round_trip(make):
     assert_same_bits(type(summary).from_state(state), summary)
 
 
+@pytest.mark.parametrize("other", [MinMax, Moments, MovingAverage, DyadicHistogram])
+def test_the_state_of_another_class_is_refused(other):
+    state = collected(BatchExtremaMean, torch.randn(5)).state()
+    with pytest.raises(CalibrationError, match=f"^fc: the state holds batches.*{other.__name__}"):
+        other.from_state(state, name="fc")
+
+
+@every_summary
+def test_negative_views_are_read(make):
+    """A view with the negative bit set, which NumPy cannot read as it lies."""
+    view = torch.randn(50, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    view = view.conj().imag
+    assert view.is_neg()
+    assert_same_bits(collected(make, view), collected(make, view.clone().resolve_neg()))
+
+
 # --- bad data ------------------------------------------------------------------------------------
 
 BAD = {

@@ -7,6 +7,7 @@ from scipy.stats import entropy
 
 from ptq_course import kl
 from ptq_course.affine import IntGrid, choose_qparams, fake_quantize
+from ptq_course.errors import QuantizationError
 from ptq_course.histograms import DyadicHistogram
 from ptq_course.sweeps import kl_sweep, mse_sweep
 
@@ -137,6 +138,26 @@ def test_a_histogram_of_128_bins_is_minmax_in_disguise(symmetric):
     assert sweep.range.high == 200
     assert kl_sweep(dyadic(x), SIGNED, symmetric).range.high < 20
     assert mse_sweep(dyadic(x, max_bins=128), SIGNED, symmetric).searched
+
+
+@pytest.mark.parametrize(("outlier", "searched"), [(1500.0, True), (2048.0, False)])
+def test_an_outlier_that_hides_the_bulk_says_so(outlier, searched):
+    """The levels need more bins than remain below it: all windows but the widest are infinite."""
+    x = np.r_[np.random.default_rng(0).normal(size=100_000), outlier]
+    sweep = kl_sweep(dyadic(x), SIGNED)
+    assert sweep.searched == searched
+    assert (sweep.range.high < 10) == searched
+    finer = kl_sweep(dyadic(x, max_bins=2**20), SIGNED)  # the remedy
+    assert finer.searched
+    assert finer.range.high < 10
+
+
+@pytest.mark.parametrize("sweep", [kl_sweep, mse_sweep])
+@pytest.mark.parametrize("candidates", [1, 0, -5, True, 2.0, "many", None])
+def test_the_number_of_candidates_is_checked(sweep, candidates):
+    with pytest.raises(QuantizationError, match="candidates must be an integer of at least 2"):
+        sweep(dyadic(laplace()), SIGNED, candidates=candidates)
+    assert len(sweep(dyadic(laplace()), SIGNED, candidates=np.int64(2)).scores) == 2
 
 
 def test_resolution_does_not_suffer_from_an_outlier_a_hundred_times_the_bulk():
