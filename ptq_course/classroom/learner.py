@@ -77,7 +77,7 @@ def _read(path: Path) -> str:
 
 
 def _passes_alone(exercise: exercises.Exercise, text: str, path: Path) -> None:
-    """Check the block as it will stand in the file, without repeating what it prints or warns of."""
+    """Check the block as the file will hold it; what it prints and warns of was seen before."""
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

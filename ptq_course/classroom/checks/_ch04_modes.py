@@ -50,7 +50,8 @@ def _modes() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _same_names(got: Any, expected: list[str], **_: Any) -> None:
-    if not isinstance(got, list | tuple | set | frozenset):
+    listed = isinstance(got, list | tuple | set | frozenset)
+    if not listed or not all(isinstance(name, str) for name in got):
         raise Failure("suspects should return a list of names", expected=expected, got=got)
     expect(
         set(got) == set(expected) and len(got) == len(expected),

@@ -192,8 +192,11 @@ def _represents(got: Any, expected: tuple[int, int], r: float, **_: Any) -> None
         expected=expected,
         got=got,
     )
-    m, shift = (float(v) for v in got)
-    whole = m == round(m) and shift == round(shift)
+    try:
+        m, shift = (float(v) for v in got)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        m = shift = math.nan
+    whole = m.is_integer() and shift.is_integer()  # NaN and infinity are not
     expect(whole, "m and shift should be whole numbers", expected=expected, got=got)
     expect(
         m < 2**31, "m does not fit into int32", expected=expected, got=got,
@@ -278,6 +281,13 @@ def _sums() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _nearly_same(got: Any, expected: Tensor, **_: Any) -> None:
     expect(isinstance(got, Tensor), "the function should return a tensor", got=got)
+    expect(
+        got.shape == expected.shape,
+        f"the result has shape {list(got.shape)}; {list(expected.shape)} was expected",
+        expected=expected,
+        got=got,
+    )
+    expect(bool(got.isfinite().all()), "a code is NaN or infinite", expected=expected, got=got)
     distance = (got.double() - expected.double()).abs()
     share = (distance > 0).double().mean().item()
     if distance.max() > 1 or share > 0.02:
