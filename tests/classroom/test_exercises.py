@@ -123,10 +123,10 @@ def test_under_a_decorator_too():
 
 def test_an_answer_that_breaks_the_comparison_is_a_wrong_answer():
     def compare(got, expected, x):
-        assert got["a"] == expected
+        assert got.items() == expected
 
     def property_of(fn):
-        fn(torch.zeros(1))["a"]
+        fn(torch.zeros(1)).items()
 
     failure = examine(make(compare=compare), lambda x: torch.zeros(2)).failure
     assert failure.headline == "the result could not be compared"
@@ -134,7 +134,7 @@ def test_an_answer_that_breaks_the_comparison_is_a_wrong_answer():
     failure = examine(make(cases=None, check=property_of), double).failure
     assert failure.headline == "the result could not be compared"
     assert list(failure.got) == [0]
-    assert "IndexError" in failure.cause or "TypeError" in failure.cause
+    assert "AttributeError" in failure.cause
 
 
 def test_a_librarys_not_implemented_is_an_error_not_a_stub():

@@ -23,7 +23,46 @@ def test_test_runs_everything_when_nothing_is_named(course, handed):
     ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-q"],
+        ["-k", "two words"],
+        ["-n", "2", "--dist", "loadfile"],
+        ["--tb=short", "-x"],
+        ["-m", "a"],
+    ],
+)
+def test_options_alone_leave_nothing_out(course, handed, options):
+    (course / "notebooks" / "00_a.ipynb").write_text("{}")
+    commands.run(["test", *options], "help")
+    assert handed == [["-m", "pytest", "tests", "notebooks", "--notebooks", *options]]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "notebooks/00_a.ipynb",
+        "notebooks",
+        "notebooks/",
+        "my_course/00_a.ipynb",
+        "elsewhere/x.ipynb::3",
+    ],
+)
+def test_a_notebook_is_run_as_one(handed, place):
+    commands.run(["test", "-x", place], "help")
+    commands.run(["test", "tests", place], "help")
+    commands.run(["test", "--nbval-lax", place], "help")
+    assert handed == [
+        ["-m", "pytest", "--notebooks", "-x", place],
+        ["-m", "pytest", "--notebooks", "tests", place],
+        ["-m", "pytest", "--nbval-lax", place],
+    ]
+
+
 def test_pytest_arguments_go_on_as_they_are(handed):
+    commands.run(["test", "-k", "notebooks", "tests/course"], "help")
+    assert handed.pop() == ["-m", "pytest", "-k", "notebooks", "tests/course"]
     commands.run(["test", "tests/test_affine.py", "-k", "two words"], "help")
     assert handed == [["-m", "pytest", "tests/test_affine.py", "-k", "two words"]]
 
