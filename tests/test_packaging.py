@@ -1,5 +1,6 @@
 """What surrounds the code: one list of dependencies, licences, nothing of anyone's machine."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -153,10 +154,29 @@ def test_the_licences(root, project):
     assert all((root / name).is_file() for name in project["license-files"])
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_licence_of_the_artwork_is_there_in_full_and_named_wherever_it_holds(root):
+    text = (root / "data" / "LICENSE-Apache-2.0.txt").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "4. Redistribution." in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    files = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))["files"]
+    derived = {name for name, entry in files.items() if entry["licence"] == "Apache-2.0"}
+    assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"}
+    assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "MIT"}
+    card = (root / "data" / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in card.splitlines() if "[Apache-2.0](LICENSE-Apache-2.0.txt)" in line]
+    assert {name for name in derived if any(name in row for row in rows)} == derived
+    for page in ("LICENSE-notebooks.md", "README.md"):
+        assert "data/LICENSE-Apache-2.0.txt" in (root / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "data/README.md", "LICENSE-notebooks.md"]
+)
 def test_what_the_pages_point_to_is_there(root, name):
     text = (root / name).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    folder = name.rpartition("/")[0] or "."
+    links = [f"{folder}/{place}" for place in re.findall(r"\]\(([^)#:]+)\)", text)]
     files = re.findall(r"`((?:scripts|benchmarks|tests|ptq_course|data|docs)/[\w./-]+)`", text)
     files += re.findall(r"python ((?:scripts|benchmarks)/[\w./]+\.py)", text)
     wanted = {place for place in [*links, *files] if "NN" not in place}
