@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -94,7 +95,21 @@ def test_every_dependency_is_bounded_below(project):
 
 
 def test_the_extras_are_what_a_learner_can_do_without(project):
-    assert set(project["optional-dependencies"]) == {"test", "data"}
+    assert set(project["optional-dependencies"]) == {"test"}
+
+
+def test_what_the_code_imports_is_declared(project, root):
+    """Another library that happens to bring it along may stop doing so."""
+    names = {"PIL": "pillow", "IPython": "ipython", "ipywidgets": "ipywidgets"}
+    brought = {"IPython"}  # by JupyterLab's kernel, without which there is no notebook
+    declared = {re.match(r"[\w.-]+", text).group() for text in project["dependencies"]}
+    imported = set()
+    for file in (root / "ptq_course").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        imported |= set(re.findall(r"^ *(?:import|from) (\w+)", text, flags=re.MULTILINE))
+    foreign = imported - set(sys.stdlib_module_names) - {"ptq_course"} - brought
+    assert "torch" in foreign
+    assert {names.get(name, name) for name in foreign} - declared == set()
 
 
 def test_no_lock_file_and_no_private_index(tracked):

@@ -62,7 +62,7 @@ def set_up(arguments: list[str]) -> int:
             'and is used as it is. To bring it up to date: python -m pip install -e ".[test]"'
         )
         return 0
-    setup(environment, again=bool(arguments), latest="--latest" in arguments)
+    setup(environment, again="--again" in arguments, latest="--latest" in arguments)
     print("Everything is in place. Next: python course.py lab")
     return 0
 

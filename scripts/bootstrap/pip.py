@@ -30,6 +30,7 @@ _NETWORK = (
 )
 _NO_WHEEL = ("no matching distribution found", "could not find a version")
 _CONFLICT = ("resolutionimpossible", "conflicting dependencies")
+_LONG_PATH = ("long path support", "winerror 206", "filename or extension is too long")
 _AGAIN = "Then run the same command again: it continues where it stopped."
 
 
@@ -38,6 +39,10 @@ _LARGE = re.compile(r"^\s*Downloading .*\([\d.]+ [MG]B\)")
 
 class SetupError(Exception):
     """A setup that cannot go on; its text says why and what to do."""
+
+
+class NetworkError(SetupError):
+    """The package index could not be reached, or not trusted."""
 
 
 class NoVersionError(SetupError):
@@ -75,15 +80,16 @@ def install(environment: Environment, arguments: list[str], progress: bool = Fal
                 print(f"        installing {line.count(',') + 1} of them", flush=True)
     if running.returncode:
         complaints = "".join(said)
-        kind = NoVersionError if _is_about_versions(complaints) else SetupError
-        raise kind(explain(complaints, arguments))
+        raise _kind(complaints)(explain(complaints, arguments))
 
 
-def _is_about_versions(complaints: str) -> bool:
+def _kind(complaints: str) -> type[SetupError]:
     text = complaints.lower()
-    if any(sign in text for sign in (*_SPACE, *_CERTIFICATE, *_NETWORK)):
-        return False  # pip then also says that it found no version
-    return any(sign in text for sign in (*_NO_WHEEL, *_CONFLICT))
+    if any(sign in text for sign in _SPACE):
+        return SetupError
+    if any(sign in text for sign in (*_CERTIFICATE, *_NETWORK)):
+        return NetworkError  # pip then also says that it found no version
+    return NoVersionError if any(sign in text for sign in (*_NO_WHEEL, *_CONFLICT)) else SetupError
 
 
 def explain(complaints: str, arguments: list[str]) -> str:
@@ -93,6 +99,12 @@ def explain(complaints: str, arguments: list[str]) -> str:
         return (
             "The disk is full (pip also unpacks into the system's temporary folder).\n"
             f"Make room, or point TMPDIR (on Windows TEMP) to a larger disk. {_AGAIN}"
+        )
+    if any(sign in text for sign in _LONG_PATH):
+        return (
+            "Windows refused a path of more than 260 characters. Move the course to a folder with\n"
+            'a short path, such as C:\\ptq, or enable long paths (search for "Windows long paths").\n'
+            f"{_AGAIN}"
         )
     if any(sign in text for sign in _CERTIFICATE):
         return (
