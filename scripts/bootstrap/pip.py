@@ -49,16 +49,23 @@ class NoVersionError(SetupError):
     """No build of a wanted version fits this system, or the versions exclude one another."""
 
 
-def install(environment: Environment, arguments: list[str], progress: bool = False) -> None:
+def install(
+    environment: Environment,
+    arguments: list[str],
+    progress: bool = False,
+    patient: bool = True,
+) -> None:
     """Run `pip install` in the environment; all that it says goes to `.venv/setup.log`.
 
     On the terminal: pip's own progress where asked for (for one large download), otherwise a line
-    for each download of a megabyte and more. Raises SetupError, with the cause in plain words,
-    where pip fails.
+    for each download of a megabyte and more. Not `patient`: an index that does not answer is asked
+    once. Raises SetupError, with the cause in plain words, where pip fails.
     """
     command = [str(environment.python), "-m", "pip", "install", *arguments]
     variables = child_variables(environment)
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUNBUFFERED="1")
+    if not patient:
+        variables["PIP_RETRIES"] = "0"  # by a variable, which pip's own helpers hear of as well
     running = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -103,7 +110,7 @@ def explain(complaints: str, arguments: list[str]) -> str:
     if any(sign in text for sign in _LONG_PATH):
         return (
             "Windows refused a path of more than 260 characters. Move the course to a folder with\n"
-            'a short path, such as C:\\ptq, or enable long paths (search for "Windows long paths").\n'
+            'a short path, such as C:\\ptq, or enable long paths (search "Windows long paths").\n'
             f"{_AGAIN}"
         )
     if any(sign in text for sign in _CERTIFICATE):

@@ -63,7 +63,7 @@ def rest_arguments() -> list[str]:
     return ["-e", f".[{EXTRAS}]"]
 
 
-def install_rest(environment: Environment, latest: bool = False) -> None:
+def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
     """Everything but PyTorch, in the versions that the notebooks were executed with.
 
     With these their outputs can be compared digit by digit. Where one of them has no build for this
@@ -74,12 +74,12 @@ def install_rest(environment: Environment, latest: bool = False) -> None:
         lines = [f"{name}=={version}" for name, version in sorted(versions.items())]
         file = write_list(environment, "constraints.txt", lines)
         try:
-            install(environment, ["-c", file, *rest_arguments()])
+            install(environment, ["-c", file, *rest_arguments()], patient=patient)
             return
         except NoVersionError:
             say("not all of the versions that the notebooks were made with exist for this system;")
             say("taking the newest that pyproject.toml allows: outputs are not compared then")
-    install(environment, rest_arguments())
+    install(environment, rest_arguments(), patient=patient)
 
 
 def install_once_more(environment: Environment) -> None:
@@ -114,12 +114,13 @@ def setup(environment: Environment, again: bool = False, latest: bool = False) -
     check_disk(environment)
     environment.stamp_file.unlink(missing_ok=True)
     make_venv(environment)
+    libraries = None if again or latest else where_all_is_there(environment)
     try:
-        install_all(environment, again, latest)
+        install_all(environment, again, latest, patient=libraries is None)
     except NetworkError as problem:
-        if again or latest or not serves_as_it_is(environment):
+        if libraries is None or not loads_from_here(environment, libraries):
             raise
-        say(f"note: {str(problem).splitlines()[0]}")
+        say(f"note: {str(problem).partition('. ')[0]}.")
         say("What is installed serves: going on with it. Connected, the next start completes it.")
         return
     say("do they load?")
@@ -129,14 +130,17 @@ def setup(environment: Environment, again: bool = False, latest: bool = False) -
     say(f"done in {time.monotonic() - start:.0f} s")
 
 
-def install_all(environment: Environment, again: bool, latest: bool) -> None:
-    """PyTorch first and alone, then the other libraries and the course itself."""
+def install_all(environment: Environment, again: bool, latest: bool, patient: bool) -> None:
+    """PyTorch first and alone, then the other libraries and the course itself.
+
+    Not `patient` with an index that does not answer, where it can be done without.
+    """
     say(f"PyTorch {pins.TORCH}, the large one (about 200 MB, the build without CUDA)")
     once_more = ["--force-reinstall"] if again else []
     install(environment, [*once_more, *torch_arguments()], progress=True)
     check_build(environment)
     say("the other libraries, as pyproject.toml lists them")
-    install_rest(environment, latest)
+    install_rest(environment, latest, patient)
     if again:
         say("once more what was there already, in case a file of it is damaged")
         install_once_more(environment)
@@ -145,15 +149,18 @@ def install_all(environment: Environment, again: bool, latest: bool) -> None:
             pointer.unlink()  # pip itself has now said where the course lies
 
 
-def serves_as_it_is(environment: Environment) -> bool:
-    """Whether all that pyproject.toml asks for is there and loads; points it to this folder."""
+def where_all_is_there(environment: Environment) -> Path | None:
+    """The folder of the libraries if all that pyproject.toml asks for is in it, else None."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"][EXTRAS]]
-    libraries = ask(environment, "-c", SATISFIED, *wanted)
-    if not libraries:
-        return False
+    answer = ask(environment, "-c", SATISFIED, *wanted)
+    return Path(answer.strip()) if answer else None
+
+
+def loads_from_here(environment: Environment, libraries: Path) -> bool:
+    """Point the environment to this folder without pip; whether everything loads then."""
     try:
-        (Path(libraries.strip()) / POINTER).write_text(f"{ROOT}\n", encoding="utf-8")
+        (libraries / POINTER).write_text(f"{ROOT}\n", encoding="utf-8")
         check_loads(environment)
     except (OSError, SetupError):
         return False

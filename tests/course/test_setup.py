@@ -16,7 +16,7 @@ def fake_pip(course, monkeypatch):
     """Records what would be installed; `fail` names the step that fails."""
     calls = []
 
-    def install(made, arguments, progress=False):
+    def install(made, arguments, **options):
         assert not made.stamp_file.exists(), "the stamp must be written last"
         calls.append(arguments)
         if fake.fail and fake.fail in " ".join(arguments):
@@ -71,7 +71,7 @@ def test_other_versions_are_taken_where_one_has_no_build_or_on_demand(
     commands.run(["setup", "--latest"], "help")
     assert fake_pip.calls[1] == ["-e", ".[test]"]
 
-    def install(made, arguments, progress=False):
+    def install(made, arguments, **options):
         fake_pip.calls.append(arguments)
         if "-c" in arguments:
             raise NoVersionError("no build of numpy 2.4.6")
@@ -138,7 +138,7 @@ def offline(course, fake_pip, monkeypatch):
         asked.append(words)
         return f"{course / 'libraries'}\n" if ask.satisfied else None
 
-    def install(made, arguments, progress=False):
+    def install(made, arguments, **options):
         raise NetworkError("The package index could not be reached. Check the network.\nAnd more.")
 
     ask.satisfied, ask.asked = True, asked
