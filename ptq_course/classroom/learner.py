@@ -111,6 +111,12 @@ def function(name: str, quiet: bool = False) -> Callable[..., Any]:
     return own or exercise.reference
 
 
+def holds(exercise: exercises.Exercise) -> bool:
+    """Whether my_ptq.py has a version of this exercise."""
+    folder = home()
+    return folder is not None and _span(_read(folder / "my_ptq.py"), exercise.id)[0] >= 0
+
+
 def _own(exercise: exercises.Exercise) -> tuple[Callable[..., Any] | None, str]:
     folder = home()
     path = folder / "my_ptq.py" if folder else None
