@@ -2,7 +2,7 @@
 """The course in two commands; nothing beyond the standard library is needed to start.
 
     python course.py lab     set up what is missing, then open JupyterLab on chapter 00
-    python course.py test    run every test and every notebook; or: test [pytest arguments]
+    python course.py test    run every test and every notebook; or: test [pytest's arguments]
     python course.py doctor  say what is installed, what is missing, and what this processor can do
     python course.py setup   only set up; `setup --again` repeats every step
 
@@ -23,6 +23,12 @@ from bootstrap import pins  # noqa: E402  (found through the line above)
 
 
 def main(arguments):
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a console may lack a character: then "?", no traceback
+        if hasattr(stream, "reconfigure"):  # from Python 3.7 on
+            stream.reconfigure(errors="replace")
     refusal = pins.refusal(sys.version_info[:2], sys.platform, pins.machine())
     if refusal and arguments[:1] != ["doctor"]:
         print(refusal, file=sys.stderr)

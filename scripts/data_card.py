@@ -7,11 +7,17 @@ from ptq_course.classroom.integrity import DATA, read_manifest
 START, END = "<!-- table: python scripts/data_card.py -->", "<!-- end of table -->"
 
 
+def linked(licence: str) -> str:
+    """The licence's name with a link to its text, which stands beside the card or one folder up."""
+    return f"[{licence}]({'../LICENSE' if licence == 'MIT' else f'LICENSE-{licence}.txt'})"
+
+
 def table(files: dict[str, dict]) -> str:
     """The files with size, licence and SHA-256 as a Markdown table."""
     rows = ["| file | bytes | licence | SHA-256 |", "|---|---|---|---|"]
     for name, entry in files.items():
-        rows.append(f"| `{name}` | {entry['bytes']:,} | {entry['licence']} | `{entry['sha256']}` |")
+        licence = linked(entry["licence"])
+        rows.append(f"| `{name}` | {entry['bytes']:,} | {licence} | `{entry['sha256']}` |")
     return "\n".join(rows)
 
 
@@ -38,7 +44,9 @@ def main() -> None:
     files = read_manifest()["files"]
     block = f"{START}\n{table(files)}\n\n{networks(files)}\n{END}"
     pattern = re.escape(START) + ".*?" + re.escape(END)
-    card.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
+    card.write_text(
+        re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8", newline="\n"
+    )
 
 
 if __name__ == "__main__":

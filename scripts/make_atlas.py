@@ -79,7 +79,7 @@ def main() -> None:
     )
     record(
         "emoji_atlas.npz",
-        licence="Apache-2.0 (artwork), SIL OFL 1.1 (font)",
+        licence="Apache-2.0",
         classes=len(images),
         command="python scripts/make_atlas.py",
     )

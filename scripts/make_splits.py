@@ -76,7 +76,7 @@ def main() -> None:
         archive.save(DATA / f"{name}.npz", arrays)
         record(
             f"{name}.npz",
-            licence="Apache-2.0 (artwork), SIL OFL 1.1 (font)",
+            licence="Apache-2.0",
             pictures=count,
             seed=seed,
             pixels_sha256=pixels,

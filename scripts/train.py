@@ -154,8 +154,8 @@ def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
     return model.to(memory_format=torch.contiguous_format).eval(), minutes
 
 
-def main() -> None:
-    """Train, save, measure, enter in the manifest."""
+def arguments_of_a_run() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--images", type=int, default=300_000, help="pictures to learn from")
@@ -170,7 +170,23 @@ def main() -> None:
         "--work", type=Path, default=ROOT / "training", help="folder of checkpoints"
     )
     parser.add_argument("--output", type=Path, help="write here and leave data/ alone (a trial)")
+    return parser
+
+
+def command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The command that gives these weights again: what differs from the defaults, and --arch."""
+    words = ["python scripts/train.py"]
+    for name, value in vars(arguments).items():
+        if name not in ("work", "output", "fresh") and value != parser.get_default(name):
+            words.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join(words)
+
+
+def main() -> None:
+    """Train, save, measure, enter in the manifest."""
+    parser = arguments_of_a_run()
     arguments = parser.parse_args()
+    said = command(parser, arguments)
     if arguments.freeze is None:
         arguments.freeze = FREEZE[arguments.arch]
     model, minutes = train(arguments)
@@ -199,7 +215,7 @@ def main() -> None:
         pictures=-(-arguments.images // CHUNK) * CHUNK,
         minutes=round(minutes, 1),
         torch=torch.__version__.split("+")[0],
-        command=f"python scripts/train.py --arch {arguments.arch}",
+        command=said,
     )
     print(f"FP32 accuracy on the test split: {100 * top1:.2f} %")
 

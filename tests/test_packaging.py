@@ -1,7 +1,9 @@
 """What surrounds the code: one list of dependencies, licences, nothing of anyone's machine."""
 
+import json
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -93,7 +95,21 @@ def test_every_dependency_is_bounded_below(project):
 
 
 def test_the_extras_are_what_a_learner_can_do_without(project):
-    assert set(project["optional-dependencies"]) == {"test", "data"}
+    assert set(project["optional-dependencies"]) == {"test"}
+
+
+def test_what_the_code_imports_is_declared(project, root):
+    """Another library that happens to bring it along may stop doing so."""
+    names = {"PIL": "pillow", "IPython": "ipython", "ipywidgets": "ipywidgets"}
+    brought = {"IPython"}  # by JupyterLab's kernel, without which there is no notebook
+    declared = {re.match(r"[\w.-]+", text).group() for text in project["dependencies"]}
+    imported = set()
+    for file in (root / "ptq_course").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        imported |= set(re.findall(r"^ *(?:import|from) (\w+)", text, flags=re.MULTILINE))
+    foreign = imported - set(sys.stdlib_module_names) - {"ptq_course"} - brought
+    assert "torch" in foreign
+    assert {names.get(name, name) for name in foreign} - declared == set()
 
 
 def test_no_lock_file_and_no_private_index(tracked):
@@ -153,10 +169,29 @@ def test_the_licences(root, project):
     assert all((root / name).is_file() for name in project["license-files"])
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_licence_of_the_artwork_is_there_in_full_and_named_wherever_it_holds(root):
+    text = (root / "data" / "LICENSE-Apache-2.0.txt").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "4. Redistribution." in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    files = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))["files"]
+    derived = {name for name, entry in files.items() if entry["licence"] == "Apache-2.0"}
+    assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"}
+    assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "MIT"}
+    card = (root / "data" / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in card.splitlines() if "[Apache-2.0](LICENSE-Apache-2.0.txt)" in line]
+    assert {name for name in derived if any(name in row for row in rows)} == derived
+    for page in ("LICENSE-notebooks.md", "README.md"):
+        assert "data/LICENSE-Apache-2.0.txt" in (root / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "data/README.md", "LICENSE-notebooks.md"]
+)
 def test_what_the_pages_point_to_is_there(root, name):
     text = (root / name).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    folder = name.rpartition("/")[0] or "."
+    links = [f"{folder}/{place}" for place in re.findall(r"\]\(([^)#:]+)\)", text)]
     files = re.findall(r"`((?:scripts|benchmarks|tests|ptq_course|data|docs)/[\w./-]+)`", text)
     files += re.findall(r"python ((?:scripts|benchmarks)/[\w./]+\.py)", text)
     wanted = {place for place in [*links, *files] if "NN" not in place}

@@ -93,7 +93,7 @@ class NotebookBuilder:
             "nbformat_minor": 5,
         }
         text = json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")
         return path
 
     def _add(self, kind: str, source: str, tags: tuple[str, ...] = (), exercise: str = "") -> None:

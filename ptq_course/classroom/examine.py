@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ptq_course.classroom.expect import Failure, expect_close, expect_unchanged
-from ptq_course.classroom.values import same, snapshot
+from ptq_course.classroom.values import brief, same, snapshot
 
 if TYPE_CHECKING:
     from ptq_course.classroom.exercises import Exercise
@@ -36,7 +37,7 @@ class Probe:
             if stub:
                 raise Failure(stub) from error
             raise _located(error, self.fn, self.exercise) from error
-        self.calls.append((*kept, snapshot(got)))
+        self.calls.append((*kept, _kept(got)))
         if not self.exercise.may_change_inputs:
             names = _names(self.exercise, args)
             for name, before, after in zip(names, kept[0], args, strict=False):
@@ -71,8 +72,9 @@ def examine(exercise: Exercise, fn: Callable[..., Any]) -> Result:
             failure.inputs = dict(zip(_names(exercise, args), args, strict=False))
         if not failure.cause:
             failing = len(probe.calls) - 1
-            _run_on(exercise, probe)
-            failure.cause = _diagnose(exercise, probe.calls, failing)
+            with contextlib.suppress(Exception):  # an odd answer that cannot be compared
+                _run_on(exercise, probe)
+                failure.cause = _diagnose(exercise, probe.calls, failing)
         return Result(exercise, "failed", failure, probe.calls)
     return Result(exercise, "passed", calls=probe.calls)
 
@@ -88,15 +90,49 @@ def _run(exercise: Exercise, probe: Probe) -> None:
         expected = exercise.reference(*snapshot(tuple(inputs.values())))
         try:
             got = probe(*snapshot(tuple(inputs.values())))
-            if exercise.compare:
-                exercise.compare(got, expected, **inputs)
-            else:
-                expect_close(got, expected, exercise.returns, exercise.rtol, exercise.atol)
+            with _comparing(probe, expected):
+                if exercise.compare:
+                    exercise.compare(got, expected, **inputs)
+                else:
+                    expect_close(got, expected, exercise.returns, exercise.rtol, exercise.atol)
         except Failure as failure:
             failure.case, failure.inputs = label, inputs
             raise
     if exercise.check:
-        exercise.check(probe)
+        with _comparing(probe):
+            exercise.check(probe)
+
+
+@contextlib.contextmanager
+def _comparing(probe: Probe, expected: Any = None) -> Iterator[None]:
+    """Whatever an odd answer does to a comparison, the learner reads a `Failure`."""
+    try:
+        yield
+    except (Failure, NotAttempted):
+        raise
+    except Exception as error:
+        raise Failure(
+            "the result could not be compared",
+            expected=expected,
+            got=_showable(probe.calls[-1][2]) if probe.calls else None,
+            cause=f"another kind of result, or another nesting, is wanted "
+            f"({type(error).__name__}: {error})",
+        ) from error
+
+
+def _kept(got: Any) -> Any:
+    try:
+        return snapshot(got)
+    except RecursionError:  # nested too deeply, or in itself
+        return got
+
+
+def _showable(value: Any) -> Any:
+    try:
+        brief(value)
+    except Exception:  # such as a tensor without data
+        return f"a {type(value).__name__}"
+    return value
 
 
 def _run_on(exercise: Exercise, probe: Probe) -> None:
@@ -136,7 +172,8 @@ def _names(exercise: Exercise, args: tuple) -> list[str]:
 
 def _own_line(error: BaseException, fn: Callable[..., Any]) -> tuple[int, str, str] | None:
     """(line number, source text, function) of the deepest line that the learner wrote."""
-    filename = getattr(getattr(fn, "__code__", None), "co_filename", None)
+    own = inspect.unwrap(fn)  # not a decorator's line, such as torch.no_grad's
+    filename = getattr(getattr(own, "__code__", None), "co_filename", None)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename == filename:
             return frame.lineno, linecache.getline(filename, frame.lineno).strip(), frame.name

@@ -103,8 +103,17 @@ def check(id: str, fn: Callable[..., Any], strict: bool = False) -> None:
     elif result.status == "not attempted":
         print(f"○ {id} {exercise.function} not attempted yet ({exercise.minutes} minutes)")
     else:
-        print(f"✗ {id} {exercise.function}: {result.failure}")
+        print(f"✗ {id} {exercise.function}: {_text(result.failure)}")
         print(f'  stuck?       hint("{id}") has {len(exercise.hints)} hints')
+
+
+def _text(failure: Failure) -> str:
+    """What the learner reads, also where the answer is a thing that cannot be shown."""
+    try:
+        return str(failure)
+    except Exception:
+        kind = type(failure.got).__name__
+        return f"{failure.headline}\n  got          a {kind} that cannot be shown"
 
 
 __all__ = [

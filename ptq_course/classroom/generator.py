@@ -64,6 +64,8 @@ class EmojiGenerator:
         self.rare = dict(RARE_MODES if rare is None else rare)
         if unknown := set(self.rare) - set(RARE_MODES):
             raise ValueError(f"unknown rare mode {sorted(unknown)}; choose from {list(RARE_MODES)}")
+        if any(share < 0 for share in self.rare.values()) or sum(self.rare.values()) > 1:
+            raise ValueError(f"shares of rare modes are 0 to 1 and at most 1 together: {self.rare}")
         if shift.flash is not None:
             self.rare = {"flash": shift.flash}
         self.rng = np.random.default_rng([seed, 48])

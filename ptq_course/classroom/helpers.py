@@ -6,14 +6,16 @@ import json
 import textwrap
 from pathlib import Path
 
-from ptq_course.classroom import exercises
+from ptq_course.classroom import exercises, learner
 
 _given: dict[str, int] = {}
 
 
 def hint(id: str, n: int | None = None) -> None:
     """Print hint number `n` (from 1); without `n`, the next one each time."""
-    exercise = exercises.get(id)
+    exercise = _known(id)
+    if exercise is None:
+        return
     total = len(exercise.hints)
     if n is None:
         n = _given.get(id, 0) + 1
@@ -34,7 +36,9 @@ def hint(id: str, n: int | None = None) -> None:
 
 def solution(id: str) -> None:
     """Print the solution cell of the committed notebook; works from my_course/ as well."""
-    exercise = exercises.get(id)
+    exercise = _known(id)
+    if exercise is None:
+        return
     cell = _find(id, "solution")
     if cell is None:
         print(f"No notebook holds a solution cell for {id} {exercise.function}.")
@@ -43,8 +47,10 @@ def solution(id: str) -> None:
 
 
 def reset(id: str) -> None:
-    """Bring the exercise's stub back, in a new cell below this one."""
-    exercise = exercises.get(id)
+    """Bring the exercise's stub back, in a new cell below this one; what was saved stays saved."""
+    exercise = _known(id)
+    if exercise is None:
+        return
     cell = _find(id, "stub")
     if cell is None:
         print(f"No notebook holds a stub for {id} {exercise.function}.")
@@ -55,6 +61,19 @@ def reset(id: str) -> None:
     else:
         shell.set_next_input(cell)
         print(f"A fresh stub of {id} {exercise.function} is in the cell below; delete the old one.")
+    if learner.holds(exercise):
+        print(
+            "my_ptq.py still holds the version that passed; the next one that passes replaces it."
+        )
+
+
+def _known(id: str) -> exercises.Exercise | None:
+    """The exercise, or None once it is printed which ones there are."""
+    try:
+        return exercises.get(id)
+    except KeyError as unknown:
+        print(unknown.args[0])
+        return None
 
 
 def root() -> Path:

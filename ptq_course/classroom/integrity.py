@@ -62,5 +62,5 @@ def record(name: str, folder: Path | None = None, **about: object) -> None:
     data = (folder / name).read_bytes()
     manifest["files"][name] = {"sha256": sha256(data), "bytes": len(data), **about}
     manifest["files"] = dict(sorted(manifest["files"].items()))
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
     read_manifest.cache_clear()

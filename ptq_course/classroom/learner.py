@@ -6,21 +6,21 @@ or the course's where there is none, and says which. The file is valid Python at
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
-import inspect
+import io
 import linecache
 import os
-import symtable
-import textwrap
+import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ptq_course.classroom import exercises
+from ptq_course.classroom import exercises, learner_file, learner_source
 from ptq_course.classroom.values import like, snapshot
 
 HEADER = '''"""Your functions: `check` writes here whatever passes. Change them in the notebooks."""
@@ -34,36 +34,73 @@ import torch
 from torch import Tensor
 
 '''
-_PROVIDED = {"math", "np", "torch", "Tensor"}
 
 
 def home() -> Path | None:
-    """The my_course/ folder that this process works in, or None."""
-    here = Path(os.environ.get("PTQ_MY_COURSE") or Path.cwd())
-    return next((p for p in (here, *here.parents) if p.name == "my_course"), None)
+    """The my_course/ folder of a course that this process works in, or None.
+
+    A folder of that name anywhere else is not the learner's copy: course.py and the package stand
+    beside it. PTQ_MY_COURSE, where set, names the folder and is believed.
+    """
+    told = os.environ.get("PTQ_MY_COURSE")
+    here = Path(told or Path.cwd())
+    folders = [folder for folder in (here, *here.parents) if folder.name == "my_course"]
+    return next((folder for folder in folders if told or _in_a_course(folder)), None)
+
+
+def _in_a_course(folder: Path) -> bool:
+    return (folder.parent / "course.py").is_file() and (folder.parent / "ptq_course").is_dir()
 
 
 def save(exercise: exercises.Exercise, fn: Callable[..., Any]) -> None:
-    """Put the source of `fn` into my_ptq.py (only inside my_course/), replacing its older block."""
+    """Put the source of `fn` into my_ptq.py (only inside my_course/), replacing its older block.
+
+    Other notebooks may save at the same moment: the file is read again under its lock.
+    """
     folder = home()
     if folder is None:
         return
+    path = folder / "my_ptq.py"
     try:
-        block = _block(exercise, fn)
-        path = folder / "my_ptq.py"
-        old = path.read_text(encoding="utf-8") if path.exists() else HEADER
-        new = _replace(old, exercise.id, block)
-        alone = exercises.examine(exercise, _load(new, exercise, path))
-        if alone.status != "passed":
-            raise ValueError(f"without the notebook around it, {alone.failure or 'it is a stub'}")
+        block = learner_source.block(exercise.function, fn)
+        _passes_alone(exercise, _replace(_read(path), exercise.id, block), path)
+        with learner_file.alone(path):
+            old = _read(path)
+            new = _replace(old, exercise.id, block)
+            compile(new, str(path), "exec")  # the file as a whole must stay valid Python
+            if not path.exists() or new != old:
+                learner_file.write(path, new)
     except Exception as error:  # whatever it is, a passed check stays passed
-        print(f"  (not saved into my_ptq.py: {error})")
-        return
-    if not path.exists() or new != old:
-        part = path.with_suffix(".tmp")
-        part.write_text(new, encoding="utf-8")
-        os.replace(part, path)
-    print("  saved into my_course/my_ptq.py")
+        print(f"  (not saved into my_ptq.py: {_reason(error)})")
+    else:
+        print("  saved into my_course/my_ptq.py")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else HEADER
+
+
+def _passes_alone(exercise: exercises.Exercise, text: str, path: Path) -> None:
+    """Check the block as the file will hold it; what it prints and warns of was seen before."""
+    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            alone = exercises.examine(exercise, _load(text, exercise, path))
+            said = str(alone.failure or "it is a stub")
+    finally:
+        linecache.cache.pop(str(path), None)  # the file on the disk is another one still
+    if alone.status != "passed":
+        raise ValueError(f"without the notebook around it, {said}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return (
+            f"{error.strerror}; is the folder read-only, or the file open in another program? "
+            f"Then run the check again ({error.filename})"
+        )
+    return str(error) or type(error).__name__
 
 
 def function(name: str, quiet: bool = False) -> Callable[..., Any]:
@@ -104,6 +141,12 @@ def conforming(exercise: exercises.Exercise, fn: Callable[..., Any]) -> Callable
     return converted
 
 
+def holds(exercise: exercises.Exercise) -> bool:
+    """Whether my_ptq.py has a version of this exercise."""
+    folder = home()
+    return folder is not None and _span(_read(folder / "my_ptq.py"), exercise.id)[0] >= 0
+
+
 def _own(exercise: exercises.Exercise) -> tuple[Callable[..., Any] | None, str]:
     folder = home()
     path = folder / "my_ptq.py" if folder else None
@@ -124,9 +167,16 @@ def _load(text: str, exercise: exercises.Exercise, path: Path) -> Callable[..., 
     compile(text, str(path), "exec")  # the file as a whole must stay valid Python
     start, end = _span(text, exercise.id)
     source = HEADER + "\n" * (text[:start].count("\n") - HEADER.count("\n")) + text[start:end]
-    space: dict[str, Any] = {"__name__": "my_ptq"}
-    exec(compile(source, str(path), "exec"), space)
-    return space[exercise.function]
+    module = types.ModuleType("my_ptq")
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module  # a dataclass looks its own module up while it is made
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    finally:
+        del sys.modules[module.__name__]
+        if before is not None:
+            sys.modules[module.__name__] = before
+    return getattr(module, exercise.function)
 
 
 def _markers(id: str) -> tuple[str, str]:
@@ -146,72 +196,3 @@ def _replace(text: str, id: str, block: str) -> str:
     if start >= 0:
         return text[:start] + block + text[end:]
     return text.rstrip() + "\n\n\n" + block
-
-
-def _block(exercise: exercises.Exercise, fn: Callable[..., Any]) -> str:
-    """Imports, helpers and constants that `fn` uses, then `fn` itself."""
-    lines: list[str] = []
-    _gather(fn, lines, set())
-    tree = ast.parse("\n".join(lines))
-    names = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-    if exercise.function not in names:
-        lines.append(f"{exercise.function} = {fn.__name__}")
-    imports = [line for line in lines if line.startswith(("import ", "from "))]
-    rest = [line for line in lines if line not in imports]
-    return "\n".join(imports) + ("\n\n\n" if imports else "") + "\n\n\n".join(rest) + "\n"
-
-
-def _gather(fn: Callable[..., Any], lines: list[str], seen: set[str]) -> None:
-    source = textwrap.dedent(inspect.getsource(fn))
-    tree = ast.parse(source)
-    if not isinstance(tree.body[0], ast.FunctionDef):
-        raise ValueError("only a function written with `def` can be saved")
-    if fn.__closure__:
-        raise ValueError("the function is defined inside another one; define it in its own cell")
-    seen.add(fn.__name__)
-    for name in sorted(_globals_used(source)):
-        if name in seen or name in _PROVIDED or name not in fn.__globals__:
-            continue
-        seen.add(name)
-        lines_of_name = _provide(name, fn.__globals__[name], lines, seen)
-        lines.extend(lines_of_name)
-    lines.append(source.rstrip())
-
-
-def _provide(name: str, value: Any, lines: list[str], seen: set[str]) -> list[str]:
-    if isinstance(value, types.ModuleType):
-        return [f"import {value.__name__} as {name}"]
-    home_module = getattr(value, "__module__", None)
-    if isinstance(value, torch.dtype) or _literal(value):
-        return [f"{name} = {value!r}"]
-    if getattr(torch, getattr(value, "__name__", ""), None) is value:
-        return [f"from torch import {value.__name__} as {name}"]
-    if home_module and home_module != "__main__" and hasattr(value, "__name__"):
-        return [f"from {home_module} import {value.__name__} as {name}"]
-    if isinstance(value, types.FunctionType):
-        _gather(value, lines, seen)
-        return [] if value.__name__ == name else [f"{name} = {value.__name__}"]
-    raise ValueError(f"it uses `{name}` of the notebook; pass it as an argument instead")
-
-
-def _literal(value: Any) -> bool:
-    """Whether Python reads the value's repr as the same value: numbers, strings, tuples, lists."""
-    try:
-        return ast.literal_eval(repr(value)) == value
-    except (ValueError, SyntaxError, TypeError):
-        return False
-
-
-def _globals_used(source: str) -> set[str]:
-    """Names that the source takes from its module, decorators and defaults included."""
-    source = "from __future__ import annotations\n" + source
-    used: set[str] = set()
-    todo = [symtable.symtable(source, "cell", "exec")]
-    while todo:
-        table = todo.pop()
-        for symbol in table.get_symbols():
-            top = table.get_type() == "module"
-            if symbol.is_referenced() and (symbol.is_global() or top):
-                used.add(symbol.get_name())
-        todo.extend(t for t in table.get_children() if "annot" not in str(t.get_type()).lower())
-    return used

@@ -30,7 +30,11 @@ def make(root: Path) -> list[str]:
     before = json.dumps(record, sort_keys=True)
     for path in sorted(p for p in source.rglob("*") if p.is_file() and not _hidden(p, source)):
         name = path.relative_to(source).as_posix()
-        line = _bring(path, target / name, name, record)
+        try:
+            line = _bring(path, target / name, name, record)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            line = f"skipped  {name}: no notebook any more, perhaps after a merge ({reason})"
         if line:
             done.append(line)
     if json.dumps(record, sort_keys=True) != before:
@@ -102,10 +106,22 @@ def _digest(data: bytes) -> str:
 
 
 def _read_record(path: Path) -> dict:
+    """What is known of earlier copies; of a damaged record only the entries that make sense."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    entries = record.items() if isinstance(record, dict) else ()
+    return {name: entry for name, entry in entries if _makes_sense(entry)}
+
+
+def _makes_sense(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("current"), str)
+        and isinstance(entry.get("made"), list)
+        and all(isinstance(digest, str) for digest in entry["made"])
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

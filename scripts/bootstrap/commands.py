@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from .environment import ROOT, Environment, child_variables, current
 from .pip import SetupError
@@ -15,6 +16,14 @@ from .setup import setup
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
 COPIER = ROOT / "ptq_course" / "classroom" / "learner_copy.py"
+# Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
+TAKE_A_VALUE = {
+    "-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--basetemp", "--capture", "--color",
+    "--confcutdir", "--deselect", "--dist", "--durations", "--durations-min", "--ignore",
+    "--ignore-glob", "--import-mode", "--junitxml", "--junit-xml", "--log-level", "--maxfail",
+    "--override-ini", "--rootdir", "--tb", "--verbosity", "--nbval-cell-timeout",
+    "--nbval-kernel-name", "--nbval-sanitize-with",
+}  # fmt: skip
 
 
 def run(arguments: list[str], help_text: str) -> int:
@@ -53,7 +62,7 @@ def set_up(arguments: list[str]) -> int:
             'and is used as it is. To bring it up to date: python -m pip install -e ".[test]"'
         )
         return 0
-    setup(environment, again=bool(arguments), latest="--latest" in arguments)
+    setup(environment, again="--again" in arguments, latest="--latest" in arguments)
     print("Everything is in place. Next: python course.py lab")
     return 0
 
@@ -72,12 +81,32 @@ def lab(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """`test [pytest's arguments]`: without any, all tests and then every notebook."""
+    """`test [pytest's arguments]`: where none names a place, all tests and then every notebook."""
     environment = ready()
-    everything = ["tests", "--notebooks"]
-    if any(NOTEBOOKS.glob("*.ipynb")):
-        everything.insert(1, "notebooks")
-    return hand_over(environment, ["-m", "pytest", *(arguments or everything)])
+    return hand_over(environment, ["-m", "pytest", *everything_unless(arguments)])
+
+
+def everything_unless(arguments: list[str]) -> list[str]:
+    """pytest's arguments: with everything where they name no place; notebooks are run as such."""
+    after = [None, *arguments]
+    places = [
+        word
+        for before, word in zip(after, arguments, strict=False)
+        if not word.startswith("-") and before not in TAKE_A_VALUE
+    ]
+    if not places:
+        places = ["tests", "notebooks"] if any(NOTEBOOKS.glob("*.ipynb")) else ["tests"]
+        return [*places, "--notebooks", *arguments]
+    chosen = {"--notebooks", "--nbval", "--nbval-lax"} & {*arguments}
+    if not chosen and any(map(is_notebook, places)):
+        return ["--notebooks", *arguments]
+    return arguments
+
+
+def is_notebook(place: str) -> bool:
+    """Whether a place of pytest's is a notebook, a cell of one, or in their folder."""
+    path = Path(place.split("::")[0])
+    return path.suffix == ".ipynb" or NOTEBOOKS in (ROOT / path, *(ROOT / path).parents)
 
 
 def doctor(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import pins
-from .environment import ROOT
+from .environment import ROOT, SPIN_COUNT
 
 FILE = ROOT / "notebooks" / "fingerprint.json"
 LIBRARIES = (
@@ -27,12 +27,10 @@ LIBRARIES = (
     "ipywidgets",
     "tqdm",
 )
-# Sums depend on how many threads share them, and sets of strings on the hash seed. The threads of
-# GNU OpenMP spin while they wait, which beside other busy programs makes a notebook many times
-# slower (measured: 0.5 s became 132 s); a short spin costs a tenth on an idle machine.
+# Sums depend on how many threads share them, and sets of strings on the hash seed.
 KERNEL_VARIABLES = {
     "OMP_NUM_THREADS": "2",
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": SPIN_COUNT,
     "MKL_NUM_THREADS": "2",
     "PYTHONHASHSEED": "0",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -44,11 +42,14 @@ def here() -> dict[str, dict[str, object]]:
     import torch
 
     versions = {name: metadata.version(name) for name in LIBRARIES}
+    has_vnni = getattr(
+        torch.cpu, "_is_vnni_supported", None
+    )  # private: another version may lack it
     return {
         "processor": {
             "family": pins.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "vnni": bool(torch.cpu._is_vnni_supported()),
+            "vnni": None if has_vnni is None else bool(has_vnni()),
         },
         "versions": {
             "system": sys.platform,

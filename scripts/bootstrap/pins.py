@@ -5,6 +5,7 @@ Only syntax that every Python knows, down to 2.7: this file has to explain itsel
 
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -28,22 +29,41 @@ def named(versions):
     return ", ".join("%d.%d" % pair for pair in versions)
 
 
-def found(path=None):
+def found(path=None, system=sys.platform):
     """The Pythons that serve and that this machine already has, as commands, newest first.
 
     Each is run once: a version manager also puts commands on the path that do not work.
     """
+    if system == "win32":
+        return found_by_launcher(listed())
     folders = (os.environ.get("PATH", "") if path is None else path).split(os.pathsep)
-    ending = ".exe" if os.name == "nt" else ""
     commands = []
     for pair in reversed(PYTHONS):
         name = "python%d.%d" % pair
         for folder in folders:
-            candidate = os.path.join(folder, name + ending)
+            candidate = os.path.join(folder, name)
             if os.path.isfile(candidate) and runs(candidate):
                 commands.append(name)
                 break
     return commands
+
+
+def found_by_launcher(lines):
+    """The commands for what `py -0p` lists, as in " -V:3.12 *  C:\\Python312\\python.exe"."""
+    there = re.findall(r"^\s*-(?:V:)?(\d+\.\d+)(?:-64)?\s", lines, flags=re.MULTILINE)
+    versions = ["%d.%d" % pair for pair in reversed(PYTHONS)]
+    return ["py -" + version for version in versions if version in there]
+
+
+def listed():
+    """What Windows' launcher says of the Pythons there are; nothing where there is no launcher."""
+    try:
+        started = subprocess.Popen(
+            ["py", "-0p"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
+        )
+        return started.communicate()[0]
+    except OSError:
+        return ""
 
 
 def runs(command):
@@ -65,7 +85,7 @@ def refusal(version, system, processor, path=None):
             "This is Python %d.%d. The course runs on Python %s."
             % (version[0], version[1], named(PYTHONS))
         ]
-        usable = found(path)
+        usable = found(path, system)
         if usable:
             lines.append("This machine has one that serves:")
             lines.append("    %s course.py lab" % usable[0])
@@ -73,7 +93,8 @@ def refusal(version, system, processor, path=None):
             lines.append(
                 "Install one of them (python.org, conda, or your system's packages), then run"
             )
-            lines.append("    python%d.%d course.py lab" % PYTHONS[1])
+            command = "py -%d.%d" if system == "win32" else "python%d.%d"
+            lines.append("    %s course.py lab" % (command % PYTHONS[1]))
         return "\n".join(lines)
     if system == "darwin" and processor in ("x86_64", "i386"):
         return "\n".join(

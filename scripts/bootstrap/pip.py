@@ -30,6 +30,7 @@ _NETWORK = (
 )
 _NO_WHEEL = ("no matching distribution found", "could not find a version")
 _CONFLICT = ("resolutionimpossible", "conflicting dependencies")
+_LONG_PATH = ("long path support", "winerror 206", "filename or extension is too long")
 _AGAIN = "Then run the same command again: it continues where it stopped."
 
 
@@ -40,20 +41,31 @@ class SetupError(Exception):
     """A setup that cannot go on; its text says why and what to do."""
 
 
+class NetworkError(SetupError):
+    """The package index could not be reached, or not trusted."""
+
+
 class NoVersionError(SetupError):
     """No build of a wanted version fits this system, or the versions exclude one another."""
 
 
-def install(environment: Environment, arguments: list[str], progress: bool = False) -> None:
+def install(
+    environment: Environment,
+    arguments: list[str],
+    progress: bool = False,
+    patient: bool = True,
+) -> None:
     """Run `pip install` in the environment; all that it says goes to `.venv/setup.log`.
 
     On the terminal: pip's own progress where asked for (for one large download), otherwise a line
-    for each download of a megabyte and more. Raises SetupError, with the cause in plain words,
-    where pip fails.
+    for each download of a megabyte and more. Not `patient`: an index that does not answer is asked
+    once. Raises SetupError, with the cause in plain words, where pip fails.
     """
     command = [str(environment.python), "-m", "pip", "install", *arguments]
     variables = child_variables(environment)
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUNBUFFERED="1")
+    if not patient:
+        variables["PIP_RETRIES"] = "0"  # by a variable, which pip's own helpers hear of as well
     running = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -75,15 +87,16 @@ def install(environment: Environment, arguments: list[str], progress: bool = Fal
                 print(f"        installing {line.count(',') + 1} of them", flush=True)
     if running.returncode:
         complaints = "".join(said)
-        kind = NoVersionError if _is_about_versions(complaints) else SetupError
-        raise kind(explain(complaints, arguments))
+        raise _kind(complaints)(explain(complaints, arguments))
 
 
-def _is_about_versions(complaints: str) -> bool:
+def _kind(complaints: str) -> type[SetupError]:
     text = complaints.lower()
-    if any(sign in text for sign in (*_SPACE, *_CERTIFICATE, *_NETWORK)):
-        return False  # pip then also says that it found no version
-    return any(sign in text for sign in (*_NO_WHEEL, *_CONFLICT))
+    if any(sign in text for sign in _SPACE):
+        return SetupError
+    if any(sign in text for sign in (*_CERTIFICATE, *_NETWORK)):
+        return NetworkError  # pip then also says that it found no version
+    return NoVersionError if any(sign in text for sign in (*_NO_WHEEL, *_CONFLICT)) else SetupError
 
 
 def explain(complaints: str, arguments: list[str]) -> str:
@@ -93,6 +106,12 @@ def explain(complaints: str, arguments: list[str]) -> str:
         return (
             "The disk is full (pip also unpacks into the system's temporary folder).\n"
             f"Make room, or point TMPDIR (on Windows TEMP) to a larger disk. {_AGAIN}"
+        )
+    if any(sign in text for sign in _LONG_PATH):
+        return (
+            "Windows refused a path of more than 260 characters. Move the course to a folder with\n"
+            'a short path, such as C:\\ptq, or enable long paths (search "Windows long paths").\n'
+            f"{_AGAIN}"
         )
     if any(sign in text for sign in _CERTIFICATE):
         return (

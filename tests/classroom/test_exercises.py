@@ -115,6 +115,31 @@ def test_the_learners_own_line_is_shown():
     assert failure.location.endswith("in helper: return x.reshape(7)")
 
 
+def test_under_a_decorator_too():
+    @torch.no_grad()
+    def broken(x):
+        return x.reshape(7)
+
+    failure = examine(make(), broken).failure
+    assert failure.location.endswith("in broken: return x.reshape(7)")
+
+
+def test_an_answer_that_breaks_the_comparison_is_a_wrong_answer():
+    def compare(got, expected, x):
+        assert got.items() == expected
+
+    def property_of(fn):
+        fn(torch.zeros(1)).items()
+
+    failure = examine(make(compare=compare), lambda x: torch.zeros(2)).failure
+    assert failure.headline == "the result could not be compared"
+    assert (failure.case, list(failure.got)) == ("small", [0, 0])
+    failure = examine(make(cases=None, check=property_of), double).failure
+    assert failure.headline == "the result could not be compared"
+    assert list(failure.got) == [0]
+    assert "AttributeError" in failure.cause
+
+
 def test_a_librarys_not_implemented_is_an_error_not_a_stub():
     def sparse(x):
         return torch.linalg.svd(x.to_sparse())

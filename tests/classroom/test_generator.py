@@ -157,6 +157,8 @@ def test_developing_a_flat_grey_gives_its_steps_back():
         ({"difficulty": "brutal"}, "standard"),
         ({"shift": "foggy"}, "grayscale"),
         ({"rare": {"fog": 0.1}}, "flash"),
+        ({"rare": {"flash": 0.9, "night": 0.9}}, "at most 1 together"),
+        ({"rare": {"flash": -0.1}}, "0 to 1"),
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(arguments, message):

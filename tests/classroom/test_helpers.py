@@ -107,3 +107,22 @@ def test_prediction_is_compared(capsys):
     assert "you said 3 %, measured 4.5 %: off by 1.5 points" in said
     assert "measured 4.5 % (no prediction to compare)" in said
     assert "you said kl, measured mse: not so" in said
+
+
+@pytest.mark.parametrize("helper", [hint, solution, reset])
+def test_an_unknown_exercise_is_said_and_no_traceback(helper, capsys):
+    helper("01.9")
+    assert "no exercise '01.9'; chapter 01 has 01.1" in capsys.readouterr().out
+    helper("98.1")
+    assert "no exercises for chapter '98'" in capsys.readouterr().out
+
+
+def test_reset_says_that_the_saved_function_stays(course: Path, capsys):
+    reset("prep.2")
+    assert "still holds" not in capsys.readouterr().out
+    (course / "course.py").touch()
+    saved = course / "my_course" / "my_ptq.py"
+    saved.write_text("# >>> prep.2\ndef wrap(): ...\n# <<< prep.2\n", encoding="utf-8")
+    reset("prep.2")
+    assert "my_ptq.py still holds the version that passed" in capsys.readouterr().out
+    assert "wrap" in saved.read_text(encoding="utf-8")

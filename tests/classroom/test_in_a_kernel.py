@@ -50,6 +50,7 @@ def chapter(answer: str = "raise NotImplementedError") -> NotebookBuilder:
 def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("notebooks", "ptq_course"):
         (tmp_path / name).mkdir()
+    (tmp_path / "course.py").touch()
     paths = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
     return tmp_path

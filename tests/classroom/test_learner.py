@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import linecache
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 import torch
 
 from ptq_course.affine import IntGrid
-from ptq_course.classroom import check, learner
+from ptq_course.classroom import check, learner, learner_file
 from ptq_course.classroom.exercises import everything
 from ptq_course.classroom.expect import expect_close
 from ptq_course.classroom.values import snapshot
@@ -37,7 +41,9 @@ def nearest(value):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "with space" / "my_course"
-    folder.mkdir(parents=True)
+    (folder.parent / "ptq_course").mkdir(parents=True)
+    (folder.parent / "course.py").touch()
+    folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
 
@@ -122,6 +128,183 @@ def test_an_answer_under_another_name(here: Path):
     cells = Cells()
     check("prep.2", cells.run(WRAP.replace("def wrap", "def my_wrap"))["my_wrap"])
     assert learner.function("wrap")(128, 8) == -128
+
+
+SAVER = """
+import os, sys, time
+from ptq_course.classroom import exercises, learner
+replace = os.replace
+os.replace = lambda *places: (time.sleep(0.3), replace(*places))  # a disk that takes its time
+mine = [exercises.get(id) for id in sys.argv[2:]]
+print("ready", flush=True)
+sys.stdin.readline()  # all start at the same moment
+for exercise in mine:
+    learner.save(exercise, exercise.reference)
+"""
+
+
+def test_notebooks_that_save_at_once_lose_nothing(here: Path):
+    pairs = [("prep.1", "prep.2", "01.1"), ("01.2", "08.1", "08.2")]
+    command = [sys.executable, "-W", "ignore", "-c", SAVER, str(here)]
+    root = Path(learner.__file__).resolve().parents[2]
+    variables = os.environ | {"PYTHONPATH": str(root)}
+    running = [
+        subprocess.Popen(
+            [*command, *ids], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=here,
+            env=variables,
+        )
+        for ids in pairs
+    ]  # fmt: skip
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    said = []
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        said.append(process.communicate(timeout=120)[0])
+        assert process.returncode == 0
+    text = (here / "my_ptq.py").read_text(encoding="utf-8")
+    assert [id for ids in pairs for id in ids if f"# >>> {id}\n" not in text] == [], said
+    assert ["not saved" in each for each in said] == [False, False]
+    assert list(here.iterdir()) == [here / "my_ptq.py"]
+
+
+def test_a_lock_that_a_dead_notebook_left_is_taken_away(here: Path, monkeypatch, capsys):
+    lock = here / ".my_ptq.py.lock"
+    lock.touch()
+    monkeypatch.setattr(learner_file, "WAIT", 0.2)
+    check("prep.2", Cells().run(WRAP)["wrap"])
+    assert "another notebook holds" in capsys.readouterr().out
+    long_ago = time.time() - 2 * learner_file.STALE
+    os.utime(lock, (long_ago, long_ago))
+    check("prep.2", Cells().run(WRAP)["wrap"])
+    assert "saved into" in capsys.readouterr().out
+    assert list(here.iterdir()) == [here / "my_ptq.py"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(here: Path, capsys):
+    if not hasattr(os, "geteuid") or os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    here.chmod(0o555)
+    try:
+        check("prep.2", Cells().run(WRAP)["wrap"])
+    finally:
+        here.chmod(0o755)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 2
+    assert "✓ prep.2 wrap passes\n  (not saved into my_ptq.py: Permission denied" in said
+
+
+def test_a_file_that_another_program_holds_is_said_in_one_line(here: Path, monkeypatch, capsys):
+    def refuses(part, path):
+        raise PermissionError(13, "The process cannot access the file", str(path))
+
+    monkeypatch.setattr(os, "replace", refuses)
+    check("prep.2", Cells().run(WRAP)["wrap"])
+    said = capsys.readouterr().out
+    assert "open in another program" in said
+    assert said.count("\n") == 2
+    assert list(here.iterdir()) == []
+
+
+def test_a_folder_of_that_name_elsewhere_is_not_the_copy(here: Path, monkeypatch):
+    assert learner.home() == here
+    (here.parent / "course.py").unlink()
+    assert learner.home() is None
+    monkeypatch.setenv("PTQ_MY_COURSE", str(here))
+    assert learner.home() == here
+
+
+def test_functions_under_a_decorator_are_saved(here: Path, capsys):
+    cells = Cells()
+    cells.run(
+        "import functools\n"
+        "def loud(fn):\n"
+        "    @functools.wraps(fn)\n"
+        "    def inner(*args):\n"
+        "        return fn(*args)\n"
+        "    return inner\n"
+    )
+    cells.run("@torch.no_grad()\n@loud" + WRAP)
+    check("prep.2", cells.space["wrap"])
+    assert "saved into" in capsys.readouterr().out
+    text = (here / "my_ptq.py").read_text(encoding="utf-8")
+    assert "@torch.no_grad()\n@loud\ndef wrap" in text
+    assert learner.function("wrap")(130, 8) == -126
+
+
+def test_classes_and_numpy_numbers_come_along(here: Path, capsys):
+    cells = Cells()
+    cells.run(
+        "import numpy as np\nfrom dataclasses import dataclass\nfrom typing import NamedTuple"
+    )
+    cells.run("two, huge = np.int64(2), float('inf')\nsame = np.float32(1.0)\nyes = np.bool(True)")
+    cells.run("@dataclass\nclass Ring:\n    size: int\n\n    def half(self):\n"
+              "        return self.size // two")  # fmt: skip
+    cells.run("class Pair(NamedTuple):\n    low: int\n    high: int\n")
+    cells.run("class Bits(Pair):\n    pass\n")
+    cells.run("def wrap(value, bits):\n    ring = Ring(2**bits)\n    ends = Bits(-ring.half(), 0)\n"
+              "    assert yes and same < huge\n"
+              "    return (value - ends.low) % ring.size + ends.low\n")  # fmt: skip
+    check("prep.2", cells.space["wrap"])
+    assert "saved into" in capsys.readouterr().out
+    assert learner.function("wrap")(130, 8) == -126
+    space: dict = {}
+    exec((here / "my_ptq.py").read_text(encoding="utf-8"), space | {"__name__": "__main__"})
+
+
+def test_a_class_that_is_defined_again_is_taken_as_it_is_now(here: Path):
+    cells = Cells()
+    for step in (3, 1):
+        cells.run(f"class Step(tuple):\n    size = {step}\n")
+    cells.run(
+        WRAP.replace("return (", "return Step.size * (").replace("bits - 1", "bits - Step.size")
+    )
+    check("prep.2", cells.space["wrap"])
+    assert learner.function("wrap")(130, 8) == -126
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("wrap = lambda value, bits: real(value, bits)", "a lambda cannot be saved"),
+        ("wrap = functools.partial(real)", "this is a partial"),
+        ("def make(h):\n    def wrap(value, bits):\n        return real(value, bits) + h\n"
+         "    return wrap\nwrap = make(0)", "inside another function and uses its h"),
+        ("def hide(fn):\n    def inner(*args):\n        return fn(*args)\n    return inner\n"
+         "wrap = hide(real)", "write functools.wraps into your decorator"),
+        ("class Wrap:\n    def __call__(self, value, bits):\n        return real(value, bits)\n"
+         "wrap = Wrap()", "this is a Wrap"),
+        ("later = eval('lambda v, b: real(v, b)')\nlater.__name__ = 'later'\n"
+         "def wrap(value, bits):\n    return later(value, bits)",
+         "source of `later` cannot be found"),
+        ("table = torch.zeros(1)\ndef wrap(value, bits):\n    table\n    return real(value, bits)",
+         "uses `table` of the notebook, a Tensor"),
+        ("odd = type('Odd', (), {})\ndef wrap(value, bits):\n    odd\n    return real(value, bits)",
+         "source of the class `Odd` cannot be found"),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_a_text_of_its_own(here: Path, capsys, source, reason):
+    cells = Cells()
+    cells.run("import functools" + WRAP.replace("wrap", "real"))
+    check("prep.2", cells.run(source)["wrap"])
+    said = capsys.readouterr().out
+    assert "(not saved into my_ptq.py: " in said
+    assert reason in said
+
+
+def test_checking_once_more_for_the_file_prints_and_warns_nothing(here: Path, recwarn, capsys):
+    cells = Cells()
+    cells.run("import warnings")
+    cells.run(WRAP.replace('"""Mine."""', 'print("seen"); warnings.warn("seen", stacklevel=1)'))
+    cells.space["wrap"](1, 8)
+    check("prep.2", cells.space["wrap"])
+    once = capsys.readouterr().out.count("seen"), len(recwarn)
+    check("prep.2", cells.space["wrap"], strict=True)
+    again = capsys.readouterr().out.count("seen"), len(recwarn)
+    assert once[0] == again[0] + 1
+    assert "my_ptq.py" not in {Path(str(w.filename)).name for w in recwarn}
 
 
 def test_what_cannot_be_saved_says_why(here: Path, capsys):

@@ -127,6 +127,47 @@ def test_a_lost_record_loses_no_work(root: Path):
     assert (root / "my_course" / "00_start.ipynb").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["[]", "3", "null", '{"00_start.ipynb": 3}',
+     '{"00_start.ipynb": {"made": "abc", "current": ""}}',
+     '{"00_start.ipynb": {"stamp": 1, "made": [[1]], "current": "x"}}', "\\udcff"],
+)  # fmt: skip
+def test_a_damaged_record_loses_no_work_and_is_mended(root: Path, damage: str):
+    make(root)
+    (root / "my_course" / "00_start.ipynb").write_text("mine", encoding="utf-8")
+    state = root / "my_course" / learner_copy.RECORD
+    state.write_text(damage, encoding="utf-8")
+    make(root)
+    assert (root / "my_course" / "00_start.ipynb").read_text(encoding="utf-8") == "mine"
+    assert set(json.loads(state.read_text(encoding="utf-8"))) == {
+        "00_start.ipynb", "01_affine.ipynb", "images/p.png",
+    }  # fmt: skip
+    assert make(root) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n",
+        "[]",
+        "{}",
+        '{"cells": [3], "metadata": {}}',
+        "\xff",
+    ],
+)
+def test_a_damaged_notebook_is_skipped_with_a_line_and_the_others_come(root: Path, damage: str):
+    place = root / "notebooks" / "00_start.ipynb"
+    place.write_bytes(damage.encode("latin-1"))
+    done = make(root)
+    assert [line.split()[:2] for line in done] == [
+        ["skipped", "00_start.ipynb:"], ["added", "01_affine.ipynb"], ["added", "images/p.png"],
+    ]  # fmt: skip
+    assert "\n" not in done[0]
+    rewrite(place, notebook("mended"))
+    assert make(root) == ["added    00_start.ipynb"]
+
+
 def test_solutions_of_the_committed_notebooks_do_not_reach_the_learner():
     folder = Path(learner_copy.__file__).resolve().parents[2] / "notebooks"
     for path in folder.glob("*.ipynb"):

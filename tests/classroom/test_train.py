@@ -79,3 +79,20 @@ def test_batch_norm_is_estimated_over_all_pictures():
     assert torch.allclose(net[0].running_mean, inputs.mean((0, 2, 3)), atol=1e-4)
     variances = torch.stack([part.var((0, 2, 3)) for part in inputs.split(32)])
     assert torch.allclose(net[0].running_var, variances.mean(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [
+        ("--arch resnet", "--arch resnet"),
+        ("--arch mobilenet --seed 0 --lr 0.2 --fresh --work /tmp/x", "--arch mobilenet"),
+        ("--lr 0.1 --arch resnet --weight-decay 0.001 --freeze 0.5 --output x",
+         "--arch resnet --lr 0.1 --weight-decay 0.001 --freeze 0.5"),
+    ],
+)  # fmt: skip
+def test_the_recorded_command_is_the_one_that_was_given(words, recorded):
+    parser = train.arguments_of_a_run()
+    said = train.command(parser, parser.parse_args(words.split()))
+    assert said == f"python scripts/train.py {recorded}"
+    again = parser.parse_args(said.split()[2:])
+    assert again.lr == parser.parse_args(words.split()).lr

@@ -11,7 +11,8 @@ def course(tmp_path, monkeypatch):
     """A course's folder, with spaces in its name, that the commands take for theirs."""
     folder = tmp_path / "my ptq course"
     (folder / "notebooks").mkdir(parents=True)
-    (folder / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    project = "name = 'x'\ndependencies = []\noptional-dependencies.test = []\n"
+    (folder / "pyproject.toml").write_text(f"[project]\n{project}")
     for module in (environment, commands, pip_module, setup, doctor):
         monkeypatch.setattr(module, "ROOT", folder)
     monkeypatch.setattr(commands, "NOTEBOOKS", folder / "notebooks")

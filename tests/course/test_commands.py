@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.request
 
 import pytest
@@ -23,7 +24,46 @@ def test_test_runs_everything_when_nothing_is_named(course, handed):
     ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-q"],
+        ["-k", "two words"],
+        ["-n", "2", "--dist", "loadfile"],
+        ["--tb=short", "-x"],
+        ["-m", "a"],
+    ],
+)
+def test_options_alone_leave_nothing_out(course, handed, options):
+    (course / "notebooks" / "00_a.ipynb").write_text("{}")
+    commands.run(["test", *options], "help")
+    assert handed == [["-m", "pytest", "tests", "notebooks", "--notebooks", *options]]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "notebooks/00_a.ipynb",
+        "notebooks",
+        "notebooks/",
+        "my_course/00_a.ipynb",
+        "elsewhere/x.ipynb::3",
+    ],
+)
+def test_a_notebook_is_run_as_one(handed, place):
+    commands.run(["test", "-x", place], "help")
+    commands.run(["test", "tests", place], "help")
+    commands.run(["test", "--nbval-lax", place], "help")
+    assert handed == [
+        ["-m", "pytest", "--notebooks", "-x", place],
+        ["-m", "pytest", "--notebooks", "tests", place],
+        ["-m", "pytest", "--nbval-lax", place],
+    ]
+
+
 def test_pytest_arguments_go_on_as_they_are(handed):
+    commands.run(["test", "-k", "notebooks", "tests/course"], "help")
+    assert handed.pop() == ["-m", "pytest", "-k", "notebooks", "tests/course"]
     commands.run(["test", "tests/test_affine.py", "-k", "two words"], "help")
     assert handed == [["-m", "pytest", "tests/test_affine.py", "-k", "two words"]]
 
@@ -62,6 +102,50 @@ def test_the_environment_s_own_kernel_and_programs_come_first(course, monkeypatc
     kernels = variables["JUPYTER_PATH"].split(os.pathsep)
     assert kernels == [str(course / ".venv" / "share" / "jupyter"), "elsewhere"]
     assert "PYTHONPATH" not in variables
+
+
+def test_the_environment_s_python_takes_over(course, monkeypatch):
+    made = make_usable(course)
+    seen = {}
+
+    def execve(*words):  # the real one does not come back either
+        seen.update(run=words)
+        raise SystemExit
+
+    stand_in = types.SimpleNamespace(
+        name="posix", chdir=lambda place: seen.update(place=place), execve=execve
+    )
+    monkeypatch.setattr(commands, "os", stand_in)
+    with pytest.raises(SystemExit):
+        commands.hand_over(made, ["-m", "pytest"])
+    program, words, variables = seen["run"]
+    assert (program, words) == (str(made.python), [str(made.python), "-m", "pytest"])
+    assert variables["PYTHONUTF8"] == "1"
+    assert seen["place"] == course
+
+
+def test_windows_runs_it_waits_and_leaves_ctrl_c_to_it(course, monkeypatch):
+    made = make_usable(course)
+    seen = []
+    stand_in = types.SimpleNamespace(name="nt", chdir=seen.append)
+    monkeypatch.setattr(commands, "os", stand_in)
+    monkeypatch.setattr(commands.signal, "signal", lambda *words: seen.append(words))
+    monkeypatch.setattr(commands.subprocess, "call", lambda words, env: seen.append(words) or 7)
+    assert commands.hand_over(made, ["-m", "pytest"]) == 7
+    place, (interrupt, handler), words = seen
+    assert (place, words) == (course, [str(made.python), "-m", "pytest"])
+    assert (interrupt, handler) == (commands.signal.SIGINT, commands.signal.SIG_IGN)
+
+
+def test_a_console_that_lacks_a_character_is_no_traceback(root):
+    variables = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import course; course.main(['--help']);"
+        "print('\\u2713 done')"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert done.stdout.endswith("? done\n"), done.stderr
 
 
 def test_help_and_unknown_commands(capsys):

@@ -75,6 +75,12 @@ def test_the_probe_runs_in_this_environment(root):
     assert facts["runtime"]["careful_wrong"] == 0
 
 
+def test_a_torch_without_its_private_question_for_vnni(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
+    assert fingerprint.here()["processor"]["vnni"] is None
+
+
 def test_fingerprints_match_or_say_how_they_differ(tmp_path):
     here = {"processor": {"capability": "AVX2"}, "versions": {"torch": "2.13.0"}}
     file = tmp_path / "fingerprint.json"

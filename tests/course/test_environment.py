@@ -1,11 +1,13 @@
 """When an environment is complete, and which one is used."""
 
 import json
+import os
 import sys
+import types
 from pathlib import Path
 
 import pytest
-from bootstrap import environment, pins
+from bootstrap import environment, fingerprint, pins
 from bootstrap.environment import Environment
 from course_folder import make_usable
 
@@ -60,3 +62,29 @@ def test_an_active_environment_with_the_course_is_used_and_never_changed(tmp_pat
     other = environment.current(tmp_path / "another copy")
     assert other.managed
     assert other.folder == tmp_path / "another copy" / ".venv"
+
+
+def test_where_windows_keeps_the_interpreter(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "os", types.SimpleNamespace(name="nt"))
+    made = Environment(tmp_path, managed=True)
+    assert made.python == tmp_path / "Scripts" / "python.exe"
+
+
+def test_programs_speak_utf8_and_their_threads_do_not_spin_unless_told(course, monkeypatch):
+    for name in ("PYTHONUTF8", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    made = make_usable(course)
+    variables = environment.child_variables(made)
+    assert (variables["PYTHONUTF8"], variables["GOMP_SPINCOUNT"]) == ("1", "1000")
+    assert fingerprint.KERNEL_VARIABLES["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment.child_variables(made)["GOMP_SPINCOUNT"] == "7"
+
+
+def test_an_answer_in_any_encoding_is_read(course):
+    if os.name == "nt":
+        pytest.skip("shell scripts")
+    made = make_usable(course)
+    made.python.write_text("#!/bin/sh\nprintf 'gr\\303\\274n \\377'\n")
+    made.python.chmod(0o755)
+    assert environment.ask(made, "-V") == "gr\u00fcn \ufffd"

@@ -28,6 +28,29 @@ def test_a_python_on_the_path_that_works_is_named_and_a_broken_one_is_not(tmp_pa
     assert "    python3.12 course.py lab" in pins.refusal((3, 9), "linux", "x", path=str(tmp_path))
 
 
+LAUNCHER = """\
+ -V:3.15 *        C:\\Python315\\python.exe
+ -V:3.13-32       C:\\Python313-32\\python.exe
+ -V:3.12          C:\\Users\\Ada Lovelace\\Python312\\python.exe
+ -3.11-64         C:\\Python311\\python.exe
+"""
+
+
+def test_windows_is_told_what_its_launcher_can_start(monkeypatch):
+    assert pins.found_by_launcher(LAUNCHER) == ["py -3.12", "py -3.11"]
+    monkeypatch.setattr(pins, "listed", lambda: LAUNCHER)
+    assert "    py -3.12 course.py lab" in pins.refusal((3, 9), "win32", "amd64")
+    monkeypatch.setattr(pins, "listed", lambda: "")
+    said = pins.refusal((3, 9), "win32", "amd64")
+    assert "Install one of them" in said
+    assert "    py -3.12 course.py lab" in said
+
+
+def test_a_machine_without_the_launcher(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert pins.listed() == ""
+
+
 def test_an_intel_mac_is_sent_to_a_hub():
     said = pins.refusal((3, 12), "darwin", "x86_64")
     assert f"version {pins.TORCH} has no wheel" in said

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from bootstrap import pip as pip_module
-from bootstrap.pip import NoVersionError, SetupError
+from bootstrap.pip import NetworkError, NoVersionError, SetupError
 from course_folder import make_usable
 
 
@@ -17,6 +17,10 @@ from course_folder import make_usable
         ("Max retries exceeded with url /simple\nERROR: No matching distribution found", "network"),
         ("SSLError(SSLCertVerificationError: CERTIFICATE_VERIFY_FAILED", "PIP_CERT"),
         ("ERROR: No matching distribution found for torch==2.13.0", "No build of 'torch==2.13.0'"),
+        (
+            "OSError: ... HINT: ... does not have Windows Long Path support enabled.",
+            "260 characters",
+        ),
         ("ERROR: something else\nmore", "    ERROR: something else"),
     ],
 )
@@ -66,7 +70,9 @@ def test_pip_failing_raises_with_the_reason(pip_that):
     [
         ("ERROR: No matching distribution found for numpy==9", NoVersionError),
         ("ERROR: ResolutionImpossible: for help visit ...", NoVersionError),
-        ("Max retries exceeded with url /simple; No matching distribution found", SetupError),
+        ("Max retries exceeded with url /simple; No matching distribution found", NetworkError),
+        ("CERTIFICATE_VERIFY_FAILED; No matching distribution found", NetworkError),
+        ("No space left on device; Max retries exceeded", SetupError),
     ],
 )
 def test_a_version_that_does_not_exist_is_told_from_a_network_that_fails(pip_that, complaint, kind):

@@ -1,12 +1,13 @@
 """Setting up, with pip replaced: what is installed, in which order, and what stops it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bootstrap import commands, fingerprint, pins, setup
 from bootstrap.environment import Environment
-from bootstrap.pip import NoVersionError, SetupError
+from bootstrap.pip import NetworkError, NoVersionError, SetupError
 from course_folder import make_usable
 
 
@@ -15,7 +16,7 @@ def fake_pip(course, monkeypatch):
     """Records what would be installed; `fail` names the step that fails."""
     calls = []
 
-    def install(made, arguments, progress=False):
+    def install(made, arguments, **options):
         assert not made.stamp_file.exists(), "the stamp must be written last"
         calls.append(arguments)
         if fake.fail and fake.fail in " ".join(arguments):
@@ -30,6 +31,7 @@ def fake_pip(course, monkeypatch):
     monkeypatch.setattr(setup, "make_venv", lambda made: make_usable(course))
     monkeypatch.setattr(setup, "check_loads", lambda made: None)
     monkeypatch.setattr(setup, "check_build", lambda made: None)
+    monkeypatch.setattr(setup, "ask", lambda *words, **options: None)
     return fake
 
 
@@ -69,7 +71,7 @@ def test_other_versions_are_taken_where_one_has_no_build_or_on_demand(
     commands.run(["setup", "--latest"], "help")
     assert fake_pip.calls[1] == ["-e", ".[test]"]
 
-    def install(made, arguments, progress=False):
+    def install(made, arguments, **options):
         fake_pip.calls.append(arguments)
         if "-c" in arguments:
             raise NoVersionError("no build of numpy 2.4.6")
@@ -94,6 +96,113 @@ def test_a_second_setup_does_nothing_and_again_does_all(course, fake_pip):
     assert len(fake_pip.calls) == 2
     commands.run(["setup", "--again"], "help")
     assert len(fake_pip.calls) == 4
+
+
+def test_a_repeated_start_runs_no_program_at_all(course, fake_pip, monkeypatch):
+    """What makes it start at once: no pip, no Python of the environment, nothing."""
+    commands.run(["setup"], "help")
+
+    def never(*words, **options):
+        raise AssertionError(f"{words} was run")
+
+    for owner, name in [(setup, "install"), (setup, "ask"), (setup, "check_disk"),
+                        (subprocess, "run"), (subprocess, "Popen")]:  # fmt: skip
+        monkeypatch.setattr(owner, name, never)
+    assert commands.ready().complete
+
+
+def test_again_installs_over_what_is_there_but_never_another_torch(course, fake_pip, monkeypatch):
+    monkeypatch.setattr(setup, "ask", lambda *words, **options: "numpy==2.4.6\nodd @ file:///x\n")
+    commands.run(["setup"], "help")
+    assert not any("--force-reinstall" in call for call in fake_pip.calls)
+    del fake_pip.calls[:]
+    commands.run(["setup", "--again"], "help")
+    torch, rest, over = fake_pip.calls
+    assert torch[:2] == ["--force-reinstall", "--no-deps"]
+    assert "--force-reinstall" not in rest
+    assert over[:3] == ["--force-reinstall", "--no-deps", "-r"]
+    assert Path(over[3]).read_text() == "numpy==2.4.6\n"
+
+
+@pytest.fixture
+def offline(course, fake_pip, monkeypatch):
+    """A complete set-up; then the versions of the notebooks change and no index answers."""
+    commands.run(["setup"], "help")
+    executed_with(course, numpy="2.5.0")
+    project = 'dependencies = ["numpy>=2"]\noptional-dependencies.test = ["pytest>=8"]\n'
+    (course / "pyproject.toml").write_text(f"[project]\n{project}")
+    (course / "libraries").mkdir()
+    asked = []
+
+    def ask(made, *words, late=None):
+        asked.append(words)
+        return f"{course / 'libraries'}\n" if ask.satisfied else None
+
+    def install(made, arguments, **options):
+        raise NetworkError("The package index could not be reached. Check the network.\nAnd more.")
+
+    ask.satisfied, ask.asked = True, asked
+    monkeypatch.setattr(setup, "ask", ask)
+    monkeypatch.setattr(setup, "install", install)
+    return ask
+
+
+def test_without_a_network_what_is_installed_serves(course, offline, capsys):
+    assert commands.run(["setup"], "help") == 0
+    said = capsys.readouterr().out
+    assert "could not be reached" in said
+    assert "going on with it" in said
+    assert offline.asked[0][2:] == ("numpy>=2", "pytest>=8")
+    pointer = course / "libraries" / setup.POINTER
+    assert pointer.read_text(encoding="utf-8") == f"{course}\n"
+    assert not Environment(course / ".venv", managed=True).complete  # the next start asks again
+
+
+def test_without_a_network_what_is_missing_or_does_not_load_stops(
+    course, offline, monkeypatch, capsys
+):
+    offline.satisfied = False
+    assert commands.run(["setup"], "help") == 1
+    assert "could not be reached" in capsys.readouterr().err
+    offline.satisfied = True
+    assert commands.run(["setup", "--again"], "help") == 1
+
+    def broken(made):
+        raise SetupError("torch does not load")
+
+    monkeypatch.setattr(setup, "check_loads", broken)
+    assert commands.run(["setup"], "help") == 1
+    assert "could not be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wanted", "there"), [("pytest>=1", True), ("pytest>=99", False),
+                                               ("no-such-library>=1", False)])  # fmt: skip
+def test_what_is_satisfied_is_asked_of_the_environment_itself(wanted, there):
+    made = Environment(Path(sys.prefix), managed=False)
+    answer = setup.ask(made, "-c", setup.SATISFIED, "pytest", wanted)
+    assert bool(answer) is there
+    assert not there or Path(answer.strip()).is_dir()
+
+
+def test_pip_says_where_the_course_lies_once_it_can(course, fake_pip, monkeypatch):
+    pointer = course / ".venv" / "lib" / "python3.12" / "site-packages" / setup.POINTER
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("elsewhere")
+    assert commands.run(["setup"], "help") == 0
+    assert not pointer.exists()
+
+
+def test_an_environment_that_is_slow_to_answer_is_kept(course, monkeypatch):
+    made = make_usable(course)
+
+    def slow(command, **options):
+        if "venv" in command:
+            raise AssertionError("it would be made anew")
+        raise subprocess.TimeoutExpired(command, 120)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    setup.make_venv(made)
+    assert setup.ask(made, "-c", "") is None
 
 
 def test_a_setup_that_stopped_half_way_continues(course, fake_pip, capsys):
