@@ -149,7 +149,7 @@ def test_a_good_notebook_has_no_faults():
         (lambda c: c[1]["metadata"].pop("ptq"), "no metadata.ptq.exercise"),
         (lambda c: c[3].update(source=["qparams_solution(0, 1, 2)"]), "uses qparams_solution"),
         (lambda c: c.pop(0), "nobody imported hint, reset, solution"),
-        (lambda c: c[0].update(source=["from ptq_course.classroom import hint"]), "imported reset,"),
+        (lambda c: c[0].update(source=["from ptq_course.classroom import hint"]), "imported reset"),
         (lambda c: c.append(c.pop(0)), "cell 2 checks, and nobody imported"),
     ],
 )  # fmt: skip
