@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ptq_course.classroom.expect import Failure, expect_close, expect_unchanged
-from ptq_course.classroom.values import brief, same, snapshot
+from ptq_course.classroom.values import alike, brief, same, snapshot
 
 if TYPE_CHECKING:
     from ptq_course.classroom.exercises import Exercise
@@ -70,11 +70,13 @@ def examine(exercise: Exercise, fn: Callable[..., Any]) -> Result:
         if probe.calls and not failure.inputs:
             args = probe.calls[-1][0]
             failure.inputs = dict(zip(_names(exercise, args), args, strict=False))
-        if not failure.cause:
-            failing = len(probe.calls) - 1
-            with contextlib.suppress(Exception):  # an odd answer that cannot be compared
+        failing = len(probe.calls) - 1
+        with contextlib.suppress(Exception):  # an odd answer that cannot be compared
+            right = failure.tentative and _right_numbers(exercise, probe.calls)
+            if not failure.cause or (failure.tentative and not right):
                 _run_on(exercise, probe)
-                failure.cause = _diagnose(exercise, probe.calls, failing)
+                known = _diagnose(exercise, probe.calls, failing, failure.structure)
+                failure.cause = known or failure.cause
         return Result(exercise, "failed", failure, probe.calls)
     return Result(exercise, "passed", calls=probe.calls)
 
@@ -144,14 +146,29 @@ def _run_on(exercise: Exercise, probe: Probe) -> None:
             continue
 
 
-def _diagnose(exercise: Exercise, calls: list, failing: int) -> str:
-    """The cause whose wrong answer equals the learner's on the failing call and on most others."""
+def _diagnose(exercise: Exercise, calls: list, failing: int, structure: bool = False) -> str:
+    """The cause whose wrong answer equals the learner's on the failing call and on most others.
+
+    structure: what failed is not a number; then only an answer of the very same structure counts.
+    """
     best, cause = len(calls) // 2, ""  # a look-alike on a single input is not a cause
-    for wrong, sentence in exercise.diagnoses:
-        agree = [same(got, _outcome(wrong, args, kwargs)) for args, kwargs, got in calls]
-        if calls and agree[failing] and sum(agree) > best:
+    for wrong, sentence in exercise.diagnoses if calls else ():
+        outcomes = [_outcome(wrong, args, kwargs) for args, kwargs, _ in calls]
+        if structure and not alike(calls[failing][2], outcomes[failing]):
+            continue
+        agree = [
+            exercise.agree(got, outcome)
+            for (_, _, got), outcome in zip(calls, outcomes, strict=True)
+        ]
+        if agree[failing] and sum(agree) > best:
             best, cause = sum(agree), sentence
     return cause
+
+
+def _right_numbers(exercise: Exercise, calls: list) -> bool:
+    """Whether the last call gave what the reference gives."""
+    args, kwargs, got = calls[-1]
+    return same(got, _outcome(exercise.reference, args, kwargs))
 
 
 def _outcome(fn: Callable[..., Any], args: tuple, kwargs: dict) -> Any:

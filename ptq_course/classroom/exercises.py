@@ -15,6 +15,7 @@ from typing import Any
 
 from ptq_course.classroom.examine import Probe, Result, examine
 from ptq_course.classroom.expect import Failure
+from ptq_course.classroom.values import same
 
 Cases = Callable[[], Iterable[tuple[str, dict[str, Any]]]]
 
@@ -28,6 +29,8 @@ class Exercise:
     compare: compare(got, expected, **inputs) raises Failure; default expect_close(rtol, atol).
     check: check(fn) for properties beyond single cases; fn is a `Probe` around the learner's.
     diagnoses: (known wrong answer, likely cause). accepted: right answers written differently.
+    agree: agree(got, known wrong answer), whether the two do the same; where chance plays a part,
+        equality would never find it.
     """
 
     id: str
@@ -46,6 +49,7 @@ class Exercise:
     rtol: float = 1e-5
     atol: float = 1e-8
     may_change_inputs: bool = False
+    agree: Callable[[Any, Any], bool] = same
 
     @property
     def function(self) -> str:

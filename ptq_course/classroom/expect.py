@@ -27,6 +27,8 @@ class Failure(AssertionError):
         got: Any = None,
         index: tuple[int, ...] | None = None,
         cause: str = "",
+        structure: bool = False,
+        tentative: bool = False,
     ):
         super().__init__(headline)
         self.headline = headline
@@ -35,6 +37,8 @@ class Failure(AssertionError):
         self.got = got
         self.index = index
         self.cause = cause
+        self.structure = structure  # not the numbers are wrong but what holds them
+        self.tentative = tentative  # a known wrong answer that does the same is the better cause
         self.case = ""
         self.inputs: dict[str, Any] = {}
         self.location = ""  # the learner's own line, when their code raised
@@ -81,7 +85,8 @@ def expect_close(
 ) -> None:
     """Raise `Failure` unless every number of `got` is within rtol*|expected| + atol of `expected`.
 
-    A tuple expects a tuple of as many values; `where` may then name each of them.
+    A tuple expects as many values (a tuple, a list, an array or tensor of one dimension); `where`
+    may then name each of them.
     """
     if isinstance(expected, tuple | dict):
         _expect_many(got, expected, where, rtol, atol)
@@ -95,12 +100,13 @@ def expect_close(
             expected=expected,
             got=None,
             cause="the function returned nothing: is a `return` missing?",
+            structure=True,
         )
     try:
         found = as_array(got)
     except (ValueError, TypeError):
         raise Failure(
-            f"{name} should hold numbers", where=name, expected=expected, got=got
+            f"{name} should hold numbers", where=name, expected=expected, got=got, structure=True
         ) from None
     if found.shape != wanted.shape and not (found.size == wanted.size == 1):
         raise Failure(
@@ -108,6 +114,7 @@ def expect_close(
             where=name,
             expected=expected,
             got=got,
+            structure=True,
         )
     bad = ~np.isclose(
         found.reshape(wanted.shape).astype(np.float64),
@@ -128,6 +135,14 @@ def expect_close(
         )
 
 
+def several(got: Any, count: int) -> list[Any] | None:
+    """The `count` values that a function returned, in whatever holds them; None if it did not."""
+    flat = isinstance(got, torch.Tensor | np.ndarray) and got.ndim == 1
+    if not (isinstance(got, tuple | list) or flat) or len(got) != count:
+        return None
+    return list(got)
+
+
 def _expect_many(got: Any, expected: tuple | dict, where: Any, rtol: float, atol: float) -> None:
     if isinstance(expected, dict):
         fits = isinstance(got, dict) and set(got) == set(expected)
@@ -136,13 +151,22 @@ def _expect_many(got: Any, expected: tuple | dict, where: Any, rtol: float, atol
     else:
         numbered = tuple(f"result {i}" for i in range(len(expected)))
         names = where if isinstance(where, tuple) else numbered
-        fits = isinstance(got, tuple | list) and len(got) == len(expected)
+        values = several(got, len(expected))
+        fits = values is not None
         what = f"{len(expected)} values: {', '.join(names)}"
-        pairs = list(zip(got, expected, strict=True)) if fits else []
+        pairs = list(zip(values, expected, strict=True)) if fits else []
     if not fits:
         cause = "the function returned nothing: is a `return` missing?" if got is None else ""
-        raise Failure(f"the function should return {what}", expected=expected, got=got, cause=cause)
+        raise Failure(
+            f"the function should return {what}",
+            expected=expected,
+            got=got,
+            cause=cause,
+            structure=True,
+        )
     for (one, wanted), name in zip(pairs, names, strict=True):
+        if one is None:
+            raise Failure(f"{name} is None", where=str(name), expected=wanted, structure=True)
         expect_close(one, wanted, str(name), rtol, atol)
 
 
@@ -150,6 +174,22 @@ def expect(condition: bool, headline: str, **details: Any) -> None:
     """Raise `Failure(headline, ...)` unless the condition holds."""
     if not bool(condition):
         raise Failure(headline, **details)
+
+
+def expect_number(got: Any, where: str = "the result") -> None:
+    """One number, not a list or an array that holds one: the notebooks go on computing with it."""
+    try:
+        single = not isinstance(got, tuple | list | dict) and as_array(got).ndim == 0
+    except (ValueError, TypeError):
+        single = False
+    if got is not None and not single:
+        raise Failure(
+            f"{where} should be one number",
+            where=where,
+            expected="a number",
+            got=got,
+            structure=True,
+        )
 
 
 def expect_integers(got: Any, where: str = "the result") -> None:
@@ -187,6 +227,7 @@ def expect_unchanged(before: Any, after: Any, name: str) -> None:
         expected=before,
         got=after,
         cause="an in-place operation (x -= ..., x[...] = ..., x.clamp_()): work on a copy",
+        tentative=True,
     )
 
 

@@ -115,6 +115,26 @@ def _listed(value: Any) -> list:
     return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
 
 
+def alike(a: Any, b: Any) -> bool:
+    """The same structure, whatever the numbers: (1, 2) is not like tensor([1, 2]), nor 1 like [1].
+
+    For an answer of the wrong structure: a known wrong answer explains it only if it has that one.
+    """
+    if isinstance(a, BaseException) or isinstance(b, BaseException):
+        return type(a) is type(b)
+    for kind in (tuple | list, dict):
+        if isinstance(a, kind) or isinstance(b, kind):
+            if not (isinstance(a, kind) and isinstance(b, kind) and len(a) == len(b)):
+                return False
+            if kind is dict:
+                return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
+            return all(alike(x, y) for x, y in zip(a, b, strict=True))
+    try:
+        return as_array(a).shape == as_array(b).shape
+    except (ValueError, TypeError):
+        return type(a) is type(b)
+
+
 def snapshot(value: Any) -> Any:
     """A copy that later changes cannot reach; what cannot be copied is returned as it is."""
     if isinstance(value, torch.Tensor) and not value.is_leaf:

@@ -112,6 +112,33 @@ def test_scoreboard_draws_three_bars_and_converts_the_guesses(guess: float | Non
     assert "INT8 ~1.5" in alt  # a tilde before what varies from run to run
 
 
+@pytest.mark.parametrize("guess", [(1, 8, 4), (4, 3.7, 2.4), (20, 1, 1), (-5, 0.1, 100)])
+def test_a_guess_can_be_read_and_crosses_no_value(guess: tuple[float, ...]):
+    fig, _ = plots.scoreboard(
+        {"FP32": 93.0, "INT8": 89.0},
+        {"FP32": 1.56, "INT8": 0.42},
+        {"FP32": 1.0, "INT8": 2.4, "unguarded": 2.5},
+        [Prediction(str(i), g) for i, g in enumerate(guess)],
+    )
+    fig.canvas.draw()
+    for ax in fig.axes:
+        (said,) = [t for t in ax.texts if t.get_text() == "your guess"]
+        assert said.get_window_extent().y0 > ax.bbox.y1  # above the bars, not on them
+        assert not said.get_window_extent().overlaps(ax.title.get_window_extent())
+        assert not said.get_window_extent().overlaps(ax._left_title.get_window_extent())
+        values = [t for t in ax.texts if t is not said]
+        assert len(values) == len(ax.containers[0])
+        line = ax.transData.transform((ax.lines[0].get_xdata()[0], 0))[0]
+        for box in (t.get_window_extent() for t in values):
+            assert not box.x0 <= line <= box.x1
+
+
+def test_the_class_above_the_picture_is_not_cut_off(split: Split):
+    fig, _ = plots.prediction(split.images[0], {"FP32": torch.arange(48.0)}, truth=0)
+    fig.canvas.draw()
+    assert fig.axes[0].title.get_window_extent().y1 <= fig.bbox.y1
+
+
 def test_fewer_bits_plots_what_it_says():
     rows = {"simple": (92.0, 2.5), "better": (92.5, 89.0)}
     fig, alt = plots.fewer_bits((8, 4), rows, 93.0)

@@ -49,6 +49,49 @@ def test_percentile_sweep_plots_every_series():
     assert "Min-max reaches 13" in alt
 
 
+def test_percentile_sweep_tells_each_kind_of_picture():
+    fig, alt = plots.percentile_sweep(
+        [0.1, 1, 10], [80, 85, 60], 13, 90, {"flash": [70, 60, 20]}, {"flash": 62.0}
+    )
+    plain, plain_alt = plots.percentile_sweep([0.1, 1, 10], [80, 85, 60], 13, 90)
+    assert alt == plain_alt + " On flash pictures: 70 at 0.1, 60 at 1, 20 at 10; FP32 62."
+    assert "FP32, flash 62" in [t.get_text() for t in fig.axes[0].texts]
+    assert [62.0, 62.0] in [list(line.get_ydata()) for line in fig.axes[0].lines]
+    assert len(fig.axes[0].lines) == len(plain.axes[0].lines) + 2
+
+
+def test_the_label_of_the_rule_is_inside_the_axes():
+    fig, _ = plots.loss_of_the_bulk([4.6, 46, 456], [39.7, 19.7, 1.0], 39.7)
+    fig.canvas.draw()
+    (ax,) = fig.axes
+    (label,) = [t for t in ax.texts if "factor of 10" in t.get_text()]
+    assert label.get_window_extent().y0 >= ax.bbox.y0
+
+
+def test_the_moving_average_shows_the_guess_and_hides_no_dot():
+    rising = np.geomspace(19, 136, 63)
+    maxima = {"brightest last": rising, "brightest first": rising[::-1]}
+    averages = {}
+    for name, values in maxima.items():
+        averages[name] = [values[0]]
+        for value in values[1:]:
+            averages[name].append(0.9 * averages[name][-1] + 0.1 * value)
+    guess = Prediction("02.3", 2.0, "times")
+    fig, _ = plots.moving_average(maxima, averages, guess)
+    fig.canvas.draw()
+    for ax in fig.axes:
+        (label,) = [t for t in ax.texts if "ends at" in t.get_text()]
+        box = label.get_window_extent()
+        for line in ax.lines[:2]:
+            places = ax.transData.transform(np.stack(line.get_data(), 1))
+            assert not any(box.contains(x, y) for x, y in places)
+    left, right = fig.axes
+    assert left.lines[-1].get_ydata()[0] == pytest.approx(2 * averages["brightest first"][-1])
+    assert len(right.lines) == 2
+    unguessed, _ = plots.moving_average(maxima, averages, Prediction("02.3", None))
+    assert [len(ax.lines) for ax in unguessed.axes] == [2, 2]
+
+
 def test_moving_average_and_shuffles():
     fig, alt = plots.moving_average({"one": [1, 2, 3]}, {"one": [1, 1.5, 2]})
     dots, line = fig.axes[0].lines

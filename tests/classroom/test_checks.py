@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from ptq_course.classroom import exercises
+from ptq_course.classroom.checks import ch00, ch01, ch02
 from ptq_course.classroom.exercises import Exercise, everything, examine
 from ptq_course.classroom.values import same, snapshot
 
 ALL = everything()
+Q = torch.tensor([0.025, 0.975], dtype=torch.float64)
 ids = pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
 
 
@@ -87,3 +92,71 @@ def test_reference_leaves_its_inputs_alone(exercise: Exercise):
         before = snapshot(inputs)
         exercise.reference(*inputs.values())
         assert exercise.may_change_inputs or same(before, inputs)
+
+
+def cause_of(id: str, answer) -> tuple[str, str]:
+    failure = examine(exercises.get(id), answer).failure
+    return failure.headline, failure.cause
+
+
+def drawn_means(fp_right, q_right, draws: int = 2000):
+    differences = q_right - fp_right
+    places = torch.randint(
+        len(differences), (draws, len(differences)), generator=torch.Generator().manual_seed(5)
+    )
+    return differences[places].mean(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "headline", "cause"),
+    [
+        (lambda a, b: (None, None), "low is None", ""),
+        (lambda a, b: None, "should return 2 values: low, high", "is a `return` missing?"),
+        (lambda a, b: ("a", "b"), "low should hold numbers", ""),
+        (lambda a, b: (b - a, b.mean()), "low has shape", ""),
+        (lambda a, b: (float("nan"), float("nan")), "low is not a number, but nan", ""),
+        (lambda a, b: (-1.0, float("inf")), "high is not a number, but inf", ""),
+        (lambda a, b: drawn_means(a, b).mean(), "should return 2 values", ""),
+        (lambda a, b: drawn_means(a, b).quantile(Q.flip(0)), "turned round", "lower end comes"),
+        (lambda a, b: drawn_means(a, b, 20).quantile(Q), "the interval is off", ""),
+        (lambda a, b: (b - a).quantile(Q), "the interval is off", "mean of each draw first"),
+        (lambda a, b: drawn_means(a, b).aminmax(), "the interval is off", "cut off 2.5 %"),
+        (lambda a, b: (b.mean() - a.mean() - 0.1, b.mean() - a.mean() + 0.1), "is off", ""),
+    ],
+)
+def test_an_interval_gets_the_right_cause_or_none(answer, headline: str, cause: str):
+    said, why = cause_of("00.2", answer)
+    assert headline in said
+    assert cause in why if cause else why == ""
+
+
+@pytest.mark.parametrize(
+    ("id", "answer", "cause"),
+    [
+        ("00.1", lambda fp, q, t: torch.tensor(ch00.flips(q, fp, t)), "the other way round"),
+        ("00.1", lambda fp, q, t: (fp.argmax(1) != t).sum(), ""),
+        ("00.1", lambda fp, q, t: torch.tensor(ch00.flips(fp, q, t))[:, None], ""),
+        (
+            "01.1",
+            lambda lo, hi, g: torch.tensor(ch01.qparams(lo, hi, g)[::-1]),
+            "scale comes first",
+        ),
+        ("01.1", lambda lo, hi, g: (None, None), ""),
+        (
+            "01.1",
+            lambda lo, hi, g: (1.0, 0.5) if lo == hi == 0 else ch01.qparams(lo, hi, g),
+            "never rounded",
+        ),
+        ("02.1", lambda batches, bits: [ch02.minmax_scale(batches, bits)], ""),
+        ("02.1", lambda batches, bits: [batches[-1].abs().max().item() / 127], ""),
+        ("02.2", lambda c, e, p: np.array([ch02.hist_percentile(c, e, p)]), ""),
+        (
+            "prep.6",
+            lambda x, m, v, g, b, eps: F.batch_norm(x, m, v, g, b, training=True, eps=eps),
+            "train mode",
+        ),
+    ],
+)
+def test_a_cause_fits_what_was_returned(id: str, answer, cause: str):
+    _, why = cause_of(id, answer)
+    assert cause in why if cause else why == ""

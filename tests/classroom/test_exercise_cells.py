@@ -13,6 +13,7 @@ from ptq_course.classroom import exercises
 FOLDER = Path(exercises.__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PARTS = ("exercise", "stub", "check", "solution")
+HELPERS = {"hint", "reset", "solution"}
 
 
 def cells(path: Path) -> list[dict]:
@@ -63,7 +64,8 @@ def faults(notebook: list[dict], chapter: str) -> list[str]:
             found += stub_faults(registered[key], stub)
     if None in places:
         found.append("an exercise cell has no metadata.ptq.exercise")
-    return found + solution_name_faults(notebook) + rebound_name_faults(notebook)
+    found += solution_name_faults(notebook) + rebound_name_faults(notebook)
+    return found + helper_faults(notebook)
 
 
 def stub_faults(exercise: exercises.Exercise, stub: dict) -> list[str]:
@@ -77,6 +79,24 @@ def stub_faults(exercise: exercises.Exercise, stub: dict) -> list[str]:
     if "raise NotImplementedError" not in "".join(stub["source"]):
         faults.append(f"{exercise.id}: the stub does not raise NotImplementedError")
     return faults
+
+
+def helper_faults(notebook: list[dict]) -> list[str]:
+    """A check that fails prints `stuck? hint("01.1")`; the learner must be able to run that."""
+    known: set[str] = set()
+    for number, cell in enumerate(notebook):
+        if cell["cell_type"] == "code":
+            known |= imported_from_the_classroom(code(cell))
+        missing = HELPERS - known
+        if "check" in tags(cell) and missing:
+            return [f"cell {number} checks, and nobody imported {', '.join(sorted(missing))}"]
+    return []
+
+
+def imported_from_the_classroom(tree: ast.Module) -> set[str]:
+    homes = ("ptq_course.classroom", "ptq_course.classroom.helpers")
+    imports = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module in homes]
+    return {alias.name for node in imports for alias in node.names if alias.asname is None}
 
 
 def solution_name_faults(notebook: list[dict]) -> list[str]:
@@ -122,6 +142,7 @@ def sample() -> list[dict]:
     from ptq_course.classroom.authoring import NotebookBuilder
 
     nb = NotebookBuilder("01", "Affine")
+    nb.code("from ptq_course.classroom import check, hint, reset, solution  # noqa: F401")
     for id, signature in (
         ("01.1", "qparams(lo, hi, grid)"),
         ("01.2", "quantize(x, scale, zero_point, grid)"),
@@ -137,7 +158,7 @@ def test_a_good_notebook_has_no_faults():
 
 def test_a_name_may_hold_what_learner_function_gives():
     notebook = sample()
-    notebook[2].update(source=['qparams, b = (learner.function(n) for n in ("qparams", "b"))'])
+    notebook[3].update(source=['qparams, b = (learner.function(n) for n in ("qparams", "b"))'])
     assert faults(notebook, "01") == []
 
 
@@ -145,15 +166,18 @@ def test_a_name_may_hold_what_learner_function_gives():
     ("change", "said"),
     [
         (lambda c: c.pop(), "01.2 has the cells"),
-        (lambda c: c.insert(0, c.pop(3)), "01.1 has the cells"),
-        (lambda c: c[1].update(source=["def qparams(a, b):\n", "    pass"]), "the exercise is"),
-        (lambda c: c[1]["source"].__setitem__(1, "    # nothing\n"), "no docstring"),
-        (lambda c: c[1]["source"].__setitem__(2, "    return 1"), "does not raise"),
-        (lambda c: c[0]["metadata"]["ptq"].update(exercise="01.9"), "01.9 is not in the checks"),
-        (lambda c: c[0]["metadata"].pop("ptq"), "no metadata.ptq.exercise"),
-        (lambda c: c[2].update(source=["qparams_solution(0, 1, 2)"]), "uses qparams_solution"),
-        (lambda c: c[2].update(source=["from a import qparams"]), "cell 2 defines qparams anew"),
-        (lambda c: c[3].update(source=["def quantize(x): pass"]), "cell 3 defines quantize anew"),
+        (lambda c: c.insert(1, c.pop(4)), "01.1 has the cells"),
+        (lambda c: c[2].update(source=["def qparams(a, b):\n", "    pass"]), "the exercise is"),
+        (lambda c: c[2]["source"].__setitem__(1, "    # nothing\n"), "no docstring"),
+        (lambda c: c[2]["source"].__setitem__(2, "    return 1"), "does not raise"),
+        (lambda c: c[1]["metadata"]["ptq"].update(exercise="01.9"), "01.9 is not in the checks"),
+        (lambda c: c[1]["metadata"].pop("ptq"), "no metadata.ptq.exercise"),
+        (lambda c: c[3].update(source=["qparams_solution(0, 1, 2)"]), "uses qparams_solution"),
+        (lambda c: c.pop(0), "nobody imported hint, reset, solution"),
+        (lambda c: c[0].update(source=["from ptq_course.classroom import hint"]), "imported reset"),
+        (lambda c: c.append(c.pop(0)), "cell 2 checks, and nobody imported"),
+        (lambda c: c[3].update(source=["from a import qparams"]), "cell 3 defines qparams anew"),
+        (lambda c: c[4].update(source=["def quantize(x): pass"]), "cell 4 defines quantize anew"),
     ],
 )  # fmt: skip
 def test_each_fault_is_found(change, said: str):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptq_course.classroom import check, exercises, expect
+from ptq_course.classroom import check, exercises, expect, values
 from ptq_course.classroom.examine import examine
 from ptq_course.classroom.exercises import Exercise
 from ptq_course.classroom.expect import Failure, expect_close
@@ -87,6 +87,65 @@ def test_a_look_alike_on_one_input_is_not_named():
     assert failure.cause == ""
 
 
+def two(x):
+    return x.sum(), x.max()
+
+
+def only_the_sum(x):
+    return x.sum(), x.sum()
+
+
+TWO = {
+    "signature": "two(x)",
+    "reference": two,
+    "returns": ("total", "largest"),
+    "diagnoses": ((only_the_sum, "the sum twice"), (lambda x: x.sum(), "only the sum")),
+}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: torch.stack(two(x)),
+        lambda x: np.array([float(v) for v in two(x)]),
+        lambda x: list(two(x)),
+    ],
+)
+def test_one_array_of_the_right_length_holds_several_values(answer):
+    assert examine(make(**TWO), answer).status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "headline", "cause"),
+    [
+        (lambda x: torch.stack(only_the_sum(x)), "wrong largest", "the sum twice"),
+        (lambda x: x.sum(), "should return 2 values", "only the sum"),
+        (lambda x: x.sum()[None], "should return 2 values", ""),  # neither of the two
+        (lambda x: torch.stack([*two(x), x.min()]), "should return 2 values", ""),
+        (lambda x: torch.stack(two(x))[:, None], "should return 2 values", ""),
+        (lambda x: (x.sum(), None), "largest is None", ""),
+        (lambda x: (None, None), "total is None", ""),
+    ],
+)
+def test_a_wrong_structure_gets_no_cause_of_another_structure(answer, headline: str, cause: str):
+    failure = examine(make(**TWO), answer).failure
+    assert headline in failure.headline
+    assert failure.cause == cause
+
+
+def test_alike_looks_at_the_structure_alone():
+    assert values.alike((1, 2.0), [torch.tensor(5), np.float64(0)])
+    assert values.alike({"a": [1, 2]}, {"a": torch.zeros(2)}) is False
+    assert values.alike({"a": 1}, {"b": 1}) is False
+    assert values.alike(torch.zeros(2), np.ones(2))
+    assert values.alike((1, 2), torch.tensor([1, 2])) is False
+    assert values.alike([1.0], 1.0) is False
+    assert values.alike(torch.zeros(1), 0.0) is False
+    assert values.alike(None, 1.0) is False
+    assert values.alike(ValueError("a"), ValueError("b"))
+    assert values.alike(ValueError("a"), 1) is False
+
+
 def test_index_of_a_matrix():
     def off(x):
         y = 2 * x
@@ -101,6 +160,37 @@ def test_in_place_change_is_noticed():
     failure = examine(make(), lambda x: x.mul_(2)).failure
     assert "changed its input `x` in place" in failure.headline
     assert examine(make(may_change_inputs=True), lambda x: x.mul_(2)).status == "passed"
+
+
+def test_a_known_wrong_answer_explains_more_than_the_change_in_place():
+    def clamps(x):
+        return x.clamp_(min=0) * 2
+
+    failure = examine(make(), clamps).failure
+    assert "in place" in failure.headline
+    assert failure.cause == "negative values were lost"
+    also_right = ((lambda x: 2 * x, "stored wrongly"),)  # differs in something else than numbers
+    right_numbers = examine(make(diagnoses=also_right), lambda x: x.mul_(2)).failure
+    assert "work on a copy" in right_numbers.cause
+
+
+def test_an_exercise_may_say_when_an_answer_agrees_with_a_wrong_one():
+    def roughly(got, wrong):
+        return bool((got - wrong).abs().max() < 0.1)
+
+    def nearly(x):
+        return x.clamp(min=0) * 2 + 0.01
+
+    assert examine(make(), nearly).failure.cause == ""
+    assert examine(make(agree=roughly), nearly).failure.cause == "negative values were lost"
+
+
+def test_one_number_is_not_a_list_of_one():
+    for right in (1, 2.5, np.float64(1), torch.tensor(2.0), np.array(3), None):
+        expect.expect_number(right)  # None is left to expect_close, which knows its cause
+    for wrong in ([1.0], (1.0,), torch.ones(1), np.ones((1, 1)), "one", {"a": 1}):
+        with pytest.raises(Failure, match="scale should be one number"):
+            expect.expect_number(wrong, "scale")
 
 
 def test_the_learners_own_line_is_shown():

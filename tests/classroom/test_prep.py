@@ -41,6 +41,7 @@ def test_noisy_waves_have_the_ratio_they_claim():
         ratio = 10 * np.log10((wave**2).sum() / ((noisy - wave) ** 2).sum())
         assert ratio == pytest.approx(level, abs=1e-6)
     assert "10 dB, 20 dB, 40 dB" in alt
+    assert "dotted: the wave itself" in fig.get_supxlabel()
     assert "32 %, 10 %, 1 %" in alt
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.classroom.exercises import Exercise, Probe
-from ptq_course.classroom.expect import expect, expect_close
+from ptq_course.classroom.expect import Failure, expect, expect_close
+from ptq_course.classroom.values import same
 
 Case = tuple[str, dict[str, Any]]
 
@@ -86,10 +87,23 @@ def _normed(
 ) -> Tensor:
     if how == "batch":
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+    if how == "swapped":
+        gamma, beta = beta, gamma
     if how != "last":
         mean, var, gamma, beta = (t.reshape(1, -1, 1, 1) for t in (mean, var, gamma, beta))
     below = {"no root": var + eps, "no eps": var.sqrt(), "outside": var.sqrt() + eps}
     return (x - mean) / below.get(how, (var + eps).sqrt()) * gamma + beta
+
+
+def _roughly(got: Any, wrong: Any) -> bool:
+    """Equal up to the order in which float32 sums were taken; or the same error."""
+    if same(got, wrong):
+        return True
+    try:
+        expect_close(got, wrong, rtol=1e-4, atol=1e-5)
+    except (Failure, TypeError, ValueError):
+        return False
+    return True
 
 
 def _norm_module(
@@ -107,6 +121,9 @@ def _norm_folded(
 
 
 # prep.7 hooks ------------------------------------------------------------------------------------
+
+
+ONCE = "one forward pass is enough: register all hooks first, then run the model once"
 
 
 def linear_outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -148,14 +165,33 @@ def _networks() -> Iterator[Case]:
     torch.manual_seed(9)
     plain = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     inplace = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    nested = nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, 2))
     torch.random.set_rng_state(torch_state)
     yield "Linear, Tanh, Linear", {"model": plain, "x": _random(2, 4, seed=10)}
     yield "with an in-place ReLU", {"model": inplace, "x": _random(3, 4, seed=11)}
+    yield "a module inside a module", {"model": nested, "x": _random(3, 4, seed=12)}
 
 
-def _clean_afterwards(fn: Probe) -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+class _Counted(nn.Sequential):
+    """Counts its forward passes."""
+
+    runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(x)
+
+
+def _once_and_clean_afterwards(fn: Probe) -> None:
+    model = _Counted(nn.Linear(2, 2), nn.Linear(2, 1))
     fn(model, torch.ones(1, 2))
+    expect(
+        model.runs == 1,
+        f"the model ran {model.runs} times",
+        expected="1 forward pass",
+        got=f"{model.runs} forward passes",
+        cause=ONCE,
+    )
     left = sum(len(m._forward_hooks) for m in model.modules())
     expect(
         left == 0,
@@ -166,13 +202,50 @@ def _clean_afterwards(fn: Probe) -> None:
     )
 
 
-def _linear_outputs_by_hand(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    found = {}
+class _Recorder:
+    """A hook that knows its name."""
+
+    def __init__(self, name: str, found: dict[str, Tensor]):
+        self.name, self.found = name, found
+
+    def __call__(self, _module: nn.Module, _inputs: tuple, out: Tensor) -> None:
+        self.found[self.name] = out.clone()
+
+
+def _linear_outputs_class(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    handles = [m.register_forward_hook(_Recorder(n, found)) for n, m in layers]
     with torch.no_grad():
-        for name, module in model.named_children():
-            x = module(x.clone())
-            if isinstance(module, nn.Linear):
-                found[name] = x
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _outermost_only(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    names = {name for name, _ in model.named_children()}
+    return {name: out for name, out in _hooked(model, x).items() if name in names}
+
+
+def _twice(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model(x)
+    return _hooked(model, x)
+
+
+def _last_name(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Hooks made in a loop, all of which see the loop's last name."""
+    found, handles = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            handles.append(
+                module.register_forward_hook(
+                    lambda _m, _i, out: found.update({name: out.detach().clone()})  # noqa: B023
+                )
+            )
+    model(x)
+    for handle in handles:
+        handle.remove()
     return found
 
 
@@ -253,6 +326,7 @@ EXERCISES = [
         rtol=1e-4,
         atol=1e-5,
         accepted=(_norm_module, _norm_folded),
+        agree=_roughly,
         diagnoses=(
             (
                 lambda *a: _normed(*a, how="batch"),
@@ -266,6 +340,10 @@ EXERCISES = [
             (
                 lambda *a: _normed(*a, how="no root"),
                 "divided by the variance; divide by its square root",
+            ),
+            (
+                lambda *a: _normed(*a, how="swapped"),
+                "gamma and beta are swapped: multiply by gamma, add beta",
             ),
             (lambda *a: _normed(*a, how="no eps"), "eps is missing under the root"),
             (lambda *a: _normed(*a, how="outside"), "eps belongs under the root: sqrt(var + eps)"),
@@ -287,8 +365,8 @@ EXERCISES = [
         reference=linear_outputs,
         cases=_networks,
         compare=_same_outputs,
-        check=_clean_afterwards,
-        accepted=(_linear_outputs_by_hand, _linear_outputs_try),
+        check=_once_and_clean_afterwards,
+        accepted=(_linear_outputs_class, _linear_outputs_try),
         diagnoses=(
             (
                 lambda model, x: _hooked(model, x, copy=False),
@@ -307,6 +385,17 @@ EXERCISES = [
                 lambda model, x: _hooked(model, x, remove=False),
                 "keep the handle of register_forward_hook and call handle.remove()",
             ),
+            (
+                _outermost_only,
+                "a Linear inside another module was missed: named_modules() goes through all of "
+                "them, named_children() does not",
+            ),
+            (
+                _last_name,
+                "a hook made in a loop sees the loop's last name: make it in a function that takes "
+                "the name",
+            ),
+            (_twice, ONCE),
         ),
         hints=(
             ("Where do the names come from", "for name, module in model.named_modules(): ..."),

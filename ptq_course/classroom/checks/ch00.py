@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ptq_course.classroom.exercises import Exercise
-from ptq_course.classroom.expect import Failure, expect_close
+from ptq_course.classroom.expect import expect, expect_close, several
+from ptq_course.classroom.values import as_array
 
 # 00.1 ------------------------------------------------------------------------------------------
 
@@ -96,6 +98,15 @@ def _flips_numpy(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[np.int64, np.in
     return (change == -1).sum(), (change == 1).sum()
 
 
+def _flips_stacked(fp: Tensor, q: Tensor, labels: Tensor) -> Tensor:
+    before, after = fp.argmax(dim=1) == labels, q.argmax(dim=1) == labels
+    return torch.stack([(before & ~after).sum(), (~before & after).sum()])
+
+
+def _flips_array(fp: Tensor, q: Tensor, labels: Tensor) -> np.ndarray:
+    return np.array(_flips_numpy(fp, q, labels))
+
+
 def _flips_sets(fp: Tensor, q: Tensor, labels: Tensor) -> list[int]:
     before = {i for i, k in enumerate(fp.topk(1).indices.flatten().tolist()) if k == labels[i]}
     after = {i for i, k in enumerate(q.topk(1).indices.flatten().tolist()) if k == labels[i]}
@@ -117,7 +128,7 @@ def interval(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
 
 def _rights() -> Iterator[tuple[str, dict[str, Any]]]:
     rng = np.random.default_rng(2)
-    shapes = ((800, 0.90, 0.06, 0.02), (600, 0.80, 0.02, 0.08), (1000, 0.70, 0.05, 0.05))
+    shapes = ((3200, 0.90, 0.06, 0.02), (2400, 0.80, 0.02, 0.08), (4000, 0.70, 0.05, 0.05))
     for n, accuracy, lost, gained in shapes:
         before = rng.random(n) < accuracy
         chance = rng.random(n)
@@ -133,37 +144,45 @@ SMALL = "each draw holds fewer images than there are: draw as many as you were g
 TOO_NARROW = "5 % cut off at each end leaves 90 %: cut off 2.5 %"
 ONE_SIGMA = "one standard deviation each way holds 68 %: 95 % needs nearly two"
 SIGN = "the sign: it is accuracy after (q) minus accuracy before (fp)"
+ONE_PICTURE = "this is the spread of one picture; the mean of N varies less, by the root of N"
+NO_MEANS = "quantiles of the pictures' differences: take the mean of each draw first"
+EXTREMES = "the smallest and the largest draw: cut off 2.5 % at each end"
+TURNED = "the lower end comes first"
 PERCENT = "in points of a hundred: give shares of 1"
 
 
 def _like_the_reference(got: Any, expected: tuple, fp_right: Tensor, q_right: Tensor) -> None:
-    """Chance may move an end a little; a cause is named by what it does to the width."""
-    if not isinstance(got, tuple | list) or len(got) != 2:
+    """Two numbers, in order, where the reference has them; chance may move an end a little."""
+    ends = _ends_of(got)
+    if ends is None:
         expect_close(got, expected, ("low", "high"))
-    low, high = (float(end) for end in got)
+        ends = tuple(expected)
+    low, high = ends
+    shown = {"where": "the interval", "expected": [round(end, 4) for end in expected], "got": got}
+    for name, end in (("low", low), ("high", high)):
+        expect(math.isfinite(end), f"{name} is not a number, but {end}", **shown)
+    expect(low <= high, "the interval is turned round", cause=TURNED, **shown)
     width, middle = expected[1] - expected[0], sum(expected) / 2
-    if 0.9 < (high - low) / width < 1.1 and abs((low + high) / 2 - middle) < 0.08 * width:
-        return
-    cause = _cause((high - low) / width, (low + high) / 2, middle, width)
-    raise Failure(
-        "the interval is off",
-        where="the interval",
-        expected=[round(end, 4) for end in expected],
-        got=[low, high],
-        cause=cause,
-    )
+    near = 0.88 < (high - low) / width < 1.12 and abs((low + high) / 2 - middle) < 0.08 * width
+    expect(near, "the interval is off", **shown)
 
 
-def _cause(ratio: float, found: float, middle: float, width: float) -> str:
-    if ratio > 50:
-        return PERCENT
-    if ratio < 0.05:
-        return NO_WIDTH
-    if 0.9 < ratio < 1.1:
-        return SIGN if abs(found + middle) < 0.08 * width else ""
-    if ratio < 0.9:
-        return TOO_NARROW if ratio > 0.7 else ONE_SIGMA
-    return SMALL if ratio > 2.5 else UNPAIRED
+def _ends_of(got: Any) -> tuple[float, float] | None:
+    """(low, high) as floats, or None where `got` does not hold two numbers."""
+    try:
+        low, high = (as_array(end) for end in several(got, 2) or ())
+        return float(low.item()), float(high.item())
+    except (TypeError, ValueError):
+        return None
+
+
+def _near(got: Any, wrong: Any) -> bool:
+    """Whether an answer is this wrong one, give or take 7 % of the wrong one's width."""
+    found, known = _ends_of(got), _ends_of(wrong)
+    if found is None or known is None:
+        return False
+    room = max(0.07 * (known[1] - known[0]), 1e-6)
+    return all(abs(a - b) < room for a, b in zip(found, known, strict=True))
 
 
 def _draws(count: int, size: int, seed: int = 3) -> np.ndarray:
@@ -212,6 +231,26 @@ def _in_points(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
     return _ends(100 * _means(fp_right, q_right))
 
 
+def _of_one_picture(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences = q_right - fp_right
+    middle, half = differences.mean(), 1.96 * differences.std()
+    return (middle - half).item(), (middle + half).item()
+
+
+def _without_means(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends((q_right - fp_right).numpy())
+
+
+def _extremes(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    """Where the extremes of 2,000 draws lie on average: 3.43 deviations out."""
+    means = _means(fp_right, q_right)
+    return means.mean() - 3.43 * means.std(), means.mean() + 3.43 * means.std()
+
+
+def _turned_round(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(fp_right, q_right))[::-1]
+
+
 def _interval_numpy(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
     return _ends(_means(fp_right, q_right))
 
@@ -221,6 +260,15 @@ def _interval_both(fp_right: Tensor, q_right: Tensor) -> list[Tensor]:
     means = q_right[drawn].mean(1) - fp_right[drawn].mean(1)
     means = means.sort().values
     return [means[50], means[1950]]
+
+
+def _interval_one_tensor(fp_right: Tensor, q_right: Tensor) -> Tensor:
+    means = torch.from_numpy(_means(fp_right, q_right))
+    return means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype))
+
+
+def _interval_one_array(fp_right: Tensor, q_right: Tensor) -> np.ndarray:
+    return np.percentile(_means(fp_right, q_right), [2.5, 97.5])
 
 
 def _interval_normal(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
@@ -239,7 +287,7 @@ EXERCISES = [
         reference=flips,
         cases=_networks,
         returns=("lost", "gained"),
-        accepted=(_flips_loop, _flips_numpy, _flips_sets),
+        accepted=(_flips_loop, _flips_numpy, _flips_sets, _flips_stacked, _flips_array),
         diagnoses=(
             (_swapped, "lost and gained are the other way round"),
             (_only_the_net, "only the difference is left: count both directions"),
@@ -267,7 +315,14 @@ EXERCISES = [
         reference=interval,
         cases=_rights,
         compare=_like_the_reference,
-        accepted=(_interval_numpy, _interval_both, _interval_normal),
+        agree=_near,
+        accepted=(
+            _interval_numpy,
+            _interval_both,
+            _interval_one_tensor,
+            _interval_one_array,
+            _interval_normal,
+        ),
         diagnoses=(
             (_unpaired, UNPAIRED),
             (_shuffled, NO_WIDTH),
@@ -276,6 +331,10 @@ EXERCISES = [
             (_one_sigma, ONE_SIGMA),
             (_backwards, SIGN),
             (_in_points, PERCENT),
+            (_of_one_picture, ONE_PICTURE),
+            (_without_means, NO_MEANS),
+            (_extremes, EXTREMES),
+            (_turned_round, TURNED),
         ),
         hints=(
             (

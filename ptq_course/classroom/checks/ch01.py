@@ -11,7 +11,13 @@ from torch import Tensor
 
 from ptq_course.affine import IntGrid
 from ptq_course.classroom.exercises import Exercise
-from ptq_course.classroom.expect import expect, expect_close, expect_dtype, expect_integers
+from ptq_course.classroom.expect import (
+    expect,
+    expect_close,
+    expect_dtype,
+    expect_integers,
+    several,
+)
 
 U8, S8, N8 = IntGrid(8, signed=False), IntGrid(8), IntGrid(8, narrow=True)
 U4, S4 = IntGrid(4, signed=False), IntGrid(4)
@@ -36,6 +42,9 @@ def _ranges() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "after a ReLU, signed codes", {"lo": 0.0, "hi": 6.0, "grid": S8}
     yield "a range that leaves out zero, above", {"lo": 2.0, "hi": 6.0, "grid": U8}
     yield "a range that leaves out zero, below", {"lo": -4.0, "hi": -1.0, "grid": U4}
+    yield "a narrow grid", {"lo": -1.1, "hi": 2.6, "grid": N8}
+    yield "a single value, above zero", {"lo": 3.0, "hi": 3.0, "grid": U8}
+    yield "a single value, below zero", {"lo": -2.0, "hi": -2.0, "grid": S8}
     rng = np.random.default_rng(101)
     for grid in (U8, S8, U4, S4):
         lo, hi = sorted(round(float(v), 2) for v in rng.uniform(-5, 5, 2))
@@ -44,17 +53,18 @@ def _ranges() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _same_qparams(got: Any, expected: tuple, lo: float, hi: float, grid: IntGrid) -> None:
-    if lo == hi == 0.0:
-        scale = got[0] if isinstance(got, tuple | list) and got else 0
+    values = several(got, 2)
+    if lo == hi == 0.0 and values is not None and None not in values:
         expect(
-            0 < float(scale) < float("inf"),
+            0 < float(values[0]) < float("inf"),
             "a range without width needs some positive scale",
             expected="any positive scale",
             got=got,
         )
+        expect_integers(values[1], "zero_point")
         return
     expect_close(got, expected, ("scale", "zero_point"), rtol=1e-4, atol=1e-9)
-    expect_integers(got[1], "zero_point")
+    expect_integers(values[1], "zero_point")
 
 
 def _steps_confused(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
@@ -104,6 +114,19 @@ def _no_width(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
     return scale, round(grid.qmin - lo / scale)
 
 
+def _full_grid(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale = (max(hi, 0.0) - min(lo, 0.0)) / (2**grid.bits - 1) or 1.0
+    return scale, round(grid.qmin - min(lo, 0.0) / scale)
+
+
+def _no_width_too_soon(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    return (1.0, 0) if lo == hi else qparams(lo, hi, grid)
+
+
+def _other_order(lo: float, hi: float, grid: IntGrid) -> tuple[int, float]:
+    return qparams(lo, hi, grid)[::-1]
+
+
 def _qparams_from_the_top(lo: float, hi: float, grid: IntGrid) -> tuple[Tensor, Tensor]:
     low, high = torch.tensor([lo, 0.0]).min().double(), torch.tensor([hi, 0.0]).max().double()
     scale = torch.clamp((high - low) / (grid.levels - 1), min=1e-12)
@@ -112,8 +135,12 @@ def _qparams_from_the_top(lo: float, hi: float, grid: IntGrid) -> tuple[Tensor, 
 
 def _qparams_numpy(lo: float, hi: float, grid: IntGrid) -> tuple[np.float64, int]:
     ends = np.array([min(lo, 0), max(hi, 0)], dtype=np.float64)
-    scale = max(np.diff(ends)[0] / (2**grid.bits - 1), 1e-9)
+    scale = max(np.diff(ends)[0] / (grid.qmax - grid.qmin), 1e-9)
     return scale, grid.qmin + int(np.rint(-ends[0] / scale))
+
+
+def _qparams_one_tensor(lo: float, hi: float, grid: IntGrid) -> Tensor:
+    return torch.tensor(qparams(lo, hi, grid))
 
 
 # 01.2 ------------------------------------------------------------------------------------------
@@ -191,6 +218,24 @@ def _still_float(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Ten
     return (torch.round(x / scale) + zero_point).clamp(grid.qmin, grid.qmax)
 
 
+def _always_int8(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    codes = torch.round(x / scale) + zero_point
+    return codes.clamp(grid.qmin, grid.qmax).to(torch.int64).to(torch.int8)
+
+
+def _no_zero_point(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return quantize(x, scale, 0, grid)
+
+
+def _converted_back(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return (quantize(x, scale, zero_point, grid).to(torch.int64) - zero_point) * scale
+
+
+def _half_and_cut(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    codes = (x / scale + 0.5).to(torch.int32) + zero_point
+    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
 def _quantize_numpy(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> np.ndarray:
     codes = np.rint(x.numpy().astype(np.float64) / scale) + zero_point
     kind = str(grid.dtype).removeprefix("torch.")
@@ -214,7 +259,7 @@ EXERCISES = [
         cases=_ranges,
         compare=_same_qparams,
         returns=("scale", "zero_point"),
-        accepted=(_qparams_from_the_top, _qparams_numpy),
+        accepted=(_qparams_from_the_top, _qparams_numpy, _qparams_one_tensor),
         diagnoses=(
             (
                 _steps_confused,
@@ -244,6 +289,16 @@ EXERCISES = [
                 _no_width,
                 "a range without width (lo = hi = 0) divides by zero: give it any positive scale",
             ),
+            (
+                _full_grid,
+                "2^bits - 1 steps are those of a full grid; a narrow one has one less: use "
+                "qmax - qmin",
+            ),
+            (
+                _no_width_too_soon,
+                "lo = hi was asked before widening: [3, 3] widens to [0, 3], which has a width",
+            ),
+            (_other_order, "the scale comes first, then the zero point"),
         ),
         hints=(
             (
@@ -297,6 +352,17 @@ EXERCISES = [
             ),
             (_zero_point_first, "the zero point counts codes: add it after dividing by the scale"),
             (_multiplied, "x was multiplied by the scale; divide to quantize"),
+            (
+                _always_int8,
+                "stored in int8 whatever the grid: an unsigned code above 127 wraps around; use "
+                "grid.dtype",
+            ),
+            (_no_zero_point, "the zero point was not added"),
+            (_converted_back, "these are real numbers again: return the codes themselves"),
+            (
+                _half_and_cut,
+                "adding 0.5 and cutting off rounds negative numbers the wrong way: torch.round",
+            ),
             (_still_float, "the numbers are right; store them with .to(grid.dtype) at the end"),
         ),
         hints=(

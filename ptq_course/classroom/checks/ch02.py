@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ptq_course.classroom.exercises import Exercise
-from ptq_course.classroom.expect import expect_close
+from ptq_course.classroom.expect import expect_close, expect_number
 
 # 02.1 ------------------------------------------------------------------------------------------
 
@@ -38,6 +38,7 @@ def _batches() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _same_scale(got: Any, expected: float, **_: Any) -> None:
+    expect_number(got, "scale")
     expect_close(got, expected, "scale", rtol=1e-5)
 
 
@@ -72,6 +73,20 @@ def _fixed_bits(batches: list[Tensor], bits: int) -> float:
     return max(batch.abs().max().item() for batch in batches) / 127
 
 
+def _moving_average(batches: list[Tensor], bits: int) -> float:
+    average = None
+    for batch in batches:
+        largest = batch.abs().max().item()
+        average = largest if average is None else 0.9 * average + 0.1 * largest
+    return average / (2 ** (bits - 1) - 1)
+
+
+def _half_range(batches: list[Tensor], bits: int) -> float:
+    low = min(batch.min().item() for batch in batches)
+    high = max(batch.max().item() for batch in batches)
+    return (high - low) / 2 / (2 ** (bits - 1) - 1)
+
+
 def _scale_concatenated(batches: list[Tensor], bits: int) -> Tensor:
     values = torch.cat([batch.flatten() for batch in batches])
     return torch.maximum(values.max(), -values.min()) / (2 ** (bits - 1) - 1)
@@ -102,6 +117,7 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
         return label, given
 
     yield case("four bins, half of the values", [10, 20, 40, 30], [0, 1, 2, 3, 4], 50)
+    yield case("in the first bin", [60, 20, 15, 5], [0, 1, 2, 3, 4], 30)
     yield case("the edge of a bin", [10, 20, 40, 30], [0, 1, 2, 3, 4], 70)
     yield case("wide bins that begin below zero", [5, 25, 50, 20], [-8, -4, 0, 4, 8], 95)
     yield case("an outlier far out", [900, 90, 9, 0, 0, 0, 0, 1], list(range(0, 90, 10)), 99)
@@ -112,6 +128,7 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _same_value(got: Any, expected: float, edges: np.ndarray, **_: Any) -> None:
+    expect_number(got, "the percentile")
     expect_close(got, expected, "the percentile", rtol=1e-6, atol=1e-6 * float(edges[1] - edges[0]))
 
 
@@ -135,6 +152,16 @@ def _share_of_the_range(counts: np.ndarray, edges: np.ndarray, p: float) -> floa
 
 def _upside_down(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
     return hist_percentile(counts, edges, 100 - p)
+
+
+def _no_first_bin(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
+    return float(np.interp(p / 100 * counts.sum(), np.cumsum(counts), edges[1:]))
+
+
+def _sum_before_wraps(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
+    wanted, running = p / 100 * counts.sum(), np.cumsum(counts)
+    i = min(int(np.searchsorted(running, wanted)), len(counts) - 1)
+    return float(edges[i] + (wanted - running[i - 1]) / counts[i] * (edges[i + 1] - edges[i]))
 
 
 def _walk(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
@@ -186,6 +213,15 @@ EXERCISES = [
                 "divided by 2^(bits-1): the largest code is 2^(bits-1) - 1",
             ),
             (_affine_scale, "this is the affine scale; the symmetric one has its range around 0"),
+            (
+                _moving_average,
+                "this is a moving average: it ends below the largest value, which is then clipped",
+            ),
+            (
+                _half_range,
+                "half of highest minus lowest: the range is centred on 0, so the larger magnitude "
+                "decides",
+            ),
             (_fixed_bits, "127 is the largest code of 8 bits only: use `bits`"),
         ),
         hints=(
@@ -215,6 +251,16 @@ EXERCISES = [
             (_right_edge, "the right edge of the bin: go only the needed part of the way into it"),
             (_not_a_percentage, "p is a percentage: divide it by 100"),
             (_share_of_the_range, "p percent of the range; it is p percent of the values"),
+            (
+                _no_first_bin,
+                "the interpolation begins after the first bin: before it the running sum is 0, at "
+                "edges[0]",
+            ),
+            (
+                _sum_before_wraps,
+                "running[i - 1] of the first bin is the last sum of all: before the first bin the "
+                "running sum is 0",
+            ),
             (_upside_down, "counted from the top: p percent of the values lie below the result"),
         ),
         hints=(

@@ -16,6 +16,7 @@ from ptq_course.classroom.plots.base import COLORS, GREY, color, figure
 
 Shown = tuple[Figure, str]
 LOST, GAINED = COLORS[2], COLORS[0]
+WHITE = "white"
 MARK = {True: "✓", False: "✗"}
 
 
@@ -40,7 +41,8 @@ def prediction(image: Tensor, outputs: Mapping[str, Tensor], truth: int, top: in
     chosen = np.argsort(-sum(shares.values()), kind="stable")[:top]
     if truth not in chosen:
         chosen[-1] = truth
-    fig, (left, right) = figure(7.6, 2.6, 1, 2, width_ratios=(1, 2.4))
+    fig, (left, right) = figure(7.6, 2.7, 1, 2, width_ratios=(1, 2.4))
+    fig.get_layout_engine().set(h_pad=0.12)  # room for the title above the picture
     left.imshow(_picture(image))
     left.axis("off")
     left.set_title(CLASS_NAMES[truth], loc="center")
@@ -148,23 +150,38 @@ def scoreboard(
 ) -> Shown:
     """Accuracy (%), file size (MB), speed against FP32: what was won and lost, in one row.
 
-    guesses: up to three `Prediction`s: loss in points, times smaller, times faster.
+    guesses: up to three `Prediction`s: loss in points, times smaller, times faster. Each is a
+    dashed line with its label above the axes; a value that the line would cross moves into its bar.
     """
     parts = (
         ("top-1 accuracy (%)", accuracy, "{:.1f}"),
         ("file size (MB)", megabytes, "{:.2f}"),
         ("speed (FP32 = 1)", speed, "{:.1f}"),
     )
-    fig, axes = figure(9.6, 2.3, 1, 3)
-    for ax, (title, values, form) in zip(axes, parts, strict=True):
+    lines = _guesses(parts, guesses)
+    fig, axes = figure(9.6, 2.5, 1, 3)
+    for ax, line, (title, values, form) in zip(axes, lines, parts, strict=True):
         tints = [GREY, *([COLORS[0]] * (len(values) - 1))]
         bars = ax.barh(np.arange(len(values)), list(values.values()), color=tints, height=0.6)
-        ax.bar_label(bars, [form.format(v) for v in values.values()], padding=4, fontsize=9)
         ax.set_yticks(np.arange(len(values)), list(values))
         ax.invert_yaxis()
-        ax.set_title(title)
-        ax.set_xlim(0, 1.22 * max(values.values()))
-    _draw_guesses(axes, parts, guesses)
+        ax.set_title(title, pad=6 if line is None else 24)
+        end = max(1.22 * max(values.values()), 1.1 * (line or 0))
+        ax.set_xlim(0, end)
+        for bar, value in zip(bars, values.values(), strict=True):
+            crossed = line is not None and -0.01 * end < line - value < 0.17 * end
+            ax.annotate(
+                form.format(value), (value, bar.get_y() + bar.get_height() / 2),
+                xytext=(-8 if crossed else 4, 0), textcoords="offset points", fontsize=9,
+                ha="right" if crossed else "left", va="center", color=WHITE if crossed else "black",
+            )  # fmt: skip
+        if line is not None:
+            ax.axvline(line, color="black", linestyle=(0, (4, 2)), linewidth=1.5, zorder=5)
+            ax.text(
+                line, 1.02, "your guess", transform=ax.get_xaxis_transform(), fontsize=9,
+                ha="center", va="bottom", zorder=10,
+                bbox={"facecolor": WHITE, "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
     told = [
         f"{title}: " + ", ".join(f"{name} ~{form.format(v)}" for name, v in values.items())
         for title, values, form in parts
@@ -194,14 +211,13 @@ def fewer_bits(bits: Sequence[int], rows: Mapping[str, Sequence[float]], referen
     return fig, f"Top-1 accuracy in percent over bits. {said}. FP32 {reference:.1f}."
 
 
-def _draw_guesses(axes: Any, parts: tuple, guesses: Sequence[Any]) -> None:
+def _guesses(parts: tuple, guesses: Sequence[Any]) -> list[float | None]:
+    """Where each guess stands on its axis, None where nobody guessed."""
     fp_accuracy, fp_size = (next(iter(values.values())) for _, values, _ in parts[:2])
     turn = (lambda g: fp_accuracy - g, lambda g: fp_size / g, lambda g: g)
-    for ax, guess, convert in zip(axes, guesses, turn, strict=False):
-        if isinstance(guess.guess, int | float):
-            drawn = type(guess)(guess.id, convert(guess.guess), guess.unit)
-            ax.set_xlim(0, max(ax.get_xlim()[1], 1.1 * drawn.guess))
-            drawn.draw(ax)
+    made = [g.guess if isinstance(g.guess, int | float) else None for g in guesses]
+    made += [None] * (len(parts) - len(made))
+    return [None if g is None else convert(g) for g, convert in zip(made, turn, strict=True)]
 
 
 def _wall(count: int, columns: int, width: float, row: float) -> tuple[Figure, list[Any]]:

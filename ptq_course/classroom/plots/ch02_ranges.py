@@ -56,6 +56,7 @@ def loss_of_the_bulk(
     ax.set(xscale="log", xlabel="largest value (standard deviations of the bulk)")
     ax.set_ylabel("signal-to-noise ratio of the bulk (dB)")
     ax.margins(x=0.28)
+    ax.set_ylim(bottom=min(rule[-1], 0) - 6)  # room for the label below the end of the rule
     if guess is not None and isinstance(guess.guess, int | float):
         Prediction(guess.id, before - guess.guess, guess.unit).draw(ax, "y")
     n = text_number
@@ -67,9 +68,17 @@ def loss_of_the_bulk(
 
 
 def percentile_sweep(
-    clipped: Any, accuracy: Any, minmax: float, fp32: float, by_mode: dict[str, Any] | None = None
+    clipped: Any,
+    accuracy: Any,
+    minmax: float,
+    fp32: float,
+    by_mode: dict[str, Any] | None = None,
+    fp32_by_mode: dict[str, float] | None = None,
 ) -> tuple[Figure, str]:
-    """Accuracy (percent) over the share of values clipped (percent), with min-max and FP32."""
+    """Accuracy (percent) over the share of values clipped (percent), with min-max and FP32.
+
+    by_mode: the same curve for the pictures of one kind; fp32_by_mode: what FP32 reaches on them.
+    """
     clipped, accuracy = np.asarray(clipped, dtype=float), np.asarray(accuracy, dtype=float)
     fig, ax = figure(6.6, 3.4)
     series = {"all pictures": accuracy, **(by_mode or {})}
@@ -80,35 +89,53 @@ def percentile_sweep(
             name, (clipped[peak], values[peak]), xytext=(0, -14), textcoords="offset points",
             ha="center", fontsize=9, color=COLORS[number],
         )  # fmt: skip
-    for value, name in ((fp32, "FP32"), (minmax, "min-max: nothing clipped")):
-        ax.axhline(value, color=GREY, linestyle=":", linewidth=1.3)
+    lines = [(fp32, "FP32, all pictures", GREY)]
+    lines += [(minmax, "min-max: nothing clipped, all pictures", GREY)]
+    for number, (name, value) in enumerate((fp32_by_mode or {}).items(), start=1):
+        lines.append((value, f"FP32, {name} {value:.0f}", COLORS[number]))
+    for value, name, tint in lines:
+        ax.axhline(value, color=tint, linestyle=":", linewidth=1.3)
         ax.text(
-            0.56, value, f"{name}, all pictures", transform=ax.get_yaxis_transform(),
-            va="bottom", ha="center", fontsize=8, color=GREY,
+            0.56, value, name, transform=ax.get_yaxis_transform(),
+            va="bottom", ha="center", fontsize=8, color=tint,
         )  # fmt: skip
     ax.set(xscale="log", xlabel="values beyond the range, each side (percent)")
     ax.set(ylabel="top-1 accuracy (%)", ylim=(0, 105))
     best = int(accuracy.argmax())
     n = text_number
+    kinds = ""
+    for name, values in (by_mode or {}).items():
+        pairs = ", ".join(f"{n(v)} at {n(c)}" for c, v in zip(clipped, values, strict=True))
+        kinds += f" On {name} pictures: {pairs}"
+        kinds += f"; FP32 {n(fp32_by_mode[name])}." if fp32_by_mode else "."
     return fig, (
         f"Accuracy over the share clipped: {n(accuracy[0])} percent at {n(clipped[0])} percent "
         f"clipped, best {n(accuracy[best])} at {n(clipped[best])}, {n(accuracy[-1])} at "
-        f"{n(clipped[-1])}. Min-max reaches {n(minmax)}, FP32 {n(fp32)}."
+        f"{n(clipped[-1])}. Min-max reaches {n(minmax)}, FP32 {n(fp32)}." + kinds
     )
 
 
-def moving_average(maxima: dict[str, Any], averages: dict[str, Any]) -> tuple[Figure, str]:
-    """Each batch's maximum (dots) and the moving average (line), one panel an order of batches."""
+def moving_average(
+    maxima: dict[str, Any], averages: dict[str, Any], guess: Prediction | None = None
+) -> tuple[Figure, str]:
+    """Each batch's maximum (dots) and the moving average (line), one panel an order of batches.
+
+    guess: by which factor the largest end exceeds the smallest; drawn where the largest is.
+    """
+    ends = {name: float(average[-1]) for name, average in averages.items()}
     fig, axes = figure(7.2, 2.9, 1, len(maxima), sharey=True, squeeze=False)
     told = []
     for ax, name in zip(axes[0], maxima, strict=True):
         seen, average = np.asarray(maxima[name]), np.asarray(averages[name])
         ax.plot(np.arange(1, len(seen) + 1), seen, "o", color=COLORS[3], markersize=4)
         ax.plot(np.arange(1, len(average) + 1), average, color=COLORS[2])
-        ax.annotate(
-            f"ends at {average[-1]:.3g}", (len(average), average[-1]), xytext=(-4, 8),
-            textcoords="offset points", ha="right", fontsize=9, color=COLORS[2], bbox=BEHIND,
+        falls = seen[0] > seen[-1]  # the lower left corner is empty, otherwise the upper one
+        ax.text(
+            0.04, 0.05 if falls else 0.95, f"the line ends at {average[-1]:.3g}",
+            transform=ax.transAxes, va="bottom" if falls else "top", fontsize=9, color=COLORS[2],
         )  # fmt: skip
+        if name == max(ends, key=ends.get) and guess and isinstance(guess.guess, int | float):
+            Prediction(guess.id, guess.guess * min(ends.values()), guess.unit).draw(ax, "y")
         ax.set(xlabel="batch", yscale="log", yticks=[20, 50, 100], yticklabels=["20", "50", "100"])
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_title(name, fontsize=10)

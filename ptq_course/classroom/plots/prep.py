@@ -72,6 +72,7 @@ def noisy_waves(levels: Sequence[float] = (10, 20, 40), seed: int = 0) -> Shown:
         ax.set(title=f"{level:g} dB", xlabel="time (s)")
         errors.append(np.sqrt((error**2).mean() / (wave**2).mean()))
     axes[0].set_ylabel("signal")
+    fig.supxlabel("dotted: the wave itself; blue: with noise", fontsize=9)
     listed = ", ".join(f"{level:g} dB" for level in levels)
     share = ", ".join(f"{100 * e:.2g} %" for e in errors)
     return (
