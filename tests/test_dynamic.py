@@ -9,19 +9,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ptq_course.affine import IntGrid, QTensor, fake_quantize
-from ptq_course.dynamic import (
+from ptq_course.dynamic import DynamicModel, quantize_dynamic
+from ptq_course.dynamic_layers import (
     TOKEN_DIMENSIONS,
     DynamicLayer,
-    DynamicModel,
     DynamicQuantizer,
     less_zero_point,
-    quantize_dynamic,
 )
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.layers import OPERATIONS, QuantizedLayer, weight_qparams
 from ptq_course.metrics import sqnr_db
 from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import QuantizedModel
+from ptq_course.quantized import QuantizedModel
 from tests.networks import (
     DataDependent,
     InvertedResidual,

@@ -42,6 +42,7 @@ FLOORS = {
     "decisions": 6,
     "quantizer": 6,
     "dynamic": 6,
+    "dynamic_layers": 5,
     "report": 6,
     "monitor": 7,
     "range_search": 7,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptq_course.dynamic import DynamicLayer, quantize_dynamic
+from ptq_course.dynamic import quantize_dynamic
+from ptq_course.dynamic_layers import DynamicLayer
 from ptq_course.errors import UnsupportedError
 from ptq_course.metrics import sqnr_db
 from ptq_course.quantizer import PTQQuantizer

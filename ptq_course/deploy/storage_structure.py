@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.dynamic import DynamicLayer
+from ptq_course.dynamic_layers import DynamicLayer
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 
 # Settings that do not change what a module computes at inference.

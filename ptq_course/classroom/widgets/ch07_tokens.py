@@ -10,7 +10,7 @@ from ptq_course.affine import IntGrid
 from ptq_course.classroom.plots.base import COLORS, figure, text_number
 from ptq_course.classroom.plots.pieces import BEHIND
 from ptq_course.classroom.widgets.base import Explorer, Slider
-from ptq_course.dynamic import DynamicQuantizer
+from ptq_course.dynamic_layers import DynamicQuantizer
 from ptq_course.metrics import sqnr_db
 
 TOKENS, LENGTH = 24, 64
