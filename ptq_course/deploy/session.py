@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,9 +39,9 @@ SILENT = 3  # ONNX Runtime's level for errors only
 
 
 class Session:
-    """An ONNX file ready to run: call it with the model's inputs, get its first output.
+    """An ONNX file ready to run: call it with the inputs, get what the model returns.
 
-    Tensors in, tensor out; NumPy arrays in, array out. ``exact`` None runs the known-answer test
+    Tensors in, tensors out; NumPy arrays in, arrays out; several outputs as a tuple. ``exact`` None runs the known-answer test
     and chooses; True and False force a mode. ``saturation_guard`` says what was chosen.
     Raises QuantizationError for a missing file or one that ONNX Runtime cannot open, for threads
     outside 1 to 256, and for another number of inputs.
@@ -73,15 +74,18 @@ class Session:
         self._operators = collections.Counter(node.op_type for node in nodes)
         self._names = [given.name for given in self._session.get_inputs()]
 
-    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
+        """The output, or a tuple of all where the file has several; arrays for arrays."""
         if len(inputs) != len(self._names):
             raise QuantizationError(
                 f"session: {self.path.name} takes {len(self._names)} inputs "
                 f"({', '.join(self._names)}), got {len(inputs)}."
             )
         arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in inputs]
-        output = self._session.run(None, dict(zip(self._names, arrays, strict=True)))[0]
-        return torch.from_numpy(output) if isinstance(inputs[0], Tensor) else output
+        outputs = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        if isinstance(inputs[0], Tensor):
+            outputs = [torch.from_numpy(output) for output in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     @property
     def operators(self) -> dict[str, int]:

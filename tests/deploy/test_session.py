@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import Speedup, Timing, products_saturate, timings
@@ -74,3 +76,22 @@ def test_without_the_guard_a_saturating_processor_is_wrong(extreme):
         pytest.skip("this processor multiplies bytes exactly (VNNI or Arm)")
     wrong = deploy.session(path, exact=False)(x)
     assert (wrong - quantized(x)).abs().max() > 1
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.boxes, self.classes = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        return self.boxes(x), self.classes(x)
+
+
+def test_a_session_returns_every_output(tmp_path):
+    torch.manual_seed(0)
+    model, x = TwoHeads().eval(), torch.randn(4, 6)
+    run = deploy.session(deploy.export(model, x, tmp_path / "heads.onnx"))
+    for expected, got, array in zip(model(x), run(x), run(x.numpy()), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        assert isinstance(array, np.ndarray)
