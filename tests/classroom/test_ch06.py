@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as global_hooks
 
+from ptq_course.classroom.checks import ch06 as checks
+from ptq_course.classroom.exercises import examine, get
 from ptq_course.classroom.plots import ch06_static as plots
 from ptq_course.classroom.prediction import Prediction
 from ptq_course.classroom.widgets import ch06_layers
@@ -132,3 +135,53 @@ def test_the_quantizer_keeps_its_decisions(case):
     before = dict(quantizer.scales)
     ch06_layers.explorer(quantizer, model, x, ("minmax",))
     assert quantizer.scales == before
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def test_a_hook_on_all_modules_is_found_and_taken_off():
+    def collect(model, batches):
+        nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+        return checks.collect(model, batches)
+
+    before = dict(global_hooks._global_forward_hooks)
+    result = examine(get("06.1"), collect)
+    assert result.failure.cause == checks.GLOBAL_HOOKS
+    assert dict(global_hooks._global_forward_hooks) == before
+
+
+def test_tensors_with_gradients_are_compared_without_a_warning(recwarn):
+    def collect(model, batches):
+        seen, handles = {}, []
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                keep = lambda m, i, o, name=name: seen.setdefault(name, []).append(i[0])  # noqa: E731
+                handles.append(module.register_forward_hook(keep))
+        for batch in batches:
+            model(batch)
+        for handle in handles:
+            handle.remove()
+        flat = {n: torch.cat([x.flatten() for x in xs]) for n, xs in seen.items()}
+        return {n: (x.min(), x.max()) for n, x in flat.items()}
+
+    assert examine(get("06.1"), collect).status == "passed"
+    assert not [str(w.message) for w in recwarn]
+
+
+@pytest.mark.parametrize("id", ["06.1", "06.2", "06.3"])
+def test_nothing_returned_is_named(id):
+    assert "`return` missing" in examine(get(id), lambda *given: None).failure.cause
+
+
+def test_evaluate_wants_what_make_returns():
+    def ablation_table(make, evaluate):
+        return {"W8A32": evaluate((8, None))}
+
+    failure = examine(get("06.2"), ablation_table).failure
+    assert "wants one version, as make(...) builds it" in failure.headline
+
+
+def test_one_name_is_shown_as_it_was_returned():
+    failure = examine(get("06.3"), checks._one_name).failure
+    assert failure.got == "conv"

@@ -11,6 +11,8 @@ from torch import nn
 
 from ptq_course.classroom import frames as frames_module
 from ptq_course.classroom import runtime_pieces as pieces
+from ptq_course.classroom.checks import ch07 as checks
+from ptq_course.classroom.exercises import examine, get
 from ptq_course.classroom.frames import KINDS, LENGTH, frame_network, frames
 from ptq_course.classroom.plots import ch07_dynamic as plots
 from ptq_course.classroom.prediction import Prediction
@@ -180,3 +182,36 @@ def test_the_explorer_answers_to_its_sliders():
     explorer = ch07_tokens.explorer()
     assert explorer.set(spread=10.0, bits=8) != explorer.set(spread=50.0)
     assert len(explorer.picture.reach.get_ydata()) == ch07_tokens.TOKENS
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def test_a_product_of_decoded_floats_is_not_the_product_of_integers():
+    given = checks._cancelling()
+    exact = checks._linear_in_float64(**given)
+    torch.testing.assert_close(checks.dynamic_linear(**given).double(), exact, rtol=1e-6, atol=0)
+    sx, wq, sw = checks.token_scales(given["x"]), given["wq"], given["sw"]
+    decoded = torch.round(given["x"] / sx) * sx
+    weights = wq.float() * sw[:, None]
+    off = (decoded.double() @ weights.double().T / exact - 1).abs()
+    assert off.min() > 1e-3, "the rounding of the factors alone shows, in any order of adding"
+
+    def column_by_column(x, wq, sw):
+        return torch.stack([(decoded_of(x) * row).sum(1) for row in wq.float() * sw[:, None]], 1)
+
+    def decoded_of(x):
+        sx = checks.token_scales(x)
+        return torch.round(x / sx) * sx
+
+    assert examine(get("07.2"), column_by_column).failure.cause == checks.FLOATS
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_token_of_zeros_may_have_any_scale_that_is_positive_and_finite(given):
+    def token_scales(x, silent=3.0):
+        scales = checks.token_scales(x)
+        return torch.where((x == 0).all(-1, keepdim=True), silent, scales)
+
+    assert examine(get("07.1"), token_scales).status == "passed"
+    assert examine(get("07.1"), lambda x: token_scales(x, given)).status == "failed"
