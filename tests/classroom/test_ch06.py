@@ -48,6 +48,8 @@ def test_ablation_plots_every_version_but_the_reference():
     assert list(points.get_xdata()) == pytest.approx([-1, -3])
     assert [t.get_text() for t in ax.get_yticklabels()] == ["W8A32", "W32A8"]
     assert "W32A8 -3 [-5, -1]" in alt
+    labels = {t.get_text(): (t.xy[0], t.get_ha()) for t in ax.texts if t.get_text()[0] in "+-"}
+    assert labels["-1.0"] == (pytest.approx(-2), "right"), "away from the line of zero"
     assert any(list(line.get_xdata()) == [-2.0, -2.0] for line in ax.lines)
 
 
@@ -63,7 +65,7 @@ def test_layer_errors_plots_both_numbers():
     assert widths[0] == 28.0
     assert np.isnan(widths[1])
     assert list(ax.lines[0].get_xdata()) == [28.0, 25.0, 11.0]
-    assert "worst alone c with 12 dB" in alt
+    assert "worst by itself c with 12 dB" in alt
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,8 @@ def test_frames_hold_what_compare_measured(case):
     inside = (values > first.edges[0]) & (values < first.edges[-1])
     assert first.exact.sum() == pytest.approx(inside.float().mean().item(), abs=0.01)
     assert 0.9 < first.shares.sum() <= 1.0
+    assert first.reach[1] - first.reach[0] == pytest.approx(255 * first.scale)
+    assert first.reach[1] > first.edges[-1]
 
 
 def test_the_frame_moves_the_artists(case):
@@ -100,8 +104,9 @@ def test_the_frame_moves_the_artists(case):
     readout, alt = explorer.set(layer=2, rule="percentile")
     shown = picture.by_rule["percentile"][1]
     assert readout.startswith("2, percentile")
-    assert f"alone {shown.isolated:.1f} dB" in readout
+    assert f"isolated {shown.isolated:.1f} dB" in readout
     assert "Input of 2 with percentile" in alt
+    assert picture.reach.get_text() == "the grid: {:.3g} to {:.3g}".format(*shown.reach)
     assert len(picture.stems.get_segments()) == len(shown.levels)
     assert list(picture.dots.get_xdata()) == [f.cumulative for f in picture.by_rule["percentile"]]
     assert [bar.get_width() for bar in picture.bars] == [

@@ -20,6 +20,7 @@ from ptq_course.classroom.widgets import ch07_tokens
 from ptq_course.deploy import onnx as deploy
 from ptq_course.dynamic import quantize_dynamic
 from ptq_course.metrics import sqnr_db
+from ptq_course.quantizer import PTQQuantizer
 
 # --- the construction ----------------------------------------------------------------------------
 
@@ -101,6 +102,36 @@ def test_single_operators_compute_what_they_should(tmp_path):
     assert (found.min(), found.max()) == (0, 255)
 
 
+def test_four_files_are_four_versions(tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 16)
+    only_weights = quantize_dynamic(net, weights_only=True)
+    static = PTQQuantizer(net).observe([x], progress=False).compute_qparams("minmax").convert()
+    versions = {"FP32": net, "static": static, "weight-only": only_weights}
+    made = pieces.four_files(tmp_path, "net", versions, x)
+    assert list(made) == ["FP32", "static", "dynamic", "weight-only"]
+    assert len({run.path for run in made.values()}) == 4
+    assert "QGemm" in made["static"].operators
+    assert "DynamicQuantizeMatMul" in made["dynamic"].operators
+    torch.testing.assert_close(made["weight-only"](x), only_weights(x).detach())
+
+
+def test_the_profile_names_every_operator_that_runs(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    x = torch.randn(2, 16, 12, 12)
+    only_weights = quantize_dynamic(net, weights_only=True)
+    path = deploy.export(only_weights, x, tmp_path / "net.onnx")
+    seconds = pieces.time_by_operator(path, x, runs=3)
+    operators = deploy.session(path).operators
+    assert set(seconds) <= set(operators)
+    assert "DequantizeLinear" in seconds
+    assert list(seconds.values()) == sorted(seconds.values(), reverse=True)
+    assert all(0 <= s < 60 for s in seconds.values())
+    plain = deploy.export(net, x, tmp_path / "fp32.onnx")
+    assert not [o for o in pieces.time_by_operator(plain, x, False, runs=2) if "Reorder" in o]
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
@@ -133,6 +164,7 @@ def test_accuracy_by_loudness_names_every_line_without_overlap():
     places = sorted(t.xyann[1] for t in ax.texts)
     assert np.diff(places).min() > 6
     assert "c: 10 percent of the quietest, 98 of the loudest" in alt
+    assert ax.spines["bottom"].get_bounds() == (-60, 0), "the axis ends where the data end"
 
 
 def test_speed_shows_a_guess_only_where_there_is_one():
@@ -169,6 +201,16 @@ def test_spread_silences_the_last_tokens_of_one_scale(picture):
     assert f"{silent} became all zeros" in alt
     assert picture.per_tensor.get_ydata()[-1] == 0.0
     assert picture.per_token.get_ydata().min() > 40
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_the_first_silence_is_where_a_token_falls_below_half_a_step(picture, bits):
+    spread = ch07_tokens.first_silence(bits)
+    picture.frame(spread - 1, bits)
+    assert picture.reach.get_ydata().min() > picture.half.get_ydata()[0]
+    readout, _ = picture.frame(spread, bits)
+    assert picture.reach.get_ydata().min() <= picture.half.get_ydata()[0]
+    assert "· 0 of 24" not in readout
 
 
 def test_a_bit_less_costs_six_decibels_of_room(picture):
