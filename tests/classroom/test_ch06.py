@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
+from ptq_course.affine import IntGrid
+from ptq_course.classroom import exercises
 from ptq_course.classroom.checks import ch06 as checks
 from ptq_course.classroom.exercises import examine, get
 from ptq_course.classroom.plots import ch06_static as plots
@@ -18,6 +24,7 @@ from ptq_course.classroom.widgets import ch06_layers
 from ptq_course.diagnosis.comparison import Comparison, compare
 from ptq_course.diagnosis.scores import Variant, Variants
 from ptq_course.diagnosis.walks import LayerError
+from ptq_course.metrics import sqnr_db
 from ptq_course.quantizer import PTQQuantizer
 
 
@@ -190,3 +197,43 @@ def test_evaluate_wants_what_make_returns():
 def test_one_name_is_shown_as_it_was_returned():
     failure = examine(get("06.3"), checks._one_name).failure
     assert failure.got == "conv"
+
+
+# --- the notebook, with other people's functions --------------------------------------------------
+
+NOTEBOOK = Path(exercises.__file__).resolve().parents[2] / "notebooks" / "06_static_ptq.ipynb"
+OWN = {e.function: e for e in map(get, ("01.1", "01.2", "05.1", "06.1"))}
+
+
+def cell(beginning: str) -> str:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    (found,) = [source for source in sources if source.startswith(beginning)]
+    return found
+
+
+def by_own_functions(functions):
+    """The network that the notebook's cell makes of these functions, and an input."""
+    model = checks._Small().eval()
+    inputs = [torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(7))]
+    names = {
+        "copy": copy, "torch": torch, "IntGrid": IntGrid, "inputs": inputs,
+        "learner": SimpleNamespace(function=functions.get),
+        "quantizer": SimpleNamespace(float_model=model),
+    }  # fmt: skip
+    exec(cell("qparams, quantize, channel_scales, collect ="), names)
+    with torch.no_grad():
+        return names["mine"](inputs[0]), model(inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [(name, i) for name, e in OWN.items() for i in range(len(e.accepted))],
+)
+def test_every_accepted_answer_quantizes_the_network(name, number, recwarn):
+    reference = {name: e.reference for name, e in OWN.items()}
+    expected, exact = by_own_functions(reference)
+    assert 25 < sqnr_db(exact, expected) < 60, "quantized, and not broken"
+    got, _ = by_own_functions(reference | {name: OWN[name].accepted[number]})
+    torch.testing.assert_close(got, expected, atol=2e-3, rtol=1e-3)
+    assert not [str(w.message) for w in recwarn]

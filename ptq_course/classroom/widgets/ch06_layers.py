@@ -112,7 +112,7 @@ class LayerStepper:
         highest = max(max(f.isolated, f.cumulative) for fs in by_rule.values() for f in fs)
         self.bars = right.barh(place, place, color=COLORS[3], height=0.65)
         (self.dots,) = right.plot(place, place, "o--", color=COLORS[2], markersize=4)
-        right.set(xlim=(0, 1.05 * highest), xlabel="dB: isolated (bar), cumulative (dots)")
+        right.set(xlim=(0, 1.05 * highest), xlabel="dB: isolated (bar),\ncumulative (dots)")
         right.set_yticks(place, [f.name for f in first], fontsize=7)
         right.invert_yaxis()
 
