@@ -11,6 +11,8 @@ from torch import nn
 
 from ptq_course.classroom import frames as frames_module
 from ptq_course.classroom import runtime_pieces as pieces
+from ptq_course.classroom.checks import ch07 as checks
+from ptq_course.classroom.exercises import examine, get
 from ptq_course.classroom.frames import KINDS, LENGTH, frame_network, frames
 from ptq_course.classroom.plots import ch07_dynamic as plots
 from ptq_course.classroom.prediction import Prediction
@@ -18,6 +20,7 @@ from ptq_course.classroom.widgets import ch07_tokens
 from ptq_course.deploy import onnx as deploy
 from ptq_course.dynamic import quantize_dynamic
 from ptq_course.metrics import sqnr_db
+from ptq_course.quantizer import PTQQuantizer
 
 # --- the construction ----------------------------------------------------------------------------
 
@@ -99,6 +102,36 @@ def test_single_operators_compute_what_they_should(tmp_path):
     assert (found.min(), found.max()) == (0, 255)
 
 
+def test_four_files_are_four_versions(tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 16)
+    only_weights = quantize_dynamic(net, weights_only=True)
+    static = PTQQuantizer(net).observe([x], progress=False).compute_qparams("minmax").convert()
+    versions = {"FP32": net, "static": static, "weight-only": only_weights}
+    made = pieces.four_files(tmp_path, "net", versions, x)
+    assert list(made) == ["FP32", "static", "dynamic", "weight-only"]
+    assert len({run.path for run in made.values()}) == 4
+    assert "QGemm" in made["static"].operators
+    assert "DynamicQuantizeMatMul" in made["dynamic"].operators
+    torch.testing.assert_close(made["weight-only"](x), only_weights(x).detach())
+
+
+def test_the_profile_names_every_operator_that_runs(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    x = torch.randn(2, 16, 12, 12)
+    only_weights = quantize_dynamic(net, weights_only=True)
+    path = deploy.export(only_weights, x, tmp_path / "net.onnx")
+    seconds = pieces.time_by_operator(path, x, runs=3)
+    operators = deploy.session(path).operators
+    assert set(seconds) <= set(operators)
+    assert "DequantizeLinear" in seconds
+    assert list(seconds.values()) == sorted(seconds.values(), reverse=True)
+    assert all(0 <= s < 60 for s in seconds.values())
+    plain = deploy.export(net, x, tmp_path / "fp32.onnx")
+    assert not [o for o in pieces.time_by_operator(plain, x, False, runs=2) if "Reorder" in o]
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
@@ -131,6 +164,7 @@ def test_accuracy_by_loudness_names_every_line_without_overlap():
     places = sorted(t.xyann[1] for t in ax.texts)
     assert np.diff(places).min() > 6
     assert "c: 10 percent of the quietest, 98 of the loudest" in alt
+    assert ax.spines["bottom"].get_bounds() == (-60, 0), "the axis ends where the data end"
 
 
 def test_speed_shows_a_guess_only_where_there_is_one():
@@ -169,6 +203,16 @@ def test_spread_silences_the_last_tokens_of_one_scale(picture):
     assert picture.per_token.get_ydata().min() > 40
 
 
+@pytest.mark.parametrize("bits", [8, 5])
+def test_the_first_silence_is_where_a_token_falls_below_half_a_step(picture, bits):
+    spread = ch07_tokens.first_silence(bits)
+    picture.frame(spread - 1, bits)
+    assert picture.reach.get_ydata().min() > picture.half.get_ydata()[0]
+    readout, _ = picture.frame(spread, bits)
+    assert picture.reach.get_ydata().min() <= picture.half.get_ydata()[0]
+    assert "· 0 of 24" not in readout
+
+
 def test_a_bit_less_costs_six_decibels_of_room(picture):
     picture.frame(spread=20.0, bits=8)
     before = picture.half.get_ydata()[0]
@@ -180,3 +224,36 @@ def test_the_explorer_answers_to_its_sliders():
     explorer = ch07_tokens.explorer()
     assert explorer.set(spread=10.0, bits=8) != explorer.set(spread=50.0)
     assert len(explorer.picture.reach.get_ydata()) == ch07_tokens.TOKENS
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def test_a_product_of_decoded_floats_is_not_the_product_of_integers():
+    given = checks._cancelling()
+    exact = checks._linear_in_float64(**given)
+    torch.testing.assert_close(checks.dynamic_linear(**given).double(), exact, rtol=1e-6, atol=0)
+    sx, wq, sw = checks.token_scales(given["x"]), given["wq"], given["sw"]
+    decoded = torch.round(given["x"] / sx) * sx
+    weights = wq.float() * sw[:, None]
+    off = (decoded.double() @ weights.double().T / exact - 1).abs()
+    assert off.min() > 1e-3, "the rounding of the factors alone shows, in any order of adding"
+
+    def column_by_column(x, wq, sw):
+        return torch.stack([(decoded_of(x) * row).sum(1) for row in wq.float() * sw[:, None]], 1)
+
+    def decoded_of(x):
+        sx = checks.token_scales(x)
+        return torch.round(x / sx) * sx
+
+    assert examine(get("07.2"), column_by_column).failure.cause == checks.FLOATS
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_token_of_zeros_may_have_any_scale_that_is_positive_and_finite(given):
+    def token_scales(x, silent=3.0):
+        scales = checks.token_scales(x)
+        return torch.where((x == 0).all(-1, keepdim=True), silent, scales)
+
+    assert examine(get("07.1"), token_scales).status == "passed"
+    assert examine(get("07.1"), lambda x: token_scales(x, given)).status == "failed"

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
 from ptq_course.classroom.examine import Probe
 from ptq_course.classroom.exercises import Exercise
-from ptq_course.classroom.expect import Failure, expect, expect_close
+from ptq_course.classroom.expect import expect, expect_close
+
+NOTHING = "the function returned nothing: is a `return` missing?"
 
 # 06.1 ------------------------------------------------------------------------------------------
 
@@ -37,17 +41,18 @@ def collect(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float, f
 
 
 class _Small(nn.Module):
-    """Conv2d, ReLU and Linear inside containers, to be observed."""
+    """A Conv2d and a Linear of its own, two Conv2d inside a container, to be observed."""
 
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(601)
+            self.stem = nn.Conv2d(2, 2, 1)
             self.features = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2))
             self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).mean((2, 3)))
+        return self.head(self.features(self.stem(x)).mean((2, 3)))
 
 
 def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float, float]]:
@@ -55,9 +60,10 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
     inputs: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for x in batches:
-            values = [x]
+            values = [model.stem(x)]
             for layer in model.features:
                 values.append(layer(values[-1]))
+            inputs.setdefault("stem", []).append(x)
             inputs.setdefault("features.0", []).append(values[0])
             inputs.setdefault("features.2", []).append(values[2])
             inputs.setdefault("head", []).append(values[3].mean((2, 3)))
@@ -67,6 +73,11 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
     }
 
 
+HOOKS = "a hook stays on the model: keep the handles and remove() them"
+PRE_HOOKS = "a pre-hook stays on the model: it needs its handle and remove() like any other"
+GLOBAL_HOOKS = "a hook stays on all modules of PyTorch: remove() its handle"
+
+
 def _check_collect(fn: Probe) -> None:
     generator = torch.Generator().manual_seed(602)
     sizes = (1.0, 3.0, 0.5)
@@ -74,14 +85,18 @@ def _check_collect(fn: Probe) -> None:
     for label, given in (
         ("the second batch is the largest", batches),
         ("the largest batch comes last", [batches[2], batches[0], batches[1]]),
+        ("every input is positive", [x.abs() + 0.5 for x in batches]),
+        ("every input is negative", [-x.abs() - 0.5 for x in batches]),
     ):
         model = _Small().eval()
         expected = _observed(model, given)
+        before = set(global_hooks._global_forward_hooks)
         got = fn(model, given)
-        left = [name for name, m in model.named_modules() if m._forward_hooks]
+        left = _hooks_on(model, before)
         expect(
             isinstance(got, dict), "collect returns a dictionary: layer name -> (low, high)",
             expected=sorted(expected), got=type(got).__name__, where=label,
+            cause=NOTHING if got is None else "",
         )  # fmt: skip
         expect(
             set(got) == set(expected), "the names are not those of the Linear and Conv2d layers",
@@ -93,21 +108,36 @@ def _check_collect(fn: Probe) -> None:
                 isinstance(pair, (tuple, list)) and len(pair) == 2,
                 f"{name}: a pair (low, high) is wanted", expected=(low, high), got=pair,
             )  # fmt: skip
-            expect_close(float(pair[0]), low, f"the low end of {name!r} ({label})", rtol=1e-5)
-            expect_close(float(pair[1]), high, f"the high end of {name!r} ({label})", rtol=1e-5)
+            expect_close(pair[0], low, f"the low end of {name!r} ({label})", rtol=1e-5)
+            expect_close(pair[1], high, f"the high end of {name!r} ({label})", rtol=1e-5)
+        where = ", ".join(name for names in left.values() for name in names)
         expect(
-            not left, "a hook is left on the model: it would run for ever after",
-            expected="no hooks", got=f"hooks on {', '.join(left)}",
+            not left, "a hook is left behind: it would run for ever after",
+            expected="no hooks", got=f"hooks on {where}", cause=next(iter(left), ""),
         )  # fmt: skip
+
+
+def _hooks_on(model: nn.Module, before: set[int]) -> dict[str, list[str]]:
+    """Cause -> where a hook was left; new hooks on all of PyTorch's modules are taken off."""
+    named = list(model.named_modules())
+    new = set(global_hooks._global_forward_hooks) - before
+    for key in new:
+        del global_hooks._global_forward_hooks[key]
+    left = {
+        HOOKS: [name for name, m in named if m._forward_hooks],
+        PRE_HOOKS: [name for name, m in named if m._forward_pre_hooks],
+        GLOBAL_HOOKS: ["every module"] if new else [],
+    }
+    return {cause: names for cause, names in left.items() if names}
 
 
 def _with_hooks(
     model: nn.Module, batches: list[Tensor], pick: Callable, kinds: tuple, remove: bool = True,
-    merge: Callable | None = None,
+    merge: Callable | None = None, modules: str = "named_modules",
 ) -> dict[str, tuple[float, float]]:  # fmt: skip
     ranges: dict[str, tuple[float, float]] = {}
     handles = []
-    for name, module in model.named_modules():
+    for name, module in getattr(model, modules)():
         if isinstance(module, kinds):
 
             def watch(module: Any, inputs: Any, output: Any, name: str = name) -> None:
@@ -136,6 +166,40 @@ def _outputs(model: nn.Module, batches: list[Tensor]) -> dict:
 
 def _hooks_left(model: nn.Module, batches: list[Tensor]) -> dict:
     return _with_hooks(model, batches, lambda i, o: i[0], _LAYERS, remove=False)
+
+
+def _pre_hooks_left(model: nn.Module, batches: list[Tensor]) -> dict:
+    ranges: dict[str, tuple[float, float]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _LAYERS):
+
+            def watch(module: Any, inputs: Any, name: str = name) -> None:
+                x = inputs[0]
+                low, high = ranges.get(name, (float("inf"), float("-inf")))
+                ranges[name] = min(low, x.min().item()), max(high, x.max().item())
+
+            module.register_forward_pre_hook(watch)
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return ranges
+
+
+def _from_zero(model: nn.Module, batches: list[Tensor]) -> dict:
+    return {n: (min(0.0, a), max(0.0, b)) for n, (a, b) in collect(model, batches).items()}
+
+
+def _first_batch_only(model: nn.Module, batches: list[Tensor]) -> dict:
+    return collect(model, batches[:1])
+
+
+def _weight_ranges(model: nn.Module, batches: list[Tensor]) -> dict:
+    layers = ((n, m.weight) for n, m in model.named_modules() if isinstance(m, _LAYERS))
+    return {name: (w.min().item(), w.max().item()) for name, w in layers}
+
+
+def _children_only(model: nn.Module, batches: list[Tensor]) -> dict:
+    return _with_hooks(model, batches, lambda i, o: i[0], _LAYERS, modules="named_children")
 
 
 def _last_batch_only(model: nn.Module, batches: list[Tensor]) -> dict:
@@ -194,7 +258,13 @@ def ablation_table(make: Callable, evaluate: Callable) -> dict[str, float]:
     }
 
 
-# A version is a pair of bits, and its score a plain number: what matters is who is compared.
+class _Version:
+    """What `make` returns: a pair of bits. What matters is which versions are compared."""
+
+    def __init__(self, bits: tuple) -> None:
+        self.bits = bits
+
+
 _SCORES = {(None, None): 0.93, (8, None): 0.925, (None, 8): 0.90, (8, 8): 0.88}
 
 
@@ -204,30 +274,38 @@ def _check_ablation(fn: Probe) -> None:
         ("the weights cost most", {**_SCORES, (8, None): 0.70, (8, 8): 0.69}),
         ("one version is better than FP32", {**_SCORES, (8, None): 0.95}),
     ):
-        built: list[tuple] = []
-        got = fn(_maker(scores, built), lambda version, scores=scores: scores[version])
+        got = fn(_maker(scores), _evaluator(scores))
         keys = ["W8A32", "W32A8", "W8A8"]
         expect(
             isinstance(got, dict) and set(got) == set(keys),
             "a dictionary with the three versions is wanted", expected=keys,
-            got=sorted(got) if isinstance(got, dict) else got, where=label,
+            got=sorted(map(str, got)) if isinstance(got, dict) else got, where=label,
+            cause=NOTHING if got is None else "",
         )  # fmt: skip
         for key, version in zip(keys, [(8, None), (None, 8), (8, 8)], strict=True):
             wanted = scores[version] - scores[None, None]
             expect_close(got[key], wanted, f"{key} ({label})", rtol=1e-6, atol=1e-9)
 
 
-def _maker(scores: dict, built: list) -> Callable:
-    def make(weight_bits: int | None, activation_bits: int | None) -> tuple:
+def _maker(scores: dict) -> Callable:
+    def make(weight_bits: int | None, activation_bits: int | None) -> _Version:
         version = (weight_bits, activation_bits)
         if version not in scores:
-            raise Failure(
+            raise ValueError(
                 f"make was called with {version}: the versions are 8 bits or None (floating point)"
             )
-        built.append(version)
-        return version
+        return _Version(version)
 
     return make
+
+
+def _evaluator(scores: dict) -> Callable:
+    def evaluate(*given: Any) -> float:
+        if len(given) != 1 or not isinstance(given[0], _Version):
+            raise TypeError("evaluate(version) wants one version, as make(...) builds it")
+        return scores[given[0].bits]
+
+    return evaluate
 
 
 def _swapped(make: Callable, evaluate: Callable) -> dict:
@@ -252,6 +330,28 @@ def _added_up(make: Callable, evaluate: Callable) -> dict:
 def _against_w8a8(make: Callable, evaluate: Callable) -> dict:
     fp32, whole = evaluate(make(None, None)), evaluate(make(8, 8))
     return {n: v + fp32 - whole for n, v in ablation_table(make, evaluate).items()}
+
+
+def _in_percent(make: Callable, evaluate: Callable) -> dict:
+    return {name: 100 * value for name, value in ablation_table(make, evaluate).items()}
+
+
+def _relative(make: Callable, evaluate: Callable) -> dict:
+    fp32 = evaluate(make(None, None))
+    return {name: value / fp32 for name, value in ablation_table(make, evaluate).items()}
+
+
+def _with_fp32(make: Callable, evaluate: Callable) -> dict:
+    return {"FP32": 0.0, **ablation_table(make, evaluate)}
+
+
+def _without_make(make: Callable, evaluate: Callable) -> dict:
+    fp32 = evaluate(None, None)
+    return {"W8A32": evaluate(8, None) - fp32}
+
+
+def _thirty_two(make: Callable, evaluate: Callable) -> dict:
+    return {"W8A32": evaluate(make(8, 32)) - evaluate(make(None, None))}
 
 
 def _ablation_loop(make: Callable, evaluate: Callable) -> dict:
@@ -295,6 +395,7 @@ def _reports() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("the interval contains zero", -1.2, 0.3, -0.9, -0.2, mixed)
     yield case("the interval ends at zero", -1.0, 0.0, -0.2, -0.7, four)
     yield case("it became better", 0.2, 1.9, 0.1, 0.6, four)
+    yield case("one half gains by itself", -1.9, -0.4, 1.2, -0.9, four)
     inf = float("inf")
     yield case("an exact layer", -4.0, -1.0, -2.0, -1.5, {"in": inf, "mid": 50.0, "out": 7.0})
 
@@ -303,6 +404,11 @@ def _same_report(got: Any, expected: tuple, **_: Any) -> None:
     expect(
         isinstance(got, (tuple, list)) and len(got) == 2,
         "a pair is wanted: the verdict and a list of two layer names", expected=expected, got=got,
+        cause=NOTHING if got is None else "",
+    )  # fmt: skip
+    expect(
+        isinstance(got[1], (tuple, list, np.ndarray)),
+        "the second value is a list of two layer names", expected=expected[1], got=got[1],
     )  # fmt: skip
     expect(got[0] == expected[0], "the verdict differs", expected=expected[0], got=got[0])
     expect(
@@ -360,6 +466,34 @@ def _first_two(
     return _verdict("right", low, high, weights, activations), list(decibels)[:2]
 
 
+def _larger_magnitude(
+    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
+) -> tuple:
+    worst = sorted(decibels, key=decibels.get)[:2]
+    return _verdict("right", low, high, -abs(weights), -abs(activations)), worst
+
+
+def _best_of_the_two_first(
+    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
+) -> tuple:
+    verdict, worst = write_report(low, high, weights, activations, decibels)
+    return verdict, worst[::-1]
+
+
+def _one_name(
+    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
+) -> tuple:
+    verdict, worst = write_report(low, high, weights, activations, decibels)
+    return verdict, worst[0]
+
+
+def _one_name_in_a_list(
+    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
+) -> tuple:
+    verdict, worst = write_report(low, high, weights, activations, decibels)
+    return verdict, worst[:1]
+
+
 def _report_with_min(
     low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
 ) -> tuple:
@@ -393,8 +527,13 @@ EXERCISES = [
         check=_check_collect,
         diagnoses=(
             (_outputs, "the ranges are those of the layers' outputs, not of their inputs"),
-            (_hooks_left, "a hook stays on the model: keep the handles and remove() them"),
+            (_hooks_left, HOOKS),
+            (_pre_hooks_left, PRE_HOOKS),
             (_last_batch_only, "only the last batch counts: keep the extremes of all batches"),
+            (_first_batch_only, "only the first batch counts: keep the extremes of all batches"),
+            (_from_zero, "the extremes begin at 0, so 0 counts as seen: begin at the first value"),
+            (_weight_ranges, "these are the ranges of the weights; wanted are the inputs'"),
+            (_children_only, "layers in containers are missed: named_modules() goes inside"),
             (_linear_only, "only Linear layers are watched, Conv2d are layers too"),
             (_every_module, "every module is watched, not only Linear and Conv2d"),
             (_late_binding, "all hooks write under the last name: bind it with name=name"),
@@ -426,6 +565,11 @@ EXERCISES = [
             (_scores_alone, "these are the scores: subtract FP32's from each"),
             (_added_up, "W8A8 is the sum of the other two: measure it, losses do not add up"),
             (_against_w8a8, "the reference is W8A8: subtract the score of FP32"),
+            (_in_percent, "the changes are 100 times too large: keep the unit of the scores"),
+            (_relative, "divided by FP32's score: the change is a difference, not a ratio"),
+            (_with_fp32, "FP32 is the reference, not a version: leave its own change out"),
+            (_without_make, "evaluate takes a version: evaluate(make(8, None))"),
+            (_thirty_two, "32 bits are floating point here: make takes None for them"),
         ),
         accepted=(_ablation_loop, _ablation_tensors),
         hints=(
@@ -451,6 +595,10 @@ EXERCISES = [
             (_wrong_half, "the other half is to blame: a larger loss is a more negative change"),
             (_by_magnitude, "negative decibels are worst of all: sort by value, not magnitude"),
             (_first_two, "these are the first two layers, not the worst two"),
+            (_larger_magnitude, "magnitudes were compared: a half that gained is not to blame"),
+            (_best_of_the_two_first, "the right two layers, the other way round: worst first"),
+            (_one_name, "one name, where a list of two is wanted"),
+            (_one_name_in_a_list, "a list of one name, where two are wanted"),
         ),
         accepted=(_report_with_min, _report_with_tensors),
         hints=(

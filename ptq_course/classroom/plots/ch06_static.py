@@ -61,9 +61,11 @@ def ablation(table: Variants, guess: Prediction | None = None) -> tuple[Figure, 
     )
     ax.axvline(0, color=GREY, linestyle=":", linewidth=1.3)
     for y, row in zip(place, values, strict=True):
+        lost = row[0] <= 0  # on the side of the interval that lies away from the line of zero
         ax.annotate(
-            f"{row[0]:+.1f}", (row[2], y), xytext=(8, 0), textcoords="offset points",
-            va="center", fontsize=9, bbox=BEHIND,
+            f"{row[0]:+.1f}", (row[1] if lost else row[2], y), xytext=(-8 if lost else 8, 0),
+            textcoords="offset points", ha="right" if lost else "left", va="center", fontsize=9,
+            bbox=BEHIND,
         )  # fmt: skip
     ax.set_yticks(place, [row.name for row in rows])
     ax.invert_yaxis()
@@ -89,15 +91,15 @@ def layer_errors(comparisons: dict[str, Comparison]) -> tuple[Figure, str]:
     for ax, (name, comparison) in zip(axes[0], comparisons.items(), strict=True):
         rows = comparison.layers
         place = np.arange(len(rows))
-        alone = np.array([_number(row.isolated_db) for row in rows])
+        isolated = np.array([_number(row.isolated_db) for row in rows])
         piled = np.array([_number(row.cumulative_db) for row in rows])
-        ax.barh(place, alone, color=COLORS[0], alpha=0.75, height=0.65)
+        ax.barh(place, isolated, color=COLORS[0], alpha=0.75, height=0.65)
         ax.plot(piled, place, "o--", color=COLORS[2], markersize=4)
         ax.set_title(name, fontsize=10)
-        ax.set_xlabel("dB: isolated (bar), cumulative (dots)")
+        ax.set_xlabel("dB, shorter is worse: isolated (bar),\ncumulative (dots)")
         worst = comparison.worst(1)[0]
         told.append(
-            f"{name}: worst alone {worst.name} with {text_number(worst.isolated_db)} dB, "
+            f"{name}: worst by itself {worst.name} with {text_number(worst.isolated_db)} dB, "
             f"at the end {text_number(piled[-1])} dB"
         )
     axes[0, 0].set_yticks(place, [row.name for row in first.layers], fontsize=8)

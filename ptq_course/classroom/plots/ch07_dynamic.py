@@ -89,7 +89,8 @@ def accuracy_by_loudness(
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))
     ax.set_xticks(list(edges))
-    ax.set_xlim(edges[0] - 0.35 * (edges[-1] - edges[0]), edges[-1])
+    ax.set_xlim(edges[0] - 0.35 * (edges[-1] - edges[0]), edges[-1])  # room for the names
+    ax.spines["bottom"].set_bounds(edges[0], edges[-1])
     told = "; ".join(
         f"{name}: {values[0]:.0f} percent of the quietest, {values[-1]:.0f} of the loudest"
         for name, values in series.items()

@@ -32,6 +32,7 @@ class Frame:
     levels: np.ndarray  # [codes used], what the codes in the picture stand for
     shares: np.ndarray  # [codes used], share of the same values that goes to each
     scale: float
+    reach: tuple[float, float]  # what the lowest and the highest code of the grid stand for
     isolated: float
     cumulative: float
 
@@ -75,8 +76,10 @@ def _frame(name: str, x: Tensor, qparams: QParams, isolated: float, cumulative: 
     levels, counts = np.unique(fake_quantize(x, qparams).numpy(), return_counts=True)
     half = float(qparams.scale) / 2
     shown = (levels > edges[0] - half) & (levels < edges[-1] + half)
+    grid, scale, zero_point = qparams.grid, float(qparams.scale), float(qparams.zero_point)
+    reach = (scale * (grid.qmin - zero_point), scale * (grid.qmax - zero_point))
     return Frame(
-        name, exact, edges, levels[shown], counts[shown] / len(x), float(qparams.scale), isolated,
+        name, exact, edges, levels[shown], counts[shown] / len(x), scale, reach, isolated,
         cumulative,
     )  # fmt: skip
 
@@ -102,11 +105,14 @@ class LayerStepper:
                 0.99, y, text, color=hue, transform=self.left.transAxes, ha="right", va="top",
                 fontsize=8,
             )  # fmt: skip
+        self.reach = self.left.text(
+            0.99, 0.83, "", transform=self.left.transAxes, ha="right", va="top", fontsize=8
+        )
         place = np.arange(len(first))
         highest = max(max(f.isolated, f.cumulative) for fs in by_rule.values() for f in fs)
         self.bars = right.barh(place, place, color=COLORS[3], height=0.65)
         (self.dots,) = right.plot(place, place, "o--", color=COLORS[2], markersize=4)
-        right.set(xlim=(0, 1.05 * highest), xlabel="dB: alone (bar), cumulative (dots)")
+        right.set(xlim=(0, 1.05 * highest), xlabel="dB: isolated (bar),\ncumulative (dots)")
         right.set_yticks(place, [f.name for f in first], fontsize=7)
         right.invert_yaxis()
 
@@ -121,18 +127,20 @@ class LayerStepper:
             [[(x, FLOOR), (x, y)] for x, y in zip(shown.levels, tops, strict=True)]
         )
         self.left.set_xlim(shown.edges[0] - half, shown.edges[-1] + half)
+        self.reach.set_text("the grid: {:.3g} to {:.3g}".format(*shown.reach))
         for number, (bar, other) in enumerate(zip(self.bars, made, strict=True)):
             bar.set_width(other.isolated)
             bar.set_color(COLORS[0] if number == layer - 1 else COLORS[3])
         self.dots.set_xdata([other.cumulative for other in made])
         readout = (
             f"{shown.name}, {rule}: step {shown.scale:.3g}, {len(shown.levels)} codes in the "
-            f"picture · alone {shown.isolated:.1f} dB · cumulative {shown.cumulative:.1f} dB"
+            f"picture · isolated {shown.isolated:.1f} dB · cumulative {shown.cumulative:.1f} dB"
         )
         n = text_number
         alt = (
             f"Input of {shown.name} with {rule}: step {n(shown.scale)}, {len(shown.levels)} codes "
-            f"between {n(shown.edges[0])} and {n(shown.edges[-1])}; alone {n(shown.isolated)} dB, "
+            f"between {n(shown.edges[0])} and {n(shown.edges[-1])}, of a grid from "
+            f"{n(shown.reach[0])} to {n(shown.reach[1])}; isolated {n(shown.isolated)} dB, "
             f"cumulative {n(shown.cumulative)} dB."
         )
         return readout, alt

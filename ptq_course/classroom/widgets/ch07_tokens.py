@@ -32,6 +32,12 @@ def decibels(x: Tensor, bits: int, granularity: str) -> tuple[np.ndarray, int]:
     return np.array(ratios), int((rounded == 0).all(1).sum())
 
 
+def first_silence(bits: int) -> float:
+    """Smallest whole spread (dB) at which one scale for all makes some token all zeros."""
+    spreads = range(100)
+    return float(next(s for s in spreads if decibels(tokens(s), bits, "per_tensor")[1] > 0))
+
+
 class TokenSpread:
     """The figure and its pure `frame`; the artists are made once and then moved."""
 
