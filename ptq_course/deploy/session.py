@@ -41,8 +41,9 @@ SILENT = 3  # ONNX Runtime's level for errors only
 class Session:
     """An ONNX file ready to run: call it with the inputs, get what the model returns.
 
-    Tensors in, tensors out; NumPy arrays in, arrays out; several outputs as a tuple. ``exact`` None runs the known-answer test
-    and chooses; True and False force a mode. ``saturation_guard`` says what was chosen.
+    Tensors in, tensors out; NumPy arrays in, arrays out; several outputs as a tuple. ``exact`` None
+    runs the known-answer test and chooses; True and False force a mode. ``saturation_guard`` says
+    what was chosen.
     Raises QuantizationError for a missing file or one that ONNX Runtime cannot open, for threads
     outside 1 to 256, and for another number of inputs.
     """

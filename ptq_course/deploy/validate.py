@@ -193,7 +193,7 @@ def _outputs(run: Callable, examples: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad():
         parts = [x.split(CHUNK) for x in examples]
         outputs = [run(*chunk) for chunk in zip(*parts, strict=True)]
-    # A session returns the first output only.
+    # Agreement and top-1 are read from the first output.
     return torch.cat([output_tensors(out)[0] for out in outputs])
 
 
