@@ -208,20 +208,28 @@ class _Case:
         recipe = recipes.range_rule(self.config, used)
         if self.config.activation_bits is None:
             return Answer(*question, "no", "No activation is quantized.", recipe)
-        found: dict[str, Variant] = {}
+        scores: dict[str, Scores] = {}
         for rule in RULES:
             if rule != used:
                 quantized = self.quantizer.fork().compute_qparams(rule, config=self.config)
-                found[rule] = self._gain(quantized.convert(), f"ranges={rule!r}")
+                scores[rule] = score(self.evaluate, quantized.convert(), f"ranges={rule!r}")
+        found = {rule: against(self.scores, other, rule) for rule, other in scores.items()}
         best = max(found, key=lambda rule: found[rule].score)
-        better = gained(found[best])
         parts = [f"{rule} {shown(row.score, row.is_share)} ({row})" for rule, row in found.items()]
         own = shown(self.scores.mean, self.drop.is_share)
         finding = f"{used} scores {own}; against it, " + "; ".join(parts)
-        if better:
+        verdict = "no"
+        if gained(found[best]):
+            ties = [
+                rule for rule in found
+                if rule != best and gained(found[rule])
+                and against(scores[best], scores[rule], rule).ties
+            ]  # fmt: skip
+            verdict = f"yes, {best} is better"
+            if ties:
+                verdict = f"yes, {' or '.join([best, *ties])}, not told apart"
             self.remedies.append((f"choose ranges={best!r} ({found[best]})", found[best]))
             recipe = recipes.range_rule(self.config, best)
-        verdict = f"yes, {best} is better" if better else "no"
         return Answer(*question, verdict, finding + ".", recipe, {"rules": found})
 
     def which_layers(self) -> Answer:
@@ -262,9 +270,6 @@ class _Case:
             "layers", "Which layers?", names[0], finding, recipes.float_layers(self.config, keep),
             {"worst": worst, "gains": gains},
         )  # fmt: skip
-
-    def _gain(self, quantized: nn.Module, name: str) -> Variant:
-        return against(self.scores, score(self.evaluate, quantized, name), name)
 
 
 def _some(loader: Iterable, names: list[str]) -> list[list[Tensor]]:

@@ -142,6 +142,11 @@ class Variant:
         """Does the interval exclude zero? Never without one."""
         return self.low is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def ties(self) -> bool:
+        """Does the interval hold zero? Without one, only where nothing differs."""
+        return not self.significant if self.low is not None else self.difference == 0
+
     def cells(self) -> tuple[str, ...]:
         score = shown(self.score, self.is_share)
         if self.difference is None:
