@@ -98,8 +98,9 @@ def test_single_operators_compute_what_they_should(tmp_path):
     torch.testing.assert_close(decoded, x @ four.dequantize().T, atol=1e-3, rtol=1e-4)
     fixed = deploy.session(pieces.quantize_file(tmp_path, at_run_time=False))(x)
     assert torch.equal(fixed, torch.clamp(torch.round(x / 0.02) + 128, 0, 255).to(torch.uint8))
-    found = deploy.session(pieces.quantize_file(tmp_path, at_run_time=True))(x)
-    assert (found.min(), found.max()) == (0, 255)
+    codes, scale, zero_point = deploy.session(pieces.quantize_file(tmp_path, at_run_time=True))(x)
+    assert (codes.min(), codes.max()) == (0, 255)
+    torch.testing.assert_close((codes.float() - zero_point) * scale, x, atol=scale.item(), rtol=0)
 
 
 def test_four_files_are_four_versions(tmp_path):
