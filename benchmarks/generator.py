@@ -12,10 +12,10 @@ processor time.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from contest import best_of
 from torch.nn import functional
 
 from ptq_course.classroom.atlas import load_atlas
@@ -40,21 +40,6 @@ def resampling() -> Callable[[], object]:
             functional.grid_sample(emoji[labels], grid, align_corners=False)
 
     return run
-
-
-def best_of(
-    contestants: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Seconds by the clock and of processor time of the best round of each; they take turns."""
-    best = {name: (float("inf"), float("inf")) for name in contestants}
-    for round_ in range(rounds + 1):
-        for name, function in contestants.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            function()
-            took = (time.perf_counter() - clock, time.process_time() - processor)
-            if round_:  # the first one warms up
-                best[name] = tuple(map(min, best[name], took))
-    return best
 
 
 def main() -> None:

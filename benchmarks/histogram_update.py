@@ -12,12 +12,12 @@ time, which other programs on the machine disturb less.
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from contest import best_of
 from torch import Tensor, nn
 
 from ptq_course.histograms import DyadicHistogram, FloatBitHistogram
@@ -43,21 +43,6 @@ def pytorch_observer() -> Callable[[], nn.Module] | None:
         print(f"(left out: torch.ao HistogramObserver: {type(error).__name__}: {error})")
         return None
     return HistogramObserver
-
-
-def best_of(
-    contestants: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Seconds by the clock and of processor time of the best round of each; they take turns."""
-    best = {name: (float("inf"), float("inf")) for name in contestants}
-    for round_ in range(rounds + 1):
-        for name, function in contestants.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            function()
-            took = (time.perf_counter() - clock, time.process_time() - processor)
-            if round_:  # the first one warms up
-                best[name] = tuple(map(min, best[name], took))
-    return best
 
 
 def updates(x: Tensor, observer: Callable[[], nn.Module] | None) -> dict[str, Callable]:

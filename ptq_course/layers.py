@@ -1,7 +1,7 @@
 """Quantized layers: a float layer with integer weights, and the module that rounds activations.
 
 Chapters 05 and 06. Everything here *simulates*: it computes in floating point with values that lie
-exactly on the integer grids ("fake quantization"). Chapter 08's `integer.py` computes the same
+exactly on the integer grids ("fake quantization"). Chapter 08's `integer/` computes the same
 network with integers only.
 """
 

@@ -6,7 +6,6 @@ what the parts are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from ptq_course.errors import QuantizationError
 from ptq_course.graph import WEIGHTED_MODULES, Kind
 from ptq_course.graph.reading import read
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.network import shallow_copy
 from ptq_course.quantized import QuantizedModel
 
 
@@ -29,9 +29,7 @@ def partly(
     layers: names of the layers that keep integer weights; quantizers: paths of the activation
     quantizers that keep rounding (see `Parts`). None keeps all of them, () keeps none.
     """
-    source = quantized.module
-    memo = {id(t): t for t in [*source.parameters(), *source.buffers()]}
-    module = copy.deepcopy(source, memo)
+    module = shallow_copy(quantized.module)
     for path, part in list(module.named_modules(remove_duplicate=False)):
         new: nn.Module | None = None
         if isinstance(part, QuantizedLayer) and layers is not None and part.name not in layers:

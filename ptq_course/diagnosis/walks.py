@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 
 from ptq_course.diagnosis.parts import Parts, parts_of
 from ptq_course.errors import QuantizationError
+from ptq_course.graph.reading import attribute
 from ptq_course.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.metrics import sqnr_db
 from ptq_course.noise import Noise
@@ -136,7 +137,7 @@ class GraphWalk:
         def run(values: dict[fx.Node, Any]) -> Any:
             args, kwargs = self._args(node, values)
             if node.op == "get_attr":
-                return _attribute(self.module, node.target)
+                return attribute(self.module, node.target)
             if node.op == "call_function":
                 return node.target(*args, **kwargs)
             if node.op == "call_method":
@@ -211,9 +212,3 @@ class HookWalk:
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module

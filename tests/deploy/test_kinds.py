@@ -13,19 +13,7 @@ from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import products_saturate
 from ptq_course.deploy.tensorrt import check_tensorrt
 from ptq_course.deploy.validate import Kernels
-
-
-class Net(nn.Module):
-    """Layers under names of one letter, and a function that calls them."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
+from tests.networks import Net
 
 
 def attend(s, x):

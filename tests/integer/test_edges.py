@@ -12,19 +12,7 @@ from torch.nn import functional as F
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.integer import agreement, int_conv2d, to_integer
 from ptq_course.quantizer import PTQQuantizer
-
-
-class Net(nn.Module):
-    """Layers by name, and a function that calls them."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
+from tests.networks import Net
 
 
 def made(function, shape=(4, 3, 8, 8), seed=0, **layers):
