@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import HistogramObserver
 
+from ptq_classroom import load_model, load_split, loader
 from ptq_course import CALIBRATORS, PTQQuantizer
-from ptq_course.classroom import load_model, load_split, loader
 
 BUDGETS = {"minmax": 1.4, "kl": 2.0}
 Batches = list[tuple[Tensor, Tensor]]

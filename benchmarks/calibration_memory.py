@@ -57,7 +57,7 @@ def child(name: str, batches: int) -> None:
 
     import torch
 
-    from ptq_course.calibrators import CALIBRATORS
+    from ptq_course.ranges.calibrators import CALIBRATORS
 
     torch.set_num_threads(1)
     others = {"stored": Stored, "nothing": Nothing}

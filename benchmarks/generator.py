@@ -18,9 +18,9 @@ import torch
 from contest import best_of
 from torch.nn import functional
 
-from ptq_course.classroom.atlas import load_atlas
-from ptq_course.classroom.conditions import DIFFICULTIES
-from ptq_course.classroom.generator import CHUNK, IMAGE_SIZE, EmojiGenerator
+from ptq_classroom.pictures.atlas import load_atlas
+from ptq_classroom.pictures.conditions import DIFFICULTIES
+from ptq_classroom.pictures.generator import CHUNK, IMAGE_SIZE, EmojiGenerator
 
 PICTURES = 8 * CHUNK
 PEER = "grid_sample alone"

@@ -26,10 +26,11 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from ptq_course import PTQQuantizer, QConfig, metrics, search_ranges
-from ptq_course.classroom import load_model, load_split, loader, logits
+from ptq_classroom import load_model, load_split, loader, logits
+from ptq_course import PTQQuantizer, QConfig, search_ranges
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import Speedup, products_saturate, timings
+from ptq_course.grids import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"

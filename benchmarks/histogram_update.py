@@ -20,8 +20,8 @@ import torch
 from contest import best_of
 from torch import Tensor, nn
 
-from ptq_course.histograms import DyadicHistogram, FloatBitHistogram
-from ptq_course.summaries import MinMax, Moments, Summary
+from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
+from ptq_course.ranges.summaries import MinMax, Moments, Summary
 
 SHAPE = (32, 64, 24, 24)
 SUMMARIES: dict[str, type[Summary]] = {

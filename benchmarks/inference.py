@@ -32,8 +32,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from bootstrap import processor
 
+from ptq_classroom import load_model, load_split, loader
 from ptq_course import PTQQuantizer, QConfig
-from ptq_course.classroom import load_model, load_split, loader
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import Speedup, Timing, products_saturate, timings
 from ptq_course.integer import int_matmul, int_mm_is_exact, to_integer

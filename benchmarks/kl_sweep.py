@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from ptq_course import kl
-from ptq_course.calibrators import KLCalibrator, MSECalibrator
+from ptq_course.ranges import kl
+from ptq_course.ranges.calibrators import KLCalibrator, MSECalibrator
 
 LEVELS = 128
 BUDGET_RATIO = {2048: 300.0, 8001: 200.0}

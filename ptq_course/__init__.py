@@ -24,7 +24,7 @@ _MODULE_OF = {
             "fake_quantize",
             "quantize",
         ),
-        "affine",
+        "grids.affine",
     ),
     **dict.fromkeys(
         (
@@ -35,21 +35,21 @@ _MODULE_OF = {
             "MovingAverageCalibrator",
             "PercentileCalibrator",
         ),
-        "calibrators",
+        "ranges.calibrators",
     ),
     **dict.fromkeys(
         ("CalibrationError", "DataIntegrityError", "QuantizationError", "UnsupportedError"),
         "errors",
     ),
     **dict.fromkeys(("ablate", "compare", "diagnose", "sensitivity", "top1_on"), "diagnosis"),
-    **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "dynamic"),
-    **dict.fromkeys(("fold_batch_norm", "fuse"), "fusion"),
+    **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "simulation.dynamic"),
+    **dict.fromkeys(("fold_batch_norm", "fuse"), "graph.fusion"),
     **dict.fromkeys(("IntegerModel", "agreement", "to_integer"), "integer"),
-    **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "metrics"),
-    **dict.fromkeys(("ClippingMonitor", "clipped_share"), "monitor"),
-    "QConfig": "qconfig",
-    **dict.fromkeys(("PTQQuantizer", "QuantizedModel"), "quantizer"),
-    "search_ranges": "range_search",
+    **dict.fromkeys(("flips", "paired_bootstrap", "sqnr_db", "top1"), "grids.metrics"),
+    **dict.fromkeys(("ClippingMonitor", "clipped_share"), "simulation.monitor"),
+    "QConfig": "simulation.qconfig",
+    **dict.fromkeys(("PTQQuantizer", "QuantizedModel"), "simulation.quantizer"),
+    "search_ranges": "simulation.range_search",
     "trace": "graph",
 }
 __all__ = [
@@ -110,7 +110,16 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ptq_course.affine import (
+    from ptq_course.diagnosis import ablate, compare, diagnose, sensitivity, top1_on
+    from ptq_course.errors import (
+        CalibrationError,
+        DataIntegrityError,
+        QuantizationError,
+        UnsupportedError,
+    )
+    from ptq_course.graph import trace
+    from ptq_course.graph.fusion import fold_batch_norm, fuse
+    from ptq_course.grids.affine import (
         IntGrid,
         QParams,
         QTensor,
@@ -120,7 +129,9 @@ if TYPE_CHECKING:
         fake_quantize,
         quantize,
     )
-    from ptq_course.calibrators import (
+    from ptq_course.grids.metrics import flips, paired_bootstrap, sqnr_db, top1
+    from ptq_course.integer import IntegerModel, agreement, to_integer
+    from ptq_course.ranges.calibrators import (
         CALIBRATORS,
         KLCalibrator,
         MinMaxCalibrator,
@@ -128,20 +139,9 @@ if TYPE_CHECKING:
         MSECalibrator,
         PercentileCalibrator,
     )
-    from ptq_course.diagnosis import ablate, compare, diagnose, sensitivity, top1_on
-    from ptq_course.dynamic import DynamicModel, quantize_dynamic
-    from ptq_course.errors import (
-        CalibrationError,
-        DataIntegrityError,
-        QuantizationError,
-        UnsupportedError,
-    )
-    from ptq_course.fusion import fold_batch_norm, fuse
-    from ptq_course.graph import trace
-    from ptq_course.integer import IntegerModel, agreement, to_integer
-    from ptq_course.metrics import flips, paired_bootstrap, sqnr_db, top1
-    from ptq_course.monitor import ClippingMonitor, clipped_share
-    from ptq_course.qconfig import QConfig
-    from ptq_course.quantized import QuantizedModel
-    from ptq_course.quantizer import PTQQuantizer
-    from ptq_course.range_search import search_ranges
+    from ptq_course.simulation.dynamic import DynamicModel, quantize_dynamic
+    from ptq_course.simulation.monitor import ClippingMonitor, clipped_share
+    from ptq_course.simulation.qconfig import QConfig
+    from ptq_course.simulation.quantized import QuantizedModel
+    from ptq_course.simulation.quantizer import PTQQuantizer
+    from ptq_course.simulation.range_search import search_ranges

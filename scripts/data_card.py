@@ -2,7 +2,7 @@
 
 import re
 
-from ptq_course.classroom.integrity import DATA, read_manifest
+from ptq_classroom.pictures.integrity import DATA, read_manifest
 
 START, END = "<!-- table: python scripts/data_card.py -->", "<!-- end of table -->"
 

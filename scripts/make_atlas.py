@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ptq_course.classroom import archive
-from ptq_course.classroom.classes import EMOJI
-from ptq_course.classroom.integrity import DATA, record
+from ptq_classroom.pictures import archive
+from ptq_classroom.pictures.classes import EMOJI
+from ptq_classroom.pictures.integrity import DATA, record
 
 SIZE = 96
 BITMAP_SIZE = 109

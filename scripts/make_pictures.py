@@ -7,8 +7,8 @@ Writes docs/five_steps.png: the five steps of post-training quantization, as cha
 
 from pathlib import Path
 
-from ptq_course.classroom.plots import ch00_steps
-from ptq_course.classroom.plots.base import png
+from ptq_classroom.chapters.ch00 import five_steps
+from ptq_classroom.kit.show import png
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def main() -> None:
     """Draw and save; prints each file with its alt text."""
     DOCS.mkdir(exist_ok=True)
-    figure, alt = ch00_steps.five_steps(*ch00_steps.material())
+    figure, alt = five_steps.five_steps(*five_steps.material())
     path = DOCS / "five_steps.png"
     path.write_bytes(png(figure))
     print(f"docs/{path.name}: {alt}")

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ptq_course.classroom import archive
-from ptq_course.classroom.camera import Planes, develop
-from ptq_course.classroom.classes import CLASS_NAMES
-from ptq_course.classroom.conditions import RARE_MODES
-from ptq_course.classroom.generator import EmojiGenerator
-from ptq_course.classroom.integrity import DATA, read_manifest, record
+from ptq_classroom.pictures import archive
+from ptq_classroom.pictures.camera import Planes, develop
+from ptq_classroom.pictures.classes import CLASS_NAMES
+from ptq_classroom.pictures.conditions import RARE_MODES
+from ptq_classroom.pictures.generator import EmojiGenerator
+from ptq_classroom.pictures.integrity import DATA, read_manifest, record
 
 SPLITS = {"test": (4000, 2_000_001), "calibration": (1000, 2_000_002)}  # pictures, seed
 MODE_NAMES = ["normal", *RARE_MODES]

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from ptq_course.classroom.camera import to_input
-from ptq_course.classroom.classes import CLASS_NAMES
-from ptq_course.classroom.evaluate import accuracy, logits
-from ptq_course.classroom.generator import EmojiGenerator
-from ptq_course.classroom.integrity import record
-from ptq_course.classroom.models import ARCHITECTURES, multiply_adds
+from ptq_classroom.pictures.camera import to_input
+from ptq_classroom.pictures.classes import CLASS_NAMES
+from ptq_classroom.pictures.evaluate import accuracy, logits
+from ptq_classroom.pictures.generator import EmojiGenerator
+from ptq_classroom.pictures.integrity import record
+from ptq_classroom.pictures.models import ARCHITECTURES, multiply_adds
 
 ROOT = Path(__file__).resolve().parents[1]
 # Share of the training after which batch norm is frozen. At 60 %, with the learning rate still
@@ -196,7 +196,7 @@ def main() -> None:
     print(f"{output.name}: {arguments.images} pictures, {minutes:.1f} minutes")
     if arguments.output:
         return
-    from ptq_course.classroom.datasets import load_split
+    from ptq_classroom.pictures.datasets import load_split
 
     split = load_split("test")
     outputs = logits(model, split)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ptq_course.histograms import DyadicHistogram, FloatBitHistogram
-from ptq_course.summaries import BatchExtremaMean, MinMax, Moments, MovingAverage
+from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
+from ptq_course.ranges.summaries import BatchExtremaMean, MinMax, Moments, MovingAverage
 
 # Every kind of summary, small bin counts included: they must coarsen again and again.
 MERGEABLE = {

@@ -1,62 +1,63 @@
-"""The subject is built floor by floor: a module imports only from its own floor and those below.
+"""The subject is built floor by floor: a file imports only from its own room and the rooms below.
 
-Within a floor there is no circle (a search may use its criterion, not the other way round). The
-classroom stands outside: it may import anything, and nothing of the subject imports it.
+Inside a room there is no circle (a search may use its criterion, not the other way round). The
+classroom stands on top: it may import anything of the subject, and nothing of the subject imports
+it. `python tests/test_floors.py --write` puts the table of rooms into CONTRIBUTING.md.
 """
 
 import ast
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "ptq_course"
-FLOORS = {
-    "errors": 0,
-    "blocks": 1,
-    "affine": 1,
-    "metrics": 1,
-    "noise": 1,
-    "tables": 1,
-    "counting": 2,
-    "reduction": 2,
-    "summaries": 2,
-    "histograms": 2,
-    "kl": 2,
-    "mse": 2,
-    "sweeps": 2,
-    "ranges": 2,
-    "qconfig": 2,
-    "exact": 2,
-    "calibrators": 3,
-    "observe": 3,
-    "statistics": 3,
-    "bias": 4,
-    "graph": 4,
-    "fusion": 4,
-    "layers": 4,
-    "network": 4,
-    "untraced": 4,
-    "improve": 5,
-    "quantized": 6,
-    "decisions": 6,
-    "quantizer": 6,
-    "dynamic": 6,
-    "dynamic_layers": 5,
-    "report": 6,
-    "monitor": 7,
-    "range_search": 7,
-    "integer": 7,
-    "diagnosis": 7,
-    "deploy": 7,
+ROOT = Path(__file__).resolve().parents[1]
+# From the ground up: the room, and what it holds. "" is the root of ptq_course.
+ROOMS = {
+    "": "errors, tables",
+    "grids": "which numbers exist: integer grids, what rounding costs, exact products of integers",
+    "ranges": "collect and decide: summaries, range rules with their criteria, calibrators",
+    "graph": "prepare: tracing, rewriting to plain layers, what each operation does to integers, "
+    "who owns a scale, fusion",
+    "simulation": "apply: configuration, observation, quantized layers, the quantizers, report",
+    "integer": "integers only",
+    "deploy": "files: ONNX, checkpoints, TensorRT's rules; sessions that run them",
+    "diagnosis": "compare layers, switch parts off, ask an engineer's questions",
 }
-OUTSIDE = {"__init__", "classroom"}  # the front door, which only names things, and the classroom
-MODULES = sorted(path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir())
-SUBJECT = [name for name in MODULES if name not in OUTSIDE and not name.startswith("__pycache__")]
+CLASSROOM = {
+    "kit": "check, hint, predict, the learner's file, figures, widgets, glossary",
+    "pictures": "emoji, camera, networks",
+    "chapters": "one folder a chapter: exercises, figures, widget",
+}
+MAX_FLOORS = 10
+FRONT_DOORS = {"ptq_course", "ptq_classroom"}  # name things, and are imported by no file inside
+BEGIN, END = "<!-- floors:begin -->", "<!-- floors:end -->"
+
+
+def files_of(package):
+    """Every module of a package: dotted name -> file."""
+    found = {}
+    for file in sorted((ROOT / package).rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+FILES = files_of("ptq_course") | files_of("ptq_classroom")
+
+
+def floor_of(module):
+    """(floor, room) of a dotted name; the classroom's rooms lie above the subject's."""
+    package, *rest = module.split(".")
+    room = rest[0] if len(rest) > 1 or (rest and (ROOT / package / rest[0]).is_dir()) else ""
+    if package == "ptq_classroom":
+        return len(ROOMS) + list(CLASSROOM).index(room), room
+    return list(ROOMS).index(room), room
 
 
 def imported(source, package):
-    """The first-level modules of ptq_course that a source text imports ("" for the package itself).
+    """The modules of the two packages that a source text imports, as dotted names.
 
     `package`: the dotted name of the package that the text stands in, for relative imports.
     """
@@ -68,77 +69,125 @@ def imported(source, package):
             parts = package.split(".")
             above = parts[: len(parts) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            known = [alias.name for alias in node.names if alias.name in (*FLOORS, "classroom")]
-            if base == "ptq_course" and known:
-                names |= {f"ptq_course.{name}" for name in known}
-            else:
+            inside = {f"{base}.{alias.name}" for alias in node.names} & FILES.keys()
+            names |= inside
+            if len(inside) < len(node.names):
                 names.add(base)
-    inside = [name.split(".") for name in names if name.split(".")[0] == "ptq_course"]
-    return {parts[1] if len(parts) > 1 else "" for parts in inside}
+    return {name for name in names if name.split(".")[0] in FRONT_DOORS}
 
 
 def imports_of(module):
-    """The first-level modules that a module, or any file of a package, imports, itself left out."""
-    single = PACKAGE / f"{module}.py"
-    files = [single] if single.exists() else sorted((PACKAGE / module).rglob("*.py"))
-    names = set()
-    for file in files:
-        package = ".".join(["ptq_course", *file.relative_to(PACKAGE).parts[:-1]])
-        names |= imported(file.read_text(encoding="utf-8"), package)
-    return names - {module}
+    """What a file imports; a room's own front door counts only for what it re-exports to others."""
+    file = FILES[module]
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return imported(file.read_text(encoding="utf-8"), package) - {module}
 
 
 def faults(module, names):
-    """What is wrong with a module that imports these first-level modules."""
+    """What is wrong with a file that imports these modules."""
     found = []
+    own, room = floor_of(module)
     for name in sorted(names):
-        if name == "":
-            found.append(
-                f"{module} imports the package itself: name the module that holds the thing"
-            )
-        elif name == "classroom":
+        if name in FRONT_DOORS:
+            found.append(f"{module} imports {name} itself: name the module that holds the thing")
+            continue
+        floor, other = floor_of(name)
+        if name.startswith("ptq_classroom") and not module.startswith("ptq_classroom"):
             found.append(f"{module} imports the classroom: the subject never does")
-        elif FLOORS.get(name, 0) > FLOORS[module]:
-            above, own = FLOORS[name], FLOORS[module]
-            found.append(
-                f"{module} (floor {own}) imports {name} (floor {above}), which is above it"
-            )
+        elif floor > own:
+            found.append(f"{module} ({room}) imports {name} ({other}), which is above it")
     return found
 
 
-@pytest.mark.parametrize("module", SUBJECT)
+INSIDE = [name for name in FILES if name not in FRONT_DOORS]
+
+
+@pytest.mark.parametrize("module", INSIDE)
 def test_imports_only_go_down(module):
-    assert module in FLOORS, f"give {module} its floor in tests/test_floors.py (see DESIGN: floors)"
     assert faults(module, imports_of(module)) == []
 
 
 def test_there_is_no_circle():
+    graph = {name: imports_of(name) & set(INSIDE) for name in INSIDE}
     try:
-        list(TopologicalSorter({module: imports_of(module) for module in SUBJECT}).static_order())
+        list(TopologicalSorter(graph).static_order())
     except CycleError as problem:
         pytest.fail(f"modules import each other in a circle: {' -> '.join(problem.args[1])}")
+
+
+def test_the_root_is_a_front_door():
+    held = {path.name for path in (ROOT / "ptq_course").iterdir() if path.name != "__pycache__"}
+    rooms = {room for room in ROOMS if room}
+    assert held == rooms | {"__init__.py", "errors.py", "tables.py", "py.typed"}
+    assert len(ROOMS) + 1 <= MAX_FLOORS, "the subject's rooms, and the classroom on top"
+
+
+def table():
+    """The table of CONTRIBUTING.md: one row a floor, with its files."""
+    rows = ["| floor | room | holds | files |", "|---|---|---|---|"]
+    for number, (room, holds) in enumerate(ROOMS.items()):
+        folder = ROOT / "ptq_course" / room
+        names = folder.glob("*.py") if not room else folder.rglob("*.py")
+        files = sorted(
+            file.relative_to(folder).with_suffix("").as_posix()
+            for file in names
+            if file.name != "__init__.py"
+        )
+        place = f"`{room}/`" if room else "root"
+        rows.append(f"| {number} | {place} | {holds} | {', '.join(f'`{f}`' for f in files)} |")
+    classroom = "; ".join(f"`{room}/`: {holds}" for room, holds in CLASSROOM.items())
+    rows.append(f"| {len(ROOMS)} | `ptq_classroom` | {classroom} | |")
+    return "\n".join(rows)
+
+
+def written(text, new):
+    """A page's text with this table between the two marks."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
+
+
+def test_the_table_of_floors_is_current():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert text == written(text, table()), "run: python tests/test_floors.py --write"
 
 
 @pytest.mark.parametrize(
     ("source", "package", "expected"),
     [
-        ("from .quantizer import QConfig", "ptq_course", {"quantizer"}),
-        ("from . import kl, mse", "ptq_course", {"kl", "mse"}),
-        ("from ..fusion import fuse", "ptq_course.deploy", {"fusion"}),
-        ("from .session import Session", "ptq_course.deploy", {"deploy"}),
-        ("from ptq_course import affine", "x", {"affine"}),
-        ("from ptq_course import PTQQuantizer", "x", {""}),
-        ("import ptq_course.deploy.onnx", "x", {"deploy"}),
-        ("def f():\n    from ptq_course.classroom import show", "x", {"classroom"}),
-        ("import torch, numpy\nfrom pathlib import Path", "ptq_course", set()),
+        ("from .quantizer import QConfig", "ptq_course.simulation", "simulation.quantizer"),
+        ("from . import kl", "ptq_course.ranges", "ranges.kl"),
+        ("from ..graph.fusion import fuse", "ptq_course.deploy", "graph.fusion"),
+        ("from ptq_course.ranges import kl", "x", "ranges.kl"),
+        ("from ptq_course.graph import trace", "x", "graph"),
+        ("import ptq_course.deploy.onnx", "x", "deploy.onnx"),
     ],
 )
 def test_the_reading_of_imports(source, package, expected):
-    assert imported(source, package) == expected
+    assert imported(source, package) == {f"ptq_course.{expected}"}
+
+
+def test_the_reading_of_other_imports():
+    assert imported("from ptq_course import PTQQuantizer", "x") == {"ptq_course"}
+    assert imported("def f():\n    from ptq_classroom import show", "x") == {"ptq_classroom"}
+    assert imported("import torch, numpy\nfrom pathlib import Path", "ptq_course") == set()
+    text = "from ptq_course.ranges import kl, Nothing"
+    assert imported(text, "x") == {"ptq_course.ranges", "ptq_course.ranges.kl"}
 
 
 def test_faults_are_found():
-    assert "above it" in faults("affine", {"calibrators"})[0]
-    assert "classroom" in faults("deploy", {"classroom"})[0]
-    assert "package itself" in faults("deploy", {""})[0]
-    assert faults("deploy", {"affine", "quantizer"}) == []
+    assert "above it" in faults("ptq_course.grids.affine", {"ptq_course.ranges.calibrators"})[0]
+    assert "classroom" in faults("ptq_course.deploy.session", {"ptq_classroom.kit.show"})[0]
+    assert "itself" in faults("ptq_course.deploy.session", {"ptq_course"})[0]
+    assert faults("ptq_course.deploy.session", {"ptq_course.grids.affine"}) == []
+    assert faults("ptq_classroom.kit.show", {"ptq_course.diagnosis"}) == []
+    assert "above it" in faults("ptq_classroom.kit.show", {"ptq_classroom.chapters.ch01"})[0]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        page = ROOT / "CONTRIBUTING.md"
+        page.write_text(
+            written(page.read_text(encoding="utf-8"), table()), encoding="utf-8", newline="\n"
+        )
+    else:
+        print(table())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ptq_course.deploy.session import Speedup
-from ptq_course.metrics import Flips
+from ptq_course.grids.metrics import Flips
 
 ROOT = Path(__file__).resolve().parents[1]
 

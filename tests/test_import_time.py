@@ -17,7 +17,7 @@ HEAVY = {
     "scipy",
     "pandas",
     "PIL",
-    "ptq_course.classroom",
+    "ptq_classroom",
     "ptq_course.deploy",
 }
 
@@ -34,8 +34,8 @@ def test_the_package_loads_nothing_heavy(tmp_path):
 
 
 def test_the_classroom_loads_nothing_heavy(tmp_path):
-    heavy = HEAVY - {"ptq_course.classroom"}
-    assert loaded_by("import ptq_course.classroom", tmp_path) & heavy == set()
+    heavy = HEAVY - {"ptq_classroom"}
+    assert loaded_by("import ptq_classroom", tmp_path) & heavy == set()
 
 
 def test_the_measurement_sees_what_is_loaded(tmp_path):

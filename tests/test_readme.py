@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ptq_course.classroom import load_split, loader
+from ptq_classroom import load_split, loader
 from ptq_course.deploy import onnx
 from ptq_course.diagnosis import top1_on
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
-from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.qconfig import QConfig
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.qconfig import QConfig
 
 
 @dataclass(frozen=True)

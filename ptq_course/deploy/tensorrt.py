@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq_course.deploy.onnx_reading import (
+from ptq_course.deploy.onnx.reading import (
     DEQUANTIZE,
     QUANTIZE,
     WEIGHTED,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ptq_course.deploy.onnx import export
 from ptq_course.deploy.session import Session, Timing, products_saturate, session, timings
 from ptq_course.errors import QuantizationError
-from ptq_course.metrics import top1
-from ptq_course.observe import output_tensors
-from ptq_course.quantized import QuantizedModel
+from ptq_course.grids.metrics import top1
+from ptq_course.simulation.observe import output_tensors
+from ptq_course.simulation.quantized import QuantizedModel
 
 BATCHES = (1, 32)
 CHUNK = 100  # examples at a time where speed is not measured

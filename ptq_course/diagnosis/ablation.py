@@ -27,11 +27,11 @@ from ptq_course.diagnosis.scores import (
 )
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied
-from ptq_course.noise import Noise
-from ptq_course.observe import placed
-from ptq_course.qconfig import QConfig
-from ptq_course.quantized import QuantizedModel, check_float
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.grids.noise import Noise
+from ptq_course.simulation.observe import placed
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantized import QuantizedModel, check_float
+from ptq_course.simulation.quantizer import PTQQuantizer
 from ptq_course.tables import decibels, html_table, text_table
 
 

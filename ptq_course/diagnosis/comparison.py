@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied, prepared_copy, required_inputs
-from ptq_course.metrics import Flips, correct, flips, paired_bootstrap, rounding_limit
-from ptq_course.noise import Noise
-from ptq_course.observe import labels_of, placed
-from ptq_course.quantized import QuantizedModel, check_float
+from ptq_course.grids.metrics import Flips, correct, flips, paired_bootstrap, rounding_limit
+from ptq_course.grids.noise import Noise
+from ptq_course.simulation.observe import labels_of, placed
+from ptq_course.simulation.quantized import QuantizedModel, check_float
 from ptq_course.tables import decibels, html_table, points, text_table
 
 COLUMNS = ("layer", "type", "weight dB", "input dB", "isolated dB", "cumulative dB")

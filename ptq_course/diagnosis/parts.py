@@ -14,9 +14,9 @@ from torch import fx, nn
 from ptq_course.errors import QuantizationError
 from ptq_course.graph import WEIGHTED_MODULES, Kind
 from ptq_course.graph.reading import read
-from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.network import shallow_copy
-from ptq_course.quantized import QuantizedModel
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.network import shallow_copy
+from ptq_course.simulation.quantized import QuantizedModel
 
 
 def partly(

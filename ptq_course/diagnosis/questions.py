@@ -33,12 +33,12 @@ from ptq_course.diagnosis.scores import (
 )
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied
-from ptq_course.metrics import rounding_limit
-from ptq_course.noise import median_db
-from ptq_course.observe import model_inputs
-from ptq_course.qconfig import QConfig
-from ptq_course.quantized import QuantizedModel
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.grids.metrics import rounding_limit
+from ptq_course.grids.noise import median_db
+from ptq_course.simulation.observe import model_inputs
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantized import QuantizedModel
+from ptq_course.simulation.quantizer import PTQQuantizer
 from ptq_course.tables import decibels
 
 EXAMPLES = 512  # calibration examples on which layers and runtimes are compared

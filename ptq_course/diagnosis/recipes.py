@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from ptq_course.qconfig import QConfig
+from ptq_course.simulation.qconfig import QConfig
 
 START = "from ptq_course import PTQQuantizer, QConfig"
 
@@ -25,7 +25,7 @@ def drop(config: QConfig) -> str:
     """Paired flips and their interval."""
     return f"""\
 {START}
-from ptq_course.metrics import paired_bootstrap
+from ptq_course.grids.metrics import paired_bootstrap
 config = {code(config)}
 quantized = PTQQuantizer(model, config=config).observe(calibration).compute_qparams().convert()
 before, after = evaluate(model.eval()), evaluate(quantized)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.metrics import correct, paired_bootstrap
-from ptq_course.observe import LABELS, labels_of
+from ptq_course.grids.metrics import correct, paired_bootstrap
+from ptq_course.simulation.observe import LABELS, labels_of
 from ptq_course.tables import html_table, points, text_table
 
 Evaluate = Callable[[nn.Module], Any]
@@ -109,7 +109,7 @@ def score(evaluate: Evaluate, model: nn.Module, version: str) -> Scores:
     if values.dim() > 1 or values.numel() == 0:
         raise QuantizationError(
             f"evaluate returned shape {tuple(values.shape)} for {version}: return one score for "
-            "each example, [N]. From logits that is ptq_course.metrics.correct(logits, labels)."
+            "each example, [N]. From logits grids.metrics.correct(logits, labels)."
         )
     if not torch.isfinite(values).all():
         raise QuantizationError(

@@ -17,10 +17,10 @@ from torch.fx.node import map_arg
 from ptq_course.diagnosis.parts import Parts, parts_of
 from ptq_course.errors import QuantizationError
 from ptq_course.graph.reading import attribute
-from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.metrics import sqnr_db
-from ptq_course.noise import Noise
-from ptq_course.quantized import QuantizedModel
+from ptq_course.grids.metrics import sqnr_db
+from ptq_course.grids.noise import Noise
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.tables import decibels
 
 

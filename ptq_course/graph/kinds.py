@@ -15,8 +15,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ptq_course.graph.layer_types import OPERATIONS
 from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
-from ptq_course.layers import OPERATIONS
+
+# Activations that a runtime may compute inside the layer before them.
+FUSABLE = ("relu", "relu6", "hardswish", "silu")
+ALWAYS_FUSED = ("relu", "relu6")
 
 Operation = Any  # type[nn.Module], a function, or a method's name
 

@@ -23,10 +23,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.kinds import SOFTMAXES, Kind, averages, operation_of
+from ptq_course.graph.kinds import ALWAYS_FUSED, SOFTMAXES, Kind, averages, operation_of
 from ptq_course.graph.reading import Reading, read, source_of
 from ptq_course.graph.tracing import SECOND_CALL
-from ptq_course.qconfig import ALWAYS_FUSED
 
 
 @dataclass

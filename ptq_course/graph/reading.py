@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from ptq_course.graph.kinds import (
     ACTIVATIONS,
+    ALWAYS_FUSED,
     ARITHMETIC,
     CONVERSIONS,
     CREATING,
@@ -31,7 +32,6 @@ from ptq_course.graph.kinds import (
     refusal,
 )
 from ptq_course.graph.masks import ScoreMask
-from ptq_course.qconfig import ALWAYS_FUSED
 
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
 

@@ -9,7 +9,6 @@
 the functions on codes, `layers` the modules, `convert` the walk through the graph.
 """
 
-from ptq_course.bias import quantize_bias
 from ptq_course.integer.accumulators import AccumulatorTable, bits_needed
 from ptq_course.integer.agreement import Agreement, agreement
 from ptq_course.integer.convert import to_integer
@@ -17,6 +16,7 @@ from ptq_course.integer.fixed_point import requantize, to_multiplier
 from ptq_course.integer.model import IntegerModel
 from ptq_course.integer.operations import add_int, int_conv2d, int_linear
 from ptq_course.integer.products import int_matmul, int_mm_is_exact
+from ptq_course.simulation.bias import quantize_bias
 
 __all__ = [
     "AccumulatorTable",

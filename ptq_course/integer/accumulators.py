@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptq_course.bias import INT32_MAX
 from ptq_course.errors import UnsupportedError
 from ptq_course.integer.finish import Requantize
 from ptq_course.integer.layers import IntegerOp
+from ptq_course.simulation.bias import INT32_MAX
 from ptq_course.tables import html_table, text_table
 
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ptq_course.affine import dequantize
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.affine import dequantize
 from ptq_course.integer.layers import IntegerLayer
 from ptq_course.integer.model import IntegerModel
 from ptq_course.integer.rules import same
-from ptq_course.layers import ActivationQuantizer
-from ptq_course.observe import output_tensors
-from ptq_course.quantized import QuantizedModel
+from ptq_course.simulation.layers import ActivationQuantizer
+from ptq_course.simulation.observe import output_tensors
+from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.tables import html_table, text_table
 
 COLUMNS = ("operation", "codes", "equal", "one step", "more", "largest",

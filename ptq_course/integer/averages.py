@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from ptq_course.affine import QParams
-from ptq_course.bias import INT32_MAX
 from ptq_course.errors import UnsupportedError
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.elementwise import differences, largest
 from ptq_course.integer.finish import Dequantize
 from ptq_course.integer.fixed_point import divide_half_even
 from ptq_course.integer.layers import IntegerOp, Range
 from ptq_course.integer.operations import sum_pool
+from ptq_course.simulation.bias import INT32_MAX
 
 
 class IntegerAveraging(IntegerOp):

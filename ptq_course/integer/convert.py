@@ -16,8 +16,8 @@ from typing import Any
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ptq_course.affine import QParams
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.accumulators import check_accumulator_range
 from ptq_course.integer.averages import IntegerAveraging
 from ptq_course.integer.elementwise import (
@@ -48,8 +48,8 @@ from ptq_course.integer.rules import (
     same,
     zero_padding,
 )
-from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.quantized import QuantizedModel
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.quantized import QuantizedModel
 
 
 @dataclass(frozen=True)

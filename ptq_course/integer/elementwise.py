@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ptq_course.affine import QParams
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.layers import IntegerOp, Range
 from ptq_course.integer.operations import LEFT_SHIFT, common_unit, to_multiplier, to_unit
 

@@ -9,7 +9,7 @@ import math
 
 from torch import Tensor, nn
 
-from ptq_course.affine import QParams, quantize
+from ptq_course.grids.affine import QParams, quantize
 from ptq_course.integer.fixed_point import clamp_codes, requantize, rescale, to_multiplier
 
 

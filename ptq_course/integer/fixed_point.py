@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ptq_course.affine import IntGrid, QParams
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.affine import IntGrid, QParams
 
 MULTIPLIER_BITS = 31
 LARGEST_SHIFT = 62  # |acc * m| < 2^62, so a longer shift would only ever give 0

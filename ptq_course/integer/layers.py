@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ptq_course.affine import QParams
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.operations import int_conv2d, int_linear
-from ptq_course.layers import QuantizedLayer
+from ptq_course.simulation.layers import QuantizedLayer
 
 Range = tuple[int, int]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ptq_course.affine import QParams
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.accumulators import AccumulatorTable, accumulator_table
 from ptq_course.integer.layers import IntegerLayer, IntegerOp
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq_course.affine import QParams
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.fixed_point import requantize, rescale, to_multiplier
 from ptq_course.integer.products import int_matmul, to_signed
 

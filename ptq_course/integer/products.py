@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptq_course.errors import QuantizationError
-from ptq_course.exact import FLOAT32_INTEGERS, exact_product
+from ptq_course.grids.exact import FLOAT32_INTEGERS, exact_product
 
 LARGEST_PRODUCT = 128 * 128  # of two int8
 CHUNK = FLOAT32_INTEGERS // LARGEST_PRODUCT  # 1024 products, whose sum float32 holds exactly

@@ -10,11 +10,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ptq_course.affine import QParams
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.kinds import ACTIVATIONS
+from ptq_course.grids.affine import QParams
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
-from ptq_course.layers import QuantizedLayer
+from ptq_course.simulation.layers import QuantizedLayer
 
 RELU, RELU6 = ACTIVATIONS["relu"], ACTIVATIONS["relu6"]
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")

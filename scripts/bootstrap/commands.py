@@ -15,7 +15,7 @@ from .setup import setup
 
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
-COPIER = ROOT / "ptq_course" / "classroom" / "learner_copy.py"
+COPIER = ROOT / "ptq_classroom" / "kit" / "learner_copy.py"
 # Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
 TAKE_A_VALUE = {
     "-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--basetemp", "--capture", "--color",

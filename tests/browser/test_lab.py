@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of a JupyterLab on a fresh learner's copy of one chapter."""
-    from ptq_course.classroom.learner_copy import make
+    from ptq_classroom.kit.learner_copy import make
 
     folder = tmp_path_factory.mktemp("a course")
     (folder / "notebooks").mkdir()

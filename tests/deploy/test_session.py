@@ -8,7 +8,7 @@ from torch import nn
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import Speedup, Timing, products_saturate, timings
 from ptq_course.errors import QuantizationError
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 @pytest.fixture(scope="module")

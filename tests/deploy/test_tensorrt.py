@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from ptq_classroom import load_model, load_split, loader
 from ptq_course import PTQQuantizer, QConfig
-from ptq_course.classroom import load_model, load_split, loader
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.tensorrt import RULES, check_tensorrt
 from ptq_course.errors import QuantizationError

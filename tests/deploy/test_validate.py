@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from ptq_classroom import load_model, load_split, loader
 from ptq_course import PTQQuantizer, QConfig
-from ptq_course.classroom import load_model, load_split, loader
 from ptq_course.deploy.session import Timing, session, timings
 from ptq_course.deploy.validate import Kernels, validate
 from ptq_course.errors import QuantizationError
-from ptq_course.observe import output_tensors
+from ptq_course.simulation.observe import output_tensors
 from tests.networks import Residual, batches, randomize_batch_norms
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from ptq_course.diagnosis.ablation import ablate, sensitivity
 from ptq_course.diagnosis.scores import Scores, against, score, top1_on
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 DATA = batches(2, 16)
 

@@ -18,10 +18,10 @@ from torch import nn
 from ptq_course.diagnosis.comparison import compare, labels_of
 from ptq_course.diagnosis.parts import partly, parts_of
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.layers import ActivationQuantizer
-from ptq_course.noise import Noise
-from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.grids.noise import Noise
+from ptq_course.simulation.layers import ActivationQuantizer
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 def make(seed=0, net=Residual):

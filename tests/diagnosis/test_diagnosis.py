@@ -13,7 +13,7 @@ from ptq_course.diagnosis import diagnose
 from ptq_course.diagnosis.answers import CHAPTERS
 from ptq_course.diagnosis.scores import top1_on
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.qconfig import QConfig
+from ptq_course.simulation.qconfig import QConfig
 
 DATA = batches(4, 32)
 FLASH = [(torch.cat([x[:-1], x[-1:] * 300]), y) for x, y in DATA]  # one loud picture a batch
@@ -188,7 +188,7 @@ class TestErrors:
             diagnose(make(), DATA, DATA, progress=False)
 
     def test_a_quantized_model(self):
-        from ptq_course.quantizer import PTQQuantizer
+        from ptq_course.simulation.quantizer import PTQQuantizer
 
         quantized = PTQQuantizer(make()).calibrate(DATA, progress=False).convert()
         with pytest.raises(QuantizationError, match="quantized already"):

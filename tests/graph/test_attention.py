@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ptq_course.fusion import fuse
 from ptq_course.graph import copied, plan, trace
 from ptq_course.graph.attention import Attention
+from ptq_course.graph.fusion import fuse
 from ptq_course.graph.transformer import rewrite_attention
-from ptq_course.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 WIDTH, HEADS, QUERIES, KEYS, BATCH = 8, 2, 5, 6, 3
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.fusion import fuse
 from ptq_course.graph import plan, trace
+from ptq_course.graph.fusion import fuse
 from tests.networks import DataDependent, InvertedResidual, Residual, SharedLayer
 
 

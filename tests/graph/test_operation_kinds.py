@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ptq_course.fusion import fuse
 from ptq_course.graph import WEIGHTED_MODULES, kinds_of, plan, trace
+from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kinds import KINDS, Kind
-from ptq_course.layers import OPERATIONS, ActivationQuantizer
-from ptq_course.metrics import sqnr_db
-from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.grids.metrics import sqnr_db
+from ptq_course.simulation.layers import OPERATIONS, ActivationQuantizer
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 class Between(nn.Module):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.dynamic import quantize_dynamic
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
-from ptq_course.metrics import sqnr_db
-from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.grids.metrics import sqnr_db
+from ptq_course.simulation.dynamic import quantize_dynamic
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 def network() -> nn.Sequential:

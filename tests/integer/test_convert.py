@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ptq_course.affine import QTensor
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.grids.affine import QTensor
 from ptq_course.integer import agreement, products, to_integer
 from ptq_course.integer.agreement import Recorder
 from ptq_course.integer.averages import IntegerAveraging
-from ptq_course.layers import QuantizedLayer
-from ptq_course.qconfig import QConfig
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.simulation.layers import QuantizedLayer
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 class Branches(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.integer import agreement, int_conv2d, to_integer
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.simulation.quantizer import PTQQuantizer
 from tests.networks import Net
 
 

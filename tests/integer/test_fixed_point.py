@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptq_course.affine import IntGrid, choose_qparams, quantize
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.affine import IntGrid, choose_qparams, quantize
 from ptq_course.integer.fixed_point import (
     clamp_codes,
     divide_half_even,

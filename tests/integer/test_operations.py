@@ -10,16 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from ptq_course.affine import IntGrid, choose_qparams, dequantize
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.affine import IntGrid, choose_qparams, dequantize
 from ptq_course.integer.fixed_point import requantize, to_multiplier
-from ptq_course.integer.operations import (
-    add_int,
-    im2col,
-    int_conv2d,
-    int_linear,
-    sum_pool,
-)
+from ptq_course.integer.operations import add_int, im2col, int_conv2d, int_linear, sum_pool
 
 
 def integers(shape, low, high, dtype, seed):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ptq_course.classroom.datasets import load_split, to_input
-from ptq_course.classroom.models import load_model
+from ptq_classroom.pictures.datasets import load_split, to_input
+from ptq_classroom.pictures.models import load_model
 from ptq_course.integer import agreement, to_integer
-from ptq_course.quantizer import PTQQuantizer
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 SAME_DECISION = 0.995
 

@@ -1,0 +1,357 @@
+"""Checks of chapter 00: count flips on the same images, and an interval around a difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq_classroom.kit.exercises import Exercise
+from ptq_classroom.kit.expect import expect, expect_close, several
+from ptq_classroom.kit.values import as_array
+
+# 00.1 ------------------------------------------------------------------------------------------
+
+
+def flips(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    """(lost, gained): images that only `fp` gets right, and images that only `q` gets right."""
+    right_before = fp.argmax(dim=1) == labels
+    right_after = q.argmax(dim=1) == labels
+    lost = (right_before & ~right_after).sum().item()
+    gained = (~right_before & right_after).sum().item()
+    return lost, gained
+
+
+def _scores(classes: list[int], count: int, seed: int) -> Tensor:
+    """Logits [N, count] whose largest entry is at `classes`, without ties."""
+    scores = torch.rand(len(classes), count, generator=torch.Generator().manual_seed(seed)) - 0.5
+    scores[torch.arange(len(classes)), torch.tensor(classes)] = 2.0
+    return scores
+
+
+def _networks() -> Iterator[tuple[str, dict[str, Any]]]:
+    def case(label: str, fp: list[int], q: list[int], truth: list[int], count: int) -> tuple:
+        seed = 1000 * len(fp) + count
+        inputs = {"fp": _scores(fp, count, seed), "q": _scores(q, count, seed + 1)}
+        return label, {**inputs, "labels": torch.tensor(truth)}
+
+    yield case("five images, two lost", [0, 1, 2, 3, 0], [0, 2, 2, 1, 0], [0, 1, 2, 3, 2], 4)
+    yield case("wrong before and wrong after", [1, 1, 2, 0], [2, 1, 0, 0], [0, 1, 2, 1], 3)
+    yield case("nothing changes", [0, 1, 2], [0, 1, 2], [0, 2, 2], 3)
+    yield case("only gained", [1, 2, 0, 0, 1], [1, 1, 0, 2, 1], [1, 1, 0, 2, 0], 3)
+    yield case("as many images as classes", [0, 1, 2, 3], [0, 3, 2, 3], [0, 1, 2, 1], 4)
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 10, 200)
+    fp = np.where(rng.random(200) < 0.9, truth, rng.integers(0, 10, 200))
+    q = np.where(rng.random(200) < 0.8, truth, rng.integers(0, 10, 200))
+    yield case("200 images of 10 classes", fp.tolist(), q.tolist(), truth.tolist(), 10)
+
+
+def _swapped(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    return flips(q, fp, labels)
+
+
+def _only_the_net(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    lost, gained = flips(fp, q, labels)
+    return max(lost - gained, 0), max(gained - lost, 0)
+
+
+def _any_change(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    before, after = fp.argmax(dim=1), q.argmax(dim=1)
+    changed = before != after
+    return (changed & (before == labels)).sum().item(), (changed & (before != labels)).sum().item()
+
+
+def _shares(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[float, float]:
+    lost, gained = flips(fp, q, labels)
+    return lost / len(labels), gained / len(labels)
+
+
+def _without_dim(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    right_before, right_after = fp.argmax() == labels, q.argmax() == labels
+    lost = (right_before & ~right_after).sum().item()
+    return lost, (~right_before & right_after).sum().item()
+
+
+def _totals(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    wrong_before = (fp.argmax(dim=1) != labels).sum().item()
+    wrong_after = (q.argmax(dim=1) != labels).sum().item()
+    return wrong_after, wrong_before
+
+
+def _flips_loop(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
+    lost = gained = 0
+    for before, after, truth in zip(fp, q, labels.tolist(), strict=True):
+        was, now = int(before.argmax()) == truth, int(after.argmax()) == truth
+        lost += was and not now
+        gained += now and not was
+    return lost, gained
+
+
+def _flips_numpy(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[np.int64, np.int64]:
+    change = (q.numpy().argmax(1) == labels.numpy()).astype(int)
+    change -= fp.numpy().argmax(1) == labels.numpy()
+    return (change == -1).sum(), (change == 1).sum()
+
+
+def _flips_stacked(fp: Tensor, q: Tensor, labels: Tensor) -> Tensor:
+    before, after = fp.argmax(dim=1) == labels, q.argmax(dim=1) == labels
+    return torch.stack([(before & ~after).sum(), (~before & after).sum()])
+
+
+def _flips_array(fp: Tensor, q: Tensor, labels: Tensor) -> np.ndarray:
+    return np.array(_flips_numpy(fp, q, labels))
+
+
+def _flips_sets(fp: Tensor, q: Tensor, labels: Tensor) -> list[int]:
+    before = {i for i, k in enumerate(fp.topk(1).indices.flatten().tolist()) if k == labels[i]}
+    after = {i for i, k in enumerate(q.topk(1).indices.flatten().tolist()) if k == labels[i]}
+    return [len(before - after), len(after - before)]
+
+
+# 00.2 ------------------------------------------------------------------------------------------
+
+
+def interval(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    """95 % interval of mean(q_right) - mean(fp_right), by drawing the images anew 2,000 times."""
+    differences = q_right.double() - fp_right.double()
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(differences), (2000, len(differences)), generator=generator)
+    means = differences[drawn].mean(dim=1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _rights() -> Iterator[tuple[str, dict[str, Any]]]:
+    rng = np.random.default_rng(2)
+    shapes = ((3200, 0.90, 0.06, 0.02), (2400, 0.80, 0.02, 0.08), (4000, 0.70, 0.05, 0.05))
+    for n, accuracy, lost, gained in shapes:
+        before = rng.random(n) < accuracy
+        chance = rng.random(n)
+        after = np.where(before, chance >= lost / accuracy, chance < gained / (1 - accuracy))
+        label = f"{n} images, {100 * accuracy:.0f} % right before"
+        rights = {"fp_right": torch.from_numpy(before), "q_right": torch.from_numpy(after)}
+        yield label, {name: right.double() for name, right in rights.items()}
+
+
+UNPAIRED = "the two networks drew different images: draw once, and use the draw for both"
+NO_WIDTH = "drawn without putting back: every draw is then the whole set once more"
+SMALL = "each draw holds fewer images than there are: draw as many as you were given"
+TOO_NARROW = "5 % cut off at each end leaves 90 %: cut off 2.5 %"
+ONE_SIGMA = "one standard deviation each way holds 68 %: 95 % needs nearly two"
+SIGN = "the sign: it is accuracy after (q) minus accuracy before (fp)"
+ONE_PICTURE = "this is the spread of one picture; the mean of N varies less, by the root of N"
+NO_MEANS = "quantiles of the pictures' differences: take the mean of each draw first"
+EXTREMES = "the smallest and the largest draw: cut off 2.5 % at each end"
+TURNED = "the lower end comes first"
+PERCENT = "in points of a hundred: give shares of 1"
+
+
+def _like_the_reference(got: Any, expected: tuple, fp_right: Tensor, q_right: Tensor) -> None:
+    """Two numbers, in order, where the reference has them; chance may move an end a little."""
+    ends = _ends_of(got)
+    if ends is None:
+        expect_close(got, expected, ("low", "high"))
+        ends = tuple(expected)
+    low, high = ends
+    shown = {"where": "the interval", "expected": [round(end, 4) for end in expected], "got": got}
+    for name, end in (("low", low), ("high", high)):
+        expect(math.isfinite(end), f"{name} is not a number, but {end}", **shown)
+    expect(low <= high, "the interval is turned round", cause=TURNED, **shown)
+    width, middle = expected[1] - expected[0], sum(expected) / 2
+    near = 0.88 < (high - low) / width < 1.12 and abs((low + high) / 2 - middle) < 0.08 * width
+    expect(near, "the interval is off", **shown)
+
+
+def _ends_of(got: Any) -> tuple[float, float] | None:
+    """(low, high) as floats, or None where `got` does not hold two numbers."""
+    try:
+        low, high = (as_array(end) for end in several(got, 2) or ())
+        return float(low.item()), float(high.item())
+    except (TypeError, ValueError):
+        return None
+
+
+def _near(got: Any, wrong: Any) -> bool:
+    """Whether an answer is this wrong one, give or take 7 % of the wrong one's width."""
+    found, known = _ends_of(got), _ends_of(wrong)
+    if found is None or known is None:
+        return False
+    room = max(0.07 * (known[1] - known[0]), 1e-6)
+    return all(abs(a - b) < room for a, b in zip(found, known, strict=True))
+
+
+def _draws(count: int, size: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, count, (2000, size))
+
+
+def _means(fp_right: Tensor, q_right: Tensor) -> np.ndarray:
+    differences = (q_right - fp_right).numpy()
+    return differences[_draws(len(differences), len(differences))].mean(1)
+
+
+def _ends(means: np.ndarray, cut: float = 0.025) -> tuple[float, float]:
+    return float(np.quantile(means, cut)), float(np.quantile(means, 1 - cut))
+
+
+def _unpaired(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    n = len(fp_right)
+    before = fp_right.numpy()[_draws(n, n, 4)].mean(1)
+    return _ends(q_right.numpy()[_draws(n, n, 5)].mean(1) - before)
+
+
+def _shuffled(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences, rng = (q_right - fp_right).numpy(), np.random.default_rng(6)
+    return _ends(np.array([rng.permutation(differences).mean() for _ in range(200)]))
+
+
+def _a_hundred_each(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences = (q_right - fp_right).numpy()
+    return _ends(differences[_draws(len(differences), 50)].mean(1))
+
+
+def _ninety(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(fp_right, q_right), 0.05)
+
+
+def _one_sigma(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    means = _means(fp_right, q_right)
+    return means.mean() - means.std(), means.mean() + means.std()
+
+
+def _backwards(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(q_right, fp_right))
+
+
+def _in_points(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(100 * _means(fp_right, q_right))
+
+
+def _of_one_picture(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences = q_right - fp_right
+    middle, half = differences.mean(), 1.96 * differences.std()
+    return (middle - half).item(), (middle + half).item()
+
+
+def _without_means(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends((q_right - fp_right).numpy())
+
+
+def _extremes(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    """Where the extremes of 2,000 draws lie on average: 3.43 deviations out."""
+    means = _means(fp_right, q_right)
+    return means.mean() - 3.43 * means.std(), means.mean() + 3.43 * means.std()
+
+
+def _turned_round(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(fp_right, q_right))[::-1]
+
+
+def _interval_numpy(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    return _ends(_means(fp_right, q_right))
+
+
+def _interval_both(fp_right: Tensor, q_right: Tensor) -> list[Tensor]:
+    drawn = torch.from_numpy(_draws(len(fp_right), len(fp_right), 7))
+    means = q_right[drawn].mean(1) - fp_right[drawn].mean(1)
+    means = means.sort().values
+    return [means[50], means[1950]]
+
+
+def _interval_one_tensor(fp_right: Tensor, q_right: Tensor) -> Tensor:
+    means = torch.from_numpy(_means(fp_right, q_right))
+    return means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype))
+
+
+def _interval_one_array(fp_right: Tensor, q_right: Tensor) -> np.ndarray:
+    return np.percentile(_means(fp_right, q_right), [2.5, 97.5])
+
+
+def _interval_normal(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
+    differences = q_right - fp_right
+    middle, half = differences.mean(), 1.96 * differences.std() / len(differences) ** 0.5
+    return (middle - half).item(), (middle + half).item()
+
+
+EXERCISES = [
+    Exercise(
+        id="00.1",
+        title="Count the flips",
+        minutes=6,
+        difficulty=1,
+        signature="flips(fp, q, labels)",
+        reference=flips,
+        cases=_networks,
+        returns=("lost", "gained"),
+        accepted=(_flips_loop, _flips_numpy, _flips_sets, _flips_stacked, _flips_array),
+        diagnoses=(
+            (_swapped, "lost and gained are the other way round"),
+            (_only_the_net, "only the difference is left: count both directions"),
+            (_any_change, "an image that was wrong and became wrong in another way is not gained"),
+            (_shares, "divided by the number of images: the count itself is asked for"),
+            (_without_dim, "argmax without dim=1 finds one class for the whole batch"),
+            (_totals, "these are all wrong images, not those that only one network gets wrong"),
+        ),
+        hints=(
+            ("Where to begin", "fp.argmax(dim=1) gives one class an image. Compare with labels."),
+            (
+                "Two masks",
+                "right_before and right_after are True or False for each image. An image "
+                "is lost where the first is True and the second is not: `a & ~b`.",
+            ),
+            ("From a mask to a number", "mask.sum().item() counts the places that are True."),
+        ),
+    ),
+    Exercise(
+        id="00.2",
+        title="The interval, by drawing again",
+        minutes=10,
+        difficulty=3,
+        signature="interval(fp_right, q_right)",
+        reference=interval,
+        cases=_rights,
+        compare=_like_the_reference,
+        agree=_near,
+        accepted=(
+            _interval_numpy,
+            _interval_both,
+            _interval_one_tensor,
+            _interval_one_array,
+            _interval_normal,
+        ),
+        diagnoses=(
+            (_unpaired, UNPAIRED),
+            (_shuffled, NO_WIDTH),
+            (_a_hundred_each, SMALL),
+            (_ninety, TOO_NARROW),
+            (_one_sigma, ONE_SIGMA),
+            (_backwards, SIGN),
+            (_in_points, PERCENT),
+            (_of_one_picture, ONE_PICTURE),
+            (_without_means, NO_MEANS),
+            (_extremes, EXTREMES),
+            (_turned_round, TURNED),
+        ),
+        hints=(
+            (
+                "One draw",
+                "torch.randint(n, (n,)) gives n places among n, some of them twice: that "
+                "is a test set as it might have been.",
+            ),
+            (
+                "Paired",
+                "Subtract first: differences = q_right - fp_right has one number an image. "
+                "A draw then takes both networks along.",
+            ),
+            (
+                "2,000 draws",
+                "Keep the mean of each draw. The interval runs from the 2.5 % to the "
+                "97.5 % quantile of these means: torch.quantile.",
+            ),
+        ),
+    ),
+]

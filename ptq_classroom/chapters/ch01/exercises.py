@@ -1,0 +1,377 @@
+"""Checks of chapter 01: scale and zero point by hand, and quantization itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq_classroom.kit.exercises import Exercise
+from ptq_classroom.kit.expect import expect, expect_close, expect_dtype, expect_integers, several
+from ptq_course.grids.affine import IntGrid
+
+U8, S8, N8 = IntGrid(8, signed=False), IntGrid(8), IntGrid(8, narrow=True)
+U4, S4 = IntGrid(4, signed=False), IntGrid(4)
+
+
+# 01.1 ------------------------------------------------------------------------------------------
+
+
+def qparams(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    """Affine scale and zero point of [lo, hi], widened to contain 0."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    if lo == hi:
+        return 1.0, 0
+    scale = (hi - lo) / (grid.qmax - grid.qmin)
+    return scale, round(grid.qmin - lo / scale)
+
+
+def _ranges() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "a range around zero, 8 bits unsigned", {"lo": -1.0, "hi": 3.0, "grid": U8}
+    yield "a range around zero, 4 bits signed", {"lo": -1.1, "hi": 2.6, "grid": S4}
+    yield "after a ReLU", {"lo": 0.0, "hi": 6.0, "grid": U8}
+    yield "after a ReLU, signed codes", {"lo": 0.0, "hi": 6.0, "grid": S8}
+    yield "a range that leaves out zero, above", {"lo": 2.0, "hi": 6.0, "grid": U8}
+    yield "a range that leaves out zero, below", {"lo": -4.0, "hi": -1.0, "grid": U4}
+    yield "a narrow grid", {"lo": -1.1, "hi": 2.6, "grid": N8}
+    yield "a single value, above zero", {"lo": 3.0, "hi": 3.0, "grid": U8}
+    yield "a single value, below zero", {"lo": -2.0, "hi": -2.0, "grid": S8}
+    rng = np.random.default_rng(101)
+    for grid in (U8, S8, U4, S4):
+        lo, hi = sorted(round(float(v), 2) for v in rng.uniform(-5, 5, 2))
+        yield "random ends", {"lo": lo, "hi": hi, "grid": grid}
+    yield "nothing but zeros", {"lo": 0.0, "hi": 0.0, "grid": U8}
+
+
+def _same_qparams(got: Any, expected: tuple, lo: float, hi: float, grid: IntGrid) -> None:
+    values = several(got, 2)
+    if lo == hi == 0.0 and values is not None and None not in values:
+        expect(
+            0 < float(values[0]) < float("inf"),
+            "a range without width needs some positive scale",
+            expected="any positive scale",
+            got=got,
+        )
+        expect_integers(values[1], "zero_point")
+        return
+    expect_close(got, expected, ("scale", "zero_point"), rtol=1e-4, atol=1e-9)
+    expect_integers(values[1], "zero_point")
+
+
+def _steps_confused(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / 2**grid.bits or 1.0
+    return scale, round(grid.qmin - lo / scale)
+
+
+def _not_widened(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale = (hi - lo) / (grid.qmax - grid.qmin) or 1.0
+    return scale, round(grid.qmin - lo / scale)
+
+
+def _not_widened_clamped(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale, zero_point = _not_widened(lo, hi, grid)
+    return scale, min(max(zero_point, grid.qmin), grid.qmax)
+
+
+def _not_rounded(lo: float, hi: float, grid: IntGrid) -> tuple[float, float]:
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (grid.qmax - grid.qmin) or 1.0
+    return scale, grid.qmin - lo / scale
+
+
+def _cut_off(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale, zero_point = _not_rounded(lo, hi, grid)
+    return scale, int(zero_point)
+
+
+def _without_qmin(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale, zero_point = _not_rounded(lo, hi, grid)
+    return scale, round(zero_point - grid.qmin)
+
+
+def _wrong_sign(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale, _ = _not_rounded(lo, hi, grid)
+    return scale, round(grid.qmin + min(lo, 0.0) / scale)
+
+
+def _symmetric(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    return max(abs(lo), abs(hi)) / grid.qmax or 1.0, 0
+
+
+def _no_width(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = (hi - lo) / (grid.qmax - grid.qmin)
+    return scale, round(grid.qmin - lo / scale)
+
+
+def _full_grid(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    scale = (max(hi, 0.0) - min(lo, 0.0)) / (2**grid.bits - 1) or 1.0
+    return scale, round(grid.qmin - min(lo, 0.0) / scale)
+
+
+def _no_width_too_soon(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
+    return (1.0, 0) if lo == hi else qparams(lo, hi, grid)
+
+
+def _other_order(lo: float, hi: float, grid: IntGrid) -> tuple[int, float]:
+    return qparams(lo, hi, grid)[::-1]
+
+
+def _qparams_from_the_top(lo: float, hi: float, grid: IntGrid) -> tuple[Tensor, Tensor]:
+    low, high = torch.tensor([lo, 0.0]).min().double(), torch.tensor([hi, 0.0]).max().double()
+    scale = torch.clamp((high - low) / (grid.levels - 1), min=1e-12)
+    return scale, torch.round(grid.qmax - high / scale).to(torch.int32)
+
+
+def _qparams_numpy(lo: float, hi: float, grid: IntGrid) -> tuple[np.float64, int]:
+    ends = np.array([min(lo, 0), max(hi, 0)], dtype=np.float64)
+    scale = max(np.diff(ends)[0] / (grid.qmax - grid.qmin), 1e-9)
+    return scale, grid.qmin + int(np.rint(-ends[0] / scale))
+
+
+def _qparams_one_tensor(lo: float, hi: float, grid: IntGrid) -> Tensor:
+    return torch.tensor(qparams(lo, hi, grid))
+
+
+# 01.2 ------------------------------------------------------------------------------------------
+
+
+def quantize(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    """clamp(round(x / scale) + zero_point, qmin, qmax), stored in grid.dtype."""
+    codes = torch.round(x / scale) + zero_point
+    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _tensors() -> Iterator[tuple[str, dict[str, Any]]]:
+    def case(
+        label: str, x: list[float] | Tensor, scale: float, zero_point: int, grid: IntGrid
+    ) -> tuple:
+        x = torch.as_tensor(x, dtype=torch.float32)
+        return label, {"x": x, "scale": scale, "zero_point": zero_point, "grid": grid}
+
+    yield case("inside the range", [0.26, -0.26, 0.74, -0.74, 1.02], 0.5, 0, S8)
+    yield case("with a zero point", [-1.0, -0.31, 0.0, 0.52, 2.9], 4 / 255, 64, U8)
+    yield case("beyond both ends, 8 bits", [1.3, 3.0, -1.3, -3.0, 0.5], 0.01, 0, S8)
+    yield case("beyond both ends, 4 bits", [0.4, 2.3, -0.9, -2.3, 0.12], 0.1, 0, S4)
+    yield case("beyond both ends, zero point in the middle", [9.0, -9.0, 0.2], 0.05, 100, U8)
+    yield case("a narrow grid", [-2.0, -1.28, -1.27, 1.27, 2.0], 0.01, 0, N8)
+    generator = torch.Generator().manual_seed(102)
+    x = torch.randn(4, 5, generator=generator)
+    codes = torch.floor(x / 0.03) + 0.3  # never halfway between two codes
+    yield case("a matrix", codes * 0.03, 0.03, -20, S8)
+
+
+def _same_codes(got: Any, expected: Tensor, grid: IntGrid, **_: Any) -> None:
+    expect_close(got, expected, "codes", atol=1e-6)
+    expect_dtype(got, grid.dtype, "codes")
+
+
+def _wrap_then_clamp(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    codes = (torch.round(x / scale) + zero_point).to(torch.int64)  # int64 first: defined wrapping
+    return codes.to(grid.dtype).clamp(grid.qmin, grid.qmax)
+
+
+def _no_clamp(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return (torch.round(x / scale) + zero_point).to(torch.int64).to(grid.dtype)
+
+
+def _floor(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return (torch.floor(x / scale) + zero_point).clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _no_round(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return (x / scale + zero_point).clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _full_range(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return quantize(x, scale, zero_point, IntGrid(grid.bits, grid.signed))
+
+
+def _zero_point_late(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    codes = torch.round(x / scale).clamp(grid.qmin, grid.qmax) + zero_point
+    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _zero_point_minus(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return quantize(x, scale, -zero_point, grid)
+
+
+def _zero_point_first(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return torch.round((x + zero_point) / scale).clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _multiplied(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return torch.round(x * scale + zero_point).clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _still_float(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return (torch.round(x / scale) + zero_point).clamp(grid.qmin, grid.qmax)
+
+
+def _always_int8(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    codes = torch.round(x / scale) + zero_point
+    return codes.clamp(grid.qmin, grid.qmax).to(torch.int64).to(torch.int8)
+
+
+def _no_zero_point(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return quantize(x, scale, 0, grid)
+
+
+def _converted_back(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    return (quantize(x, scale, zero_point, grid).to(torch.int64) - zero_point) * scale
+
+
+def _half_and_cut(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    codes = (x / scale + 0.5).to(torch.int32) + zero_point
+    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)
+
+
+def _quantize_numpy(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> np.ndarray:
+    codes = np.rint(x.numpy().astype(np.float64) / scale) + zero_point
+    kind = str(grid.dtype).removeprefix("torch.")
+    return np.minimum(np.maximum(codes, grid.qmin), grid.qmax).astype(kind)
+
+
+def _quantize_reciprocal(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
+    low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
+    inside = x.double().clamp(low, high)
+    return torch.floor(inside * (1 / scale) + 0.5 + zero_point).to(grid.dtype)
+
+
+EXERCISES = [
+    Exercise(
+        id="01.1",
+        title="Scale and zero point by hand",
+        minutes=8,
+        difficulty=2,
+        signature="qparams(lo, hi, grid)",
+        reference=qparams,
+        cases=_ranges,
+        compare=_same_qparams,
+        returns=("scale", "zero_point"),
+        accepted=(_qparams_from_the_top, _qparams_numpy, _qparams_one_tensor),
+        diagnoses=(
+            (
+                _steps_confused,
+                "2^bits is the number of codes; between the lowest and the highest "
+                "there are qmax - qmin steps",
+            ),
+            (
+                _not_widened,
+                "the range was not widened to contain 0: lo = min(lo, 0), "
+                "hi = max(hi, 0) come first",
+            ),
+            (
+                _not_widened_clamped,
+                "the zero point was clamped, but the range was not widened to "
+                "contain 0, so 0 is not representable",
+            ),
+            (_not_rounded, "the zero point was not rounded: it must be one of the integers"),
+            (_cut_off, "the zero point was cut off by int(...) instead of rounded"),
+            (_without_qmin, "lo should land on qmin; your zero point assumes codes from 0"),
+            (_wrong_sign, "the sign of lo / scale is reversed in the zero point"),
+            (
+                _symmetric,
+                "this is the symmetric formula (max|x| / qmax, zero point 0); "
+                "the affine one uses both ends",
+            ),
+            (
+                _no_width,
+                "a range without width (lo = hi = 0) divides by zero: give it any positive scale",
+            ),
+            (
+                _full_grid,
+                "2^bits - 1 steps are those of a full grid; a narrow one has one less: use "
+                "qmax - qmin",
+            ),
+            (
+                _no_width_too_soon,
+                "lo = hi was asked before widening: [3, 3] widens to [0, 3], which has a width",
+            ),
+            (_other_order, "the scale comes first, then the zero point"),
+        ),
+        hints=(
+            (
+                "I do not know where to begin",
+                "Two conditions fix a straight line: lo must land on qmin and hi on qmax. The "
+                "scale is the real distance divided by the number of steps between codes.",
+            ),
+            (
+                "My zero point is a fraction",
+                "The code of 0.0 is qmin - lo / scale. Round it: then 0.0 is exact.",
+            ),
+            (
+                "A range such as [2, 6] fails",
+                "0 must lie inside the range, or no code stands for it. Widen first: min(lo, 0), "
+                "max(hi, 0).",
+            ),
+            (
+                "ZeroDivisionError",
+                "A tensor of zeros gives lo = hi = 0. Return any positive scale, such as 1.0.",
+            ),
+        ),
+    ),
+    Exercise(
+        id="01.2",
+        title="Quantize a tensor",
+        minutes=7,
+        difficulty=2,
+        signature="quantize(x, scale, zero_point, grid)",
+        reference=quantize,
+        cases=_tensors,
+        compare=_same_codes,
+        returns="codes",
+        accepted=(_quantize_numpy, _quantize_reciprocal),
+        diagnoses=(
+            (_no_clamp, "there is no clamp: codes beyond the grid wrap around or leave it"),
+            (
+                _wrap_then_clamp,
+                "your output equals casting before clamping: the cast wraps around, "
+                "and then nothing is left to clamp",
+            ),
+            (_floor, "floor instead of round: the error grows up to a whole scale"),
+            (_no_round, "no rounding: the cast to integers cuts off towards zero"),
+            (
+                _full_range,
+                "the lowest code of a narrow grid is -127: clamp to grid.qmin, not to -2^(bits-1)",
+            ),
+            (_zero_point_late, "clamped before the zero point was added: add it, then clamp"),
+            (
+                _zero_point_minus,
+                "the zero point is added when quantizing; it is subtracted on the way back",
+            ),
+            (_zero_point_first, "the zero point counts codes: add it after dividing by the scale"),
+            (_multiplied, "x was multiplied by the scale; divide to quantize"),
+            (
+                _always_int8,
+                "stored in int8 whatever the grid: an unsigned code above 127 wraps around; use "
+                "grid.dtype",
+            ),
+            (_no_zero_point, "the zero point was not added"),
+            (_converted_back, "these are real numbers again: return the codes themselves"),
+            (
+                _half_and_cut,
+                "adding 0.5 and cutting off rounds negative numbers the wrong way: torch.round",
+            ),
+            (_still_float, "the numbers are right; store them with .to(grid.dtype) at the end"),
+        ),
+        hints=(
+            (
+                "Large values come back negative",
+                "An int8 that is asked to hold 130 shows -126. Saturate first (clamp), cast last.",
+            ),
+            (
+                "I am off by one here and there",
+                "torch.round goes to the nearest whole number; a cast alone cuts off the fraction.",
+            ),
+            (
+                "Everything is right on [-128, 127] and wrong on the narrow grid",
+                "Use grid.qmin and grid.qmax instead of numbers.",
+            ),
+        ),
+    ),
+]

@@ -1,0 +1,341 @@
+"""Figures of chapter 03: P and Q by hand, a real activation, the sweep, other objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from ptq_classroom.kit.prediction import Prediction
+from ptq_classroom.kit.show import COLORS, GREY, LINES, figure, text_number
+from ptq_course.ranges.histograms import DyadicHistogram
+from ptq_course.ranges.kl import clipped_histogram, kl_divergence, requantized_histogram
+from ptq_course.ranges.sweeps import Sweep
+
+Shown = tuple[Figure, str]
+BLUE, ORANGE, RED = COLORS[0], COLORS[6], COLORS[2]  # P, Q and accuracy
+DARK = "#333333"  # what belongs to no rule
+RULE_STYLE = {  # each rule looks the same in every figure
+    "KL": {"color": BLUE, "linestyle": "-"},
+    "min-max": {"color": COLORS[4], "linestyle": "--"},
+    "99.9 %": {"color": COLORS[5], "linestyle": "-."},
+    "MSE": {"color": COLORS[1], "linestyle": ":"},
+}
+
+
+def four_bins(p: ArrayLike, q: ArrayLike) -> Shown:
+    """P and Q [bins] side by side, and what each bin adds to the divergence."""
+    p, q = (np.asarray(a, np.float64) / np.sum(a) for a in (p, q))
+    terms = p * np.log(p / q)
+    place = np.arange(len(p))
+    fig, (left, right) = figure(7.2, 2.8, 1, 2)
+    left.bar(place - 0.2, p, 0.38, color=BLUE, label="P")
+    left.bar(place + 0.2, q, 0.38, color=ORANGE, hatch="///", edgecolor="white", label="Q")
+    left.set(xticks=place, xlabel="bin", ylabel="share of the values", title="Two histograms")
+    left.legend(loc="upper right")
+    right.bar(place, terms, 0.6, color=[BLUE if t >= 0 else ORANGE for t in terms])
+    right.axhline(0, color=GREY, linewidth=0.8)
+    for x, term in zip(place, terms, strict=True):
+        above = term >= 0
+        right.annotate(
+            f"{term:+.3f}",
+            (x, term),
+            xytext=(0, 3 if above else -3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontsize=9,
+        )
+    right.margins(y=0.25)
+    right.set(xticks=place, xlabel="bin", ylabel="p log(p / q)  (nats)")
+    right.set_title(f"They add up to {terms.sum():.4f} nats")
+    n = text_number
+    return fig, (
+        f"Bars of P ({', '.join(map(n, p))}) and Q ({', '.join(map(n, q))}) in {len(p)} bins. "
+        f"Their terms p log(p / q) are {', '.join(map(n, terms))}; "
+        f"the sum is {terms.sum():.4f} nats."
+    )
+
+
+def windows(counts: ArrayLike, levels: int, stops: Sequence[int]) -> Shown:
+    """P and Q of a few windows of a small histogram [bins], each with its divergence."""
+    counts = np.asarray(counts)
+    fig, axes = figure(7.2, 2.6, 1, len(stops), sharey=True)
+    said = []
+    for ax, stop in zip(axes, stops, strict=True):
+        p = clipped_histogram(counts, stop)
+        q = requantized_histogram(counts, levels, stop)
+        divergence = kl_divergence(p, q)
+        edges = np.arange(stop + 1)
+        ax.stairs(p / p.sum(), edges, fill=True, color=BLUE, alpha=0.55)
+        ax.stairs(q / q.sum(), edges, color=ORANGE, linewidth=2.2, linestyle="--")
+        for g in range(1, levels):
+            ax.axvline(g * stop // levels, color=GREY, linestyle=":", linewidth=1)
+        ax.set(xlim=(0, len(counts)), xticks=range(len(counts) + 1), xlabel="bin")
+        ax.set_title(f"keep {stop}: {divergence:.3f}", fontsize=10)
+        said.append(f"{stop} bins {divergence:.3f}")
+    axes[0].set_ylabel("share of the values")
+    axes[0].text(0.97, 0.95, "P", color=BLUE, transform=axes[0].transAxes, ha="right", va="top")
+    axes[0].text(0.97, 0.83, "Q", color=ORANGE, transform=axes[0].transAxes, ha="right", va="top")
+    return fig, (
+        f"P (filled) and Q (dashed, {levels} groups) of a histogram of {len(counts)} bins for "
+        f"{len(stops)} windows. Divergence in nats: {', '.join(said)}."
+    )
+
+
+def activation(hist: DyadicHistogram, marks: Mapping[str, float]) -> Shown:
+    """A histogram of one-sided data on a logarithmic count axis, with named thresholds."""
+    counts, width = hist.magnitudes()
+    edges = width * np.arange(len(counts) + 1)
+    fig, ax = figure(7.2, 2.8)
+    ax.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, fill=True, color=BLUE, alpha=0.8)
+    ax.set(yscale="log", ylim=(0.5, 3 * counts.max()), xlim=(0, edges[-1] * 1.02))
+    _named_lines(ax, marks)
+    ax.set(xlabel="value of the activation", ylabel="count in a bin")
+    ax.set_title(f"{int(counts.sum()):,} values above 0, and {hist.zeros:,} zeros left out")
+    middle = edges[1 + int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))]
+    n = text_number
+    return fig, (
+        f"Histogram of an activation on a logarithmic count axis: half of its {int(counts.sum())} "
+        f"values above 0 lie below {n(middle)}, the largest is {n(hist.max_val)}. Marked: "
+        + ", ".join(f"{name} {n(at)}" for name, at in marks.items())
+        + "."
+    )
+
+
+def sweep(found: Sweep, guess: Prediction | None = None) -> Shown:
+    """The divergence of every candidate threshold, its smallest value, and the learner's guess.
+
+    The guess is in percent of the largest threshold.
+    """
+    finite = np.isfinite(found.scores)
+    t, score = found.thresholds[finite], found.scores[finite]
+    best = int(np.flatnonzero(finite[: found.best + 1]).size - 1)
+    fig, ax = figure(7.2, 3.0)
+    gaps = np.where(finite, found.scores, np.nan)  # an infinite divergence leaves a gap
+    ax.plot(found.thresholds, gaps, **RULE_STYLE["KL"])
+    ax.plot(t[best], score[best], "o", color=BLUE, markersize=7, zorder=6)
+    ax.annotate(f"best: {t[best]:.3g}", (t[best], score[best]), xytext=(-4, 24), ha="center",
+                textcoords="offset points", fontsize=9)  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="clipping threshold T", ylabel="KL divergence (nats)")
+    plain_log_ticks(ax, t[0], t[-1])
+    ax.annotate(
+        "small T: outliers piled\nonto the last bin", (0.02, 0.93), xycoords="axes fraction",
+        va="top", fontsize=9, color=GREY,
+    )  # fmt: skip
+    ax.annotate(
+        "large T: detail lost\ninside wide groups", (0.985, 0.06), xycoords="axes fraction",
+        ha="right", fontsize=9, color=GREY,
+    )  # fmt: skip
+    if guess is not None and isinstance(guess.guess, int | float):
+        at = guess.guess / 100 * found.thresholds[-1]
+        Prediction(guess.id, at).draw(ax)
+        ax.texts[-1].set(**_beside(np.interp(at, t, score), ax.get_ylim()))
+    n = text_number
+    return fig, (
+        f"Curve of the KL divergence over the clipping threshold from {n(t[0])} to {n(t[-1])}: "
+        f"{n(score[0])} nats at the smallest, {n(score[best])} at the best, {n(t[best])}, and "
+        f"{n(score[-1])} at the largest value, which is min-max."
+    )
+
+
+def _beside(value: float, ylim: tuple[float, float]) -> dict[str, Any]:
+    """Where an upright label of about a quarter of the axes stays off a curve of this height."""
+    share = np.log(value / ylim[0]) / np.log(ylim[1] / ylim[0])
+    if share > 0.85:
+        return {"y": 0.35, "va": "bottom"}
+    return {"y": 0.03, "va": "bottom"} if share > 0.35 else {"y": 0.72, "va": "top"}
+
+
+def objectives(
+    error: Sweep,
+    power: float,
+    tried: tuple[ArrayLike, ArrayLike],
+    right: tuple[ArrayLike, ArrayLike],
+    chosen: Mapping[str, float],
+    reference: float,
+) -> Shown:
+    """Every rule's threshold under two objectives: signal-to-noise ratio, and accuracy.
+
+    error: mse_sweep of the activation; power: its mean square. tried: thresholds and mean squared
+    errors found by quantizing the data itself. right: thresholds and accuracy in percent.
+    chosen: each rule's threshold. reference: accuracy in FP32, percent.
+    """
+    fig, (top, bottom) = figure(7.2, 5.0, 2, 1, sharex=True)
+    brute_t, brute = (np.asarray(a, np.float64) for a in tried)
+    accuracy_t, accuracy = (np.asarray(a, np.float64) for a in right)
+    decibels = 10 * np.log10(power / np.maximum(error.scores, 1e-30))
+    brute_db = 10 * np.log10(power / brute)
+    best = int(brute_db.argmax())
+    low = min(accuracy_t[0], *chosen.values())
+    shown = error.thresholds >= low
+    top.plot(error.thresholds[shown], decibels[shown], color=DARK)
+    top.plot(brute_t, brute_db, "o", markersize=3.5, markerfacecolor="white", color=DARK)
+    top.plot(brute_t[best], brute_db[best], "*", markersize=14, color=DARK, zorder=6)
+    top.set(xscale="log", ylabel="signal-to-noise ratio (dB)")
+    top.set_title(
+        "Line: predicted from the histogram. Dots: quantized. Star: the best of the dots."
+    )
+    bottom.plot(accuracy_t, accuracy, "o-", color=RED, markersize=4)
+    bottom.axhline(reference, color=GREY, linestyle="--", linewidth=1)
+    bottom.text(0.01, reference, "FP32", transform=bottom.get_yaxis_transform(), color=GREY,
+                fontsize=9, ha="left", va="bottom")  # fmt: skip
+    bottom.set(xlabel="clipping threshold T", ylabel="top-1 accuracy (%)", ylim=(0, 106))
+    bottom.set_title("The same thresholds, judged by the network")
+    plain_log_ticks(bottom, low, float(brute_t[-1]))
+    _named_lines(top, chosen, height=0.04, va="bottom")
+    _named_lines(bottom, chosen, labels=False)
+    n = text_number
+    at = {name: float(np.interp(np.log(t), np.log(error.thresholds), decibels))
+          for name, t in chosen.items()}  # fmt: skip
+    peak = int(accuracy.argmax())
+    return fig, (
+        f"Two curves over the clipping threshold. Signal-to-noise ratio: best {n(brute_db[best])} "
+        f"dB at {n(brute_t[best])}. Top-1 accuracy: best {n(accuracy[peak])} percent at "
+        f"{n(accuracy_t[peak])}, FP32 {n(reference)}. Thresholds and their ratio: "
+        + ", ".join(f"{name} {n(t)} ({n(at[name])} dB)" for name, t in chosen.items())
+        + "."
+    )
+
+
+def advantage(decibels: Mapping[str, float]) -> Shown:
+    """How many dB min-max is better than KL on each kind of data (negative: worse)."""
+    names, values = list(decibels), np.array(list(decibels.values()))
+    place = np.arange(len(names))
+    fig, ax = figure(7.2, 0.9 + 0.42 * len(names))
+    better = [RULE_STYLE["min-max" if v > 0 else "KL"]["color"] for v in values]
+    ax.barh(place, values, 0.6, color=better)
+    ax.axvline(0, color="black", linewidth=0.8)
+    for y, value in enumerate(values):
+        ax.annotate(f"{value:+.1f}", (value, y), xytext=(4 if value >= 0 else -4, 0), fontsize=9,
+                    textcoords="offset points", va="center",
+                    ha="left" if value >= 0 else "right")  # fmt: skip
+    ax.margins(x=0.15)
+    ax.set_yticks(place, names)
+    ax.invert_yaxis()
+    ax.set(xlabel="signal-to-noise ratio of min-max minus that of KL (dB)")
+    ax.set_title("Left: KL is better. Right: min-max is better.")
+    said = ", ".join(f"{name} {value:+.1f}" for name, value in decibels.items())
+    return fig, f"Bars of min-max's advantage over KL in dB: {said}."
+
+
+def victims(accuracy: Mapping[str, Mapping[str, float]]) -> Shown:
+    """Accuracy in percent by rule for several groups of pictures: {group: {rule: percent}}."""
+    groups, rules = list(accuracy), list(next(iter(accuracy.values())))
+    height = 0.8 / len(rules)
+    fig, ax = figure(7.2, 0.9 + 0.3 * len(rules) * len(groups))
+    for i, rule in enumerate(rules):
+        place = np.arange(len(groups)) - 0.4 + (i + 0.5) * height
+        values = [accuracy[group][rule] for group in groups]
+        tint = RULE_STYLE[rule]["color"] if rule in RULE_STYLE else GREY
+        ax.barh(place, values, 0.92 * height, color=tint)
+        for y, value in zip(place, values, strict=True):
+            ax.annotate(f"{rule} {value:.0f}", (value, y), xytext=(4, 0), fontsize=9,
+                        textcoords="offset points", va="center")  # fmt: skip
+    ax.set_yticks(range(len(groups)), groups)
+    ax.invert_yaxis()
+    ax.set(xlabel="top-1 accuracy (%)", xlim=(0, 112), xticks=range(0, 101, 20))
+    said = "; ".join(
+        f"{group}: " + ", ".join(f"{rule} {value:.0f}" for rule, value in row.items())
+        for group, row in accuracy.items()
+    )
+    return fig, f"Bars of top-1 accuracy in percent. {said}."
+
+
+def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float) -> Shown:
+    """Accuracy in percent of the whole network by rule and bits: {rule: {bits: percent}}."""
+    bits = sorted(next(iter(accuracy.values())), reverse=True)
+    curves = {rule: np.array([row[b] for b in bits]) for rule, row in accuracy.items()}
+    gaps = np.diff(np.sort(np.stack(list(curves.values())), axis=0), axis=0).min(axis=0)
+    at = int(gaps.argmax())  # where the names fit beside the lines
+    top = max(curves, key=lambda rule: curves[rule][at])
+    fig, ax = figure(7.2, 3.0)
+    ax.axhline(reference, color=GREY, linestyle=":", linewidth=1.2)
+    ax.text(len(bits) - 1, reference, "FP32", color=GREY, fontsize=9, ha="right", va="bottom")
+    for rule, values in curves.items():
+        style = RULE_STYLE[rule]
+        ax.plot(range(len(bits)), values, marker="o", markersize=5, **style)
+        place = {"xytext": (7, 5), "va": "bottom"}
+        if rule != top:
+            place = {"xytext": (-7, -3), "va": "top", "ha": "right"}
+        ax.annotate(rule, (at, values[at]), textcoords="offset points", fontsize=9,
+                    color=style["color"], **place)  # fmt: skip
+    ax.set(ylim=(0, 107), xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
+    ax.set_xticks(range(len(bits)), bits)
+    said = "; ".join(
+        f"{rule}: " + ", ".join(f"{v:.1f} at {b} bits" for b, v in zip(bits, values, strict=True))
+        for rule, values in curves.items()
+    )
+    return fig, f"Top-1 accuracy of the whole network in percent, FP32 {reference:.1f}. {said}."
+
+
+def bins_matter(
+    bins: Sequence[int],
+    thresholds: Mapping[int, ArrayLike],
+    shortest: Mapping[int, ArrayLike],
+    largest: float,
+) -> Shown:
+    """The KL threshold found with so many bins, for several numbers of bits: {bits: [bins]}.
+
+    shortest: {bits: [bins]}, the shortest window that the search may choose, levels x bin width.
+    """
+    fig, ax = figure(7.2, 3.4)
+    ax.axhline(largest, linewidth=1.2, **RULE_STYLE["min-max"])
+    ax.text(1.0, largest, "min-max", transform=ax.get_yaxis_transform(), ha="right", va="bottom",
+            color=RULE_STYLE["min-max"]["color"], fontsize=9)  # fmt: skip
+    said = []
+    for i, (bits, found) in enumerate(thresholds.items()):
+        found, limit = np.asarray(found, np.float64), np.asarray(shortest[bits], np.float64)
+        searched = np.asarray(bins) > 2**bits
+        ax.plot(bins, limit, color=GREY, linewidth=0.9)
+        ax.plot(bins, found, color=BLUE, linestyle=LINES[i])
+        ax.plot(np.asarray(bins)[searched], found[searched], "o", color=BLUE, markersize=5)
+        ax.plot(np.asarray(bins)[~searched], found[~searched], "x", color=BLUE, markersize=8,
+                markeredgewidth=2)  # fmt: skip
+        ax.annotate(f" {bits} bits", (bins[-1], found[-1]), va="center", fontsize=9,
+                    xytext=(3, 0), textcoords="offset points", color=BLUE)  # fmt: skip
+        said.append(
+            f"{bits} bits: {', '.join(map(text_number, found))}, "
+            f"shortest window {', '.join(map(text_number, limit))}"
+        )
+    lowest = min(np.min(v) for v in thresholds.values())
+    ax.set(
+        xscale="log", yscale="log", xlabel="bins of the histogram", ylabel="threshold KL chooses"
+    )
+    ax.set_xticks(bins, [f"{b:,}" for b in bins], rotation=30)
+    ax.minorticks_off()
+    plain_log_ticks(ax, lowest, largest, axis="y")
+    ax.set(xlim=(bins[0] * 0.85, bins[-1] * 1.9), ylim=(0.7 * lowest, 1.5 * largest))
+    ax.set_title("Thin: the shortest window allowed. Crosses: nothing was searched.")
+    return fig, (
+        f"KL threshold over the number of bins ({', '.join(map(str, bins))}). {'; '.join(said)}. "
+        f"The largest value is {text_number(largest)}."
+    )
+
+
+def plain_log_ticks(ax: Any, low: float, high: float, axis: str = "x") -> None:
+    """Ticks 0.5, 1, 2, 5, 10, ... written as plain numbers on a logarithmic axis."""
+    wanted = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5)]
+    ticks = [t for t in wanted if low <= t <= high * 1.0001]
+    setter = ax.set_xticks if axis == "x" else ax.set_yticks
+    setter(ticks, [f"{t:g}" for t in ticks])
+    setter([], minor=True)
+
+
+def _named_lines(
+    ax: Any,
+    marks: Mapping[str, float],
+    height: float = 0.97,
+    va: str = "top",
+    labels: bool = True,
+) -> None:
+    """Vertical lines of the rules' thresholds, their names written along them."""
+    for name, at in marks.items():
+        style = RULE_STYLE[name]
+        ax.axvline(at, linewidth=1.4, **style)
+        if labels:
+            ax.text(at, height, f"{name} ", transform=ax.get_xaxis_transform(), rotation=90,
+                    ha="right", va=va, fontsize=9, color=style["color"])  # fmt: skip

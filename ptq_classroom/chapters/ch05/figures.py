@@ -1,0 +1,164 @@
+"""Figures of chapter 05: codes that channels use, accuracy over bits, bits per weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ptq_classroom.kit.pieces import BEHIND
+from ptq_classroom.kit.prediction import Prediction
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+
+FLOOR = 75  # percent: where the axis of `accuracy_over_size` begins
+
+
+def codes_in_use(ranges: Mapping[str, Any], bits: int = 8) -> tuple[Figure, str]:
+    """Largest code that each channel reaches when its layer has one scale; sorted, log axis.
+
+    ranges: layer -> largest |w| of each channel.
+    """
+    top = 2 ** (bits - 1) - 1
+    fig, axes = figure(7.6, 3.1, 1, len(ranges), sharey=True, squeeze=False)
+    told = []
+    for ax, (name, values) in zip(axes[0], ranges.items(), strict=True):
+        values = np.sort(np.asarray(values, dtype=float))
+        reach = values / values.max() * top
+        ax.bar(np.arange(len(reach)), reach, color=COLORS[0], width=0.8)
+        ax.axhline(top, color=GREY, linestyle="--", linewidth=1.2)
+        ax.set(yscale="log", ylim=(1, 2 * top), xticks=[], xlabel=f"channels of {name}, sorted")
+        ax.set_yticks([1, 3, 10, 30, 127], ["1", "3", "10", "30", "127"])
+        ax.minorticks_off()
+        ax.set_xlim(-3, len(reach))
+        for i, offset, va in ((0, (-6, 2), "top"), (len(reach) - 1, (4, 3), "bottom")):
+            ax.annotate(f"{reach[i]:.0f}", (i, reach[i]), xytext=offset, va=va, ha="right",
+                        textcoords="offset points", fontsize=9)  # fmt: skip
+        told.append(f"{name} from {reach[0]:.1f} to {reach[-1]:.0f}, median {np.median(reach):.0f}")
+    axes[0, 0].set_ylabel("largest code used")
+    return fig, f"Largest of {top} codes that a channel uses: " + "; ".join(told) + "."
+
+
+def channel_errors(decibels: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
+    """Signal-to-noise ratio of each channel of a layer for several granularities, sorted."""
+    fig, ax = figure(7.0, 3.2)
+    first = np.asarray(next(iter(decibels.values())), dtype=float)
+    order = np.argsort(first)
+    told = []
+    for number, (name, values) in enumerate(decibels.items()):
+        values = np.asarray(values, dtype=float)[order]
+        ax.plot(np.arange(len(values)), values, marker="o", markersize=3, **color(number))
+        place = 2 * len(values) // 3
+        ax.annotate(
+            name, (place, values[place]), xytext=(0, 18 if number else -22), fontsize=9,
+            textcoords="offset points", color=COLORS[number], bbox=BEHIND,
+        )  # fmt: skip
+        told.append(f"{name} {values.min():.0f} to {values.max():.0f} dB")
+    ax.set(xticks=[], xlabel=f"channels of {layer}, worst first", ylabel="SQNR of the weights (dB)")
+    ax.margins(y=0.15)
+    return fig, f"{len(order)} channels of {layer}: " + "; ".join(told) + "."
+
+
+def accuracy_over_bits(
+    table: Mapping[str, Mapping[str, Mapping[int, float]]],
+    fp32: Mapping[str, float],
+    guess: Prediction | None = None,
+) -> tuple[Figure, str]:
+    """Accuracy (percent) over the bits of the weights, a panel a network, a line a granularity.
+
+    table: network -> granularity -> bits -> accuracy. The guess is drawn in the last panel.
+    """
+    fig, axes = figure(8.2, 3.6, 1, len(table), sharey=True, squeeze=False)
+    told = []
+    for ax, (network, lines) in zip(axes[0], table.items(), strict=True):
+        for number, (name, by_bits) in enumerate(lines.items()):
+            bits, values = list(by_bits), list(by_bits.values())
+            wide = {"linewidth": 4.5, "alpha": 0.7} if number == 1 else {}  # seen below the next
+            ax.plot(bits, values, marker="o", markersize=4, **color(number), **wide)
+            told.append(
+                f"{network} {name}: "
+                + ", ".join(f"{v:.1f} at {b}" for b, v in zip(bits, values, strict=True))
+            )
+        ax.axhline(fp32[network], color=GREY, linestyle=":", linewidth=1.2)
+        ax.set(xlabel="bits of the weights", ylim=(0, 102), xticks=sorted(bits))
+        ax.set_xlim(max(bits) + 0.3, min(bits) - 1.9)
+        _name_ends(ax, min(bits), {name: by_bits[min(bits)] for name, by_bits in lines.items()})
+        ax.set_title(f"{network} (dotted: FP32, {fp32[network]:.1f} %)", fontsize=10)
+    axes[0, 0].set_ylabel("top-1 accuracy (%)")
+    if guess is not None:
+        guess.draw(axes[0, -1], "y")
+    return fig, "Accuracy over bits. " + "; ".join(told) + "."
+
+
+def _name_ends(ax: Any, x: float, ends: Mapping[str, float], gap: float = 7) -> None:
+    """Names of lines to the right of their last values, at least `gap` percent apart."""
+    height = -gap
+    for name, value in sorted(ends.items(), key=lambda item: item[1]):
+        height = max(value - 5, 2, height + gap)
+        ax.annotate(name, (x, height), xytext=(8, 0), textcoords="offset points", va="center",
+                    fontsize=9, color=COLORS[list(ends).index(name)])  # fmt: skip
+
+
+def accuracy_over_size(
+    points: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]],
+) -> tuple[Figure, str]:
+    """Accuracy (percent) over bits per weight with scales; the number of bits at each point.
+
+    points: network -> granularity -> bits -> (bits per weight, accuracy).
+    """
+    fig, axes = figure(8.2, 3.6, 1, len(points), sharey=True, squeeze=False)
+    told = []
+    for ax, (network, lines) in zip(axes[0], points.items(), strict=True):
+        for number, (name, by_bits) in enumerate(lines.items()):
+            x, y = np.array(list(by_bits.values()), dtype=float).T
+            ax.plot(x, y, marker="o", markersize=4, label=name, **color(number))
+            for bits, place in zip(by_bits, zip(x, y, strict=True), strict=True):
+                ax.annotate(
+                    str(bits), place, xytext=(0, (6, -13, 6)[number % 3]), ha="center",
+                    textcoords="offset points", fontsize=8, color=COLORS[number],
+                )  # fmt: skip
+            told.append(
+                f"{network} {name}: "
+                + ", ".join(
+                    f"{text_number(a)} bits {b:.1f} percent" for a, b in zip(x, y, strict=True)
+                )
+            )
+        lowest = min(accuracy for line in lines.values() for _, accuracy in line.values())
+        ax.set(xlabel="bits per weight, scales counted", ylim=(FLOOR, 98))
+        hidden = f" (what lies below {FLOOR} % is not shown)" if lowest < FLOOR else ""
+        ax.set_title(f"{network}{hidden}", fontsize=10)
+    axes[0, 0].set_ylabel("top-1 accuracy (%)")
+    axes[0, -1].legend(loc="lower right", fontsize=9, handlelength=3.5)
+    return fig, "Accuracy over bits per weight. " + "; ".join(told) + "."
+
+
+def buying_decibels(
+    groups: Mapping[str, tuple[float, float]], more_bits: Mapping[str, tuple[float, float]]
+) -> tuple[Figure, str]:
+    """SQNR of one layer over bits per weight: shorter groups against one more bit.
+
+    Both: label -> (bits per weight, decibels); the two begin at the same point.
+    """
+    fig, ax = figure(6.8, 3.4)
+    told = []
+    both = {"shorter groups (length)": groups, "more bits": more_bits}
+    for number, (title, line) in enumerate(both.items()):
+        x, y = np.array(list(line.values()), dtype=float).T
+        ax.plot(x, y, marker="o", markersize=4, **color(number))
+        for label, a, b in list(zip(line, x, y, strict=True))[number:]:
+            below = number == 0
+            ax.annotate(
+                label, (a, b), xytext=(3, -14) if below else (-5, 5), textcoords="offset points",
+                ha="left" if below else "right", fontsize=8, color=COLORS[number],
+            )  # fmt: skip
+        told.append(
+            f"{title}: " + ", ".join(f"{n} {a:.2f} bits {b:.1f} dB" for n, (a, b) in line.items())
+        )
+        ax.annotate(
+            title, (x[-1], y[-1]), xytext=(0, 8) if number == 0 else (8, 0), fontsize=9,
+            ha="right" if number == 0 else "left", textcoords="offset points", color=COLORS[number],
+        )  # fmt: skip
+    ax.set(xlabel="bits per weight, scales counted", ylabel="SQNR of the weights (dB)")
+    ax.margins(x=0.14, y=0.16)
+    return fig, "Decibels over bits per weight. " + "; ".join(told) + "."

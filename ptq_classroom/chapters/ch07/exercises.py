@@ -1,0 +1,310 @@
+"""Checks of chapter 07: one scale for each token, and a linear layer that works on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq_classroom.kit.exercises import Exercise
+from ptq_classroom.kit.expect import Failure, expect_close
+from ptq_classroom.kit.values import as_array, same
+
+# 07.1 ------------------------------------------------------------------------------------------
+
+
+def token_scales(x: Tensor) -> Tensor:
+    """Symmetric 8-bit scale of each token: [..., D] -> [..., 1]; 1 for a token of zeros."""
+    largest = x.abs().amax(-1, keepdim=True)
+    return torch.where(largest > 0, largest / 127, 1.0)
+
+
+def _tokens() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "two tokens", {"x": torch.tensor([[1.27, -0.5, 0.3], [12.7, 3.0, -1.0]])}
+    yield "the largest magnitude is negative", {"x": torch.tensor([[0.5, -2.54], [-5.08, 1.0]])}
+    generator = torch.Generator().manual_seed(701)
+    x = torch.randn(3, 5, 8, generator=generator)
+    yield "a batch of sequences [3, 5, 8]", {"x": x * torch.tensor([0.1, 1, 5, 30, 2])[:, None]}
+    yield "a token of zeros", {"x": torch.tensor([[0.0, 0.0, 0.0], [0.635, 0.1, -0.2]])}
+    yield (
+        "a token so quiet that it is almost zeros",
+        {"x": torch.tensor([[1e-5, -2e-5, 0.0], [0.3, -0.2, 0.1]])},
+    )
+    yield "one token [4]", {"x": torch.tensor([0.1, -0.3, 0.2, 0.05])}
+
+
+def _same_scales(got: Any, expected: Tensor, x: Tensor) -> None:
+    """As expected; a token of zeros may have any positive scale, since all decode it exactly."""
+    expect_close(got, _as_in(got, expected, x.abs().amax(-1, keepdim=True) == 0), "scales", 1e-5)
+
+
+def _as_in(got: Any, expected: Tensor, free: Tensor) -> Tensor:
+    """What is expected, with got's own value wherever it is ``free`` and a positive number."""
+    try:
+        found = torch.as_tensor(as_array(got)).to(expected.dtype)
+    except (ValueError, TypeError):
+        return expected
+    if found.shape != expected.shape:
+        return expected
+    return torch.where(free & (found > 0) & found.isfinite(), found, expected)
+
+
+def _one_scale(x: Tensor) -> Tensor:
+    return (x.abs().max() / 127).expand(*x.shape[:-1], 1).clone()
+
+
+def _columns(x: Tensor) -> Tensor:
+    return x.abs().flatten(0, -2).amax(0, keepdim=True) / 127
+
+
+def _without_sign(x: Tensor) -> Tensor:
+    largest = x.amax(-1, keepdim=True)
+    return torch.where(largest > 0, largest / 127, 1.0)
+
+
+def _by_128(x: Tensor) -> Tensor:
+    largest = x.abs().amax(-1, keepdim=True)
+    return torch.where(largest > 0, largest / 128, 1.0)
+
+
+def _affine_scales(x: Tensor) -> Tensor:
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    return torch.where(high > low, (high - low) / 255, 1.0)
+
+
+def _dropped_dimension(x: Tensor) -> Tensor:
+    return token_scales(x).squeeze(-1)
+
+
+def _zero_scale(x: Tensor) -> Tensor:
+    return x.abs().amax(-1, keepdim=True) / 127
+
+
+def _above_a_threshold(x: Tensor) -> Tensor:
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return torch.where(scale > 1e-3, scale, 1.0)
+
+
+def _codes_per_unit(x: Tensor) -> Tensor:
+    return 127 / x.abs().amax(-1, keepdim=True)
+
+
+def _scales_clamped(x: Tensor) -> Tensor:
+    return x.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
+
+
+def _scales_in_a_loop(x: Tensor) -> Tensor:
+    rows = [max(abs(v) for v in row) / 127 for row in x.reshape(-1, x.shape[-1]).tolist()]
+    return torch.tensor([s or 1.0 for s in rows]).reshape(*x.shape[:-1], 1)
+
+
+def _scales_in_numpy(x: Tensor) -> np.ndarray:
+    values = x.numpy()
+    ends = np.maximum(values.max(-1, keepdims=True), -values.min(-1, keepdims=True))
+    return np.where(ends == 0, 127, ends) / 127
+
+
+# 07.2 ------------------------------------------------------------------------------------------
+
+
+def dynamic_linear(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    """Round x to integers token by token, multiply integers, rescale: [N, K] -> [N, O]."""
+    largest = x.abs().amax(-1, keepdim=True)
+    sx = torch.where(largest > 0, largest / 127, 1.0)
+    xq = torch.round(x / sx).to(torch.int32)
+    sums = xq @ wq.to(torch.int32).T
+    return sums * (sx * sw)
+
+
+def _linear_cases() -> Iterator[tuple[str, dict[str, Any]]]:
+    def case(label: str, rows: int, columns: int, outputs: int, seed: int, spread: float) -> tuple:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, columns, generator=generator)
+        x = x * 10 ** (spread * torch.rand(rows, 1, generator=generator))
+        wq = torch.randint(-127, 128, (outputs, columns), generator=generator).to(torch.int8)
+        sw = torch.rand(outputs, generator=generator) * 0.01 + 0.001
+        return label, {"x": x, "wq": wq, "sw": sw}
+
+    yield case("one token, two outputs", 1, 4, 2, 711, 0.0)
+    yield case("tokens of different ranges", 5, 16, 3, 712, 2.0)
+    yield case("as many tokens as outputs", 6, 40, 6, 713, 1.0)
+    label, given = case("a token of zeros", 3, 12, 4, 714, 1.0)
+    given["x"][1] = 0.0
+    yield label, given
+    yield "4096 large products that nearly cancel", _cancelling()
+
+
+HALF = 2048
+
+
+def _cancelling() -> dict[str, Tensor]:
+    """Extreme codes whose sums are exact and small; floats for the codes round every product."""
+    x = torch.tensor([127.0, 126.0]).repeat_interleave(HALF) * torch.tensor([[0.0123], [0.0071]])
+    wq = torch.tensor([126, -127]).repeat_interleave(HALF).repeat(2, 1)
+    wq[0, 0], wq[1, -1] = 124, -123  # sums of -254 and 504
+    return {"x": x, "wq": wq.to(torch.int8), "sw": torch.tensor([0.0037, 0.0091])}
+
+
+FLOATS = "decoded floats were multiplied, and each product was rounded: multiply the codes"
+
+
+def _same_output(got: Any, expected: Tensor, x: Tensor, **_: Any) -> None:
+    largest = float(expected.abs().max())
+    try:
+        expect_close(got, expected, "output", rtol=1e-4, atol=1e-5 * largest)
+    except Failure as failure:
+        if x.shape[1] == 2 * HALF and same(got, expected, rtol=0.1):
+            failure.cause = FLOATS  # nearly right, and only where sums must be exact
+        raise
+
+
+def _wrapping(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = token_scales(x)
+    return (torch.round(x / sx).to(torch.int8) @ wq.T) * (sx * sw)
+
+
+def _float_activations(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    return x @ (wq.float() * sw[:, None]).T
+
+
+def _no_input_scale(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    return torch.round(x / token_scales(x)) @ wq.float().T * sw
+
+
+def _no_weight_scale(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    return torch.round(x / token_scales(x)) @ wq.float().T * token_scales(x)
+
+
+def _tensor_scale(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = x.abs().max() / 127
+    return torch.round(x / sx) @ wq.float().T * (sx * sw)
+
+
+def _truncated(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = token_scales(x)
+    return torch.trunc(x / sx) @ wq.float().T * (sx * sw)
+
+
+def _fake_quantized(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = token_scales(x)
+    return (torch.round(x / sx) * sx) @ (wq.float() * sw[:, None]).T
+
+
+def _not_transposed(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = token_scales(x)
+    return (torch.round(x / sx).to(torch.int32) @ wq.to(torch.int32)) * (sx * sw)
+
+
+def _sums_alone(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    return torch.round(x / token_scales(x)).to(torch.int32) @ wq.to(torch.int32).T
+
+
+def _zero_divided(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = x.abs().amax(-1, keepdim=True) / 127
+    return torch.round(x / sx) @ wq.float().T * (sx * sw)
+
+
+def _linear_in_float64(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
+    sx = x.abs().max(dim=1, keepdim=True).values.clamp(min=1e-30) / 127
+    codes = (x / sx).round().double()
+    return torch.einsum("nk,ok->no", codes, wq.double()) * sx * sw
+
+
+def _linear_in_a_loop(x: Tensor, wq: Tensor, sw: Tensor) -> list[list[float]]:
+    output = []
+    for row in x:
+        scale = max(float(row.abs().max()) / 127, 1e-30)
+        codes = [round(float(v)) for v in row / scale]
+        sums = [sum(a * b for a, b in zip(codes, w, strict=True)) for w in wq.tolist()]
+        output.append([s * scale * float(f) for s, f in zip(sums, sw, strict=True)])
+    return output
+
+
+EXERCISES = [
+    Exercise(
+        id="07.1",
+        title="A scale for each token",
+        minutes=6,
+        difficulty=2,
+        signature="token_scales(x)",
+        reference=token_scales,
+        cases=_tokens,
+        compare=_same_scales,
+        returns="scales",
+        accepted=(_scales_in_a_loop, _scales_in_numpy, _scales_clamped),
+        diagnoses=(
+            (_one_scale, "one scale for the whole tensor: each token has its own largest value"),
+            (_columns, "the largest value of each feature over the tokens: reduce the last dim"),
+            (_without_sign, "the maximum, not the largest magnitude: a token may be negative"),
+            (_by_128, "divided by 128: the largest symmetric code of 8 bits is 127"),
+            (_affine_scales, "this is the affine scale; the symmetric one is largest |x| / 127"),
+            (
+                _dropped_dimension,
+                "the last dimension is gone: keep it with size 1, so that x / scales broadcasts",
+            ),
+            (_zero_scale, "a token of zeros gets scale 0, and 0 / 0 is NaN: give it scale 1"),
+            (
+                _above_a_threshold,
+                "a quiet token is taken for zeros: only where all values are 0 is the scale 1",
+            ),
+            (_codes_per_unit, "this is the inverse, codes for each unit: 127 is the divisor"),
+        ),
+        hints=(
+            (
+                "Which dimension is the token?",
+                "Each row along the last dimension is one token: reduce dim=-1, keep the others.",
+            ),
+            (
+                "The shape is wrong",
+                "amax(-1, keepdim=True) leaves a dimension of size 1, against which x broadcasts.",
+            ),
+            (
+                "What about a token of zeros?",
+                "Any positive scale decodes it exactly; torch.where(largest > 0, ..., 1.0).",
+            ),
+        ),
+    ),
+    Exercise(
+        id="07.2",
+        title="A linear layer that rounds its input and multiplies integers",
+        minutes=10,
+        difficulty=3,
+        signature="dynamic_linear(x, wq, sw)",
+        reference=dynamic_linear,
+        cases=_linear_cases,
+        compare=_same_output,
+        returns="output",
+        accepted=(_linear_in_float64, _linear_in_a_loop),
+        diagnoses=(
+            (_wrapping, "products of int8 in int8 wrap around: widen to int32 before multiplying"),
+            (_float_activations, "x was never rounded: that is weight-only quantization"),
+            (_no_input_scale, "the token's scale is missing: sums have the unit s_x * s_w"),
+            (_no_weight_scale, "the weight scale is missing: sums have the unit s_x * s_w"),
+            (_tensor_scale, "one scale for the whole input: each token has its own"),
+            (_truncated, "codes were cut off towards 0, not rounded"),
+            (_zero_divided, "a token of zeros has scale 0, and 0 / 0 is NaN: give it scale 1"),
+            (_fake_quantized, FLOATS),
+            (_not_transposed, "wq is [O, K], one row for each output: multiply by wq.T"),
+            (_sums_alone, "both scales are missing: the sums have the unit s_x * s_w"),
+        ),
+        hints=(
+            (
+                "Where do I begin?",
+                "Four steps: scale of each token, codes = round(x / scale), integer product with "
+                "the rows of wq, product of the scales.",
+            ),
+            (
+                "The shapes do not fit",
+                "wq is [O, K], one row an output: multiply by wq.T. The scales are [N, 1] and [O]; "
+                "their product broadcasts to [N, O].",
+            ),
+            (
+                "The numbers are small and look random",
+                "int8 @ int8 stays int8 in PyTorch and wraps. Use .to(torch.int32) on both.",
+            ),
+        ),
+    ),
+]

@@ -1,0 +1,105 @@
+"""What a learner may ask for while stuck: `hint`, `solution`, `reset`."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+from ptq_classroom.kit import exercises, learner
+
+_given: dict[str, int] = {}
+
+
+def hint(id: str, n: int | None = None) -> None:
+    """Print hint number `n` (from 1); without `n`, the next one each time."""
+    exercise = _known(id)
+    if exercise is None:
+        return
+    total = len(exercise.hints)
+    if n is None:
+        n = _given.get(id, 0) + 1
+        if n > total:
+            print(f'That were all {total} hints. solution("{id}") shows a solution.')
+            return
+    if not 1 <= n <= total:
+        print(f"{id} has hints 1 to {total}.")
+        return
+    _given[id] = n
+    symptom, text = exercise.hints[n - 1]
+    print(f"Hint {n} of {total} for {id} {exercise.function}: {symptom}")
+    print(textwrap.fill(" ".join(text.split()), 88, initial_indent="  ", subsequent_indent="  "))
+    rest = [f"{i} {title}" for i, (title, _) in enumerate(exercise.hints, 1) if i != n]
+    if rest:
+        print(f'Others, hint("{id}", number): {"; ".join(rest)}')
+
+
+def solution(id: str) -> None:
+    """Print the solution cell of the committed notebook; works from my_course/ as well."""
+    exercise = _known(id)
+    if exercise is None:
+        return
+    cell = _find(id, "solution")
+    if cell is None:
+        print(f"No notebook holds a solution cell for {id} {exercise.function}.")
+    else:
+        print(cell)
+
+
+def reset(id: str) -> None:
+    """Bring the exercise's stub back, in a new cell below this one; what was saved stays saved."""
+    exercise = _known(id)
+    if exercise is None:
+        return
+    cell = _find(id, "stub")
+    if cell is None:
+        print(f"No notebook holds a stub for {id} {exercise.function}.")
+        return
+    shell = _shell()
+    if shell is None:
+        print(cell)
+    else:
+        shell.set_next_input(cell)
+        print(f"A fresh stub of {id} {exercise.function} is in the cell below; delete the old one.")
+    if learner.holds(exercise):
+        print(
+            "my_ptq.py still holds the version that passed; the next one that passes replaces it."
+        )
+
+
+def _known(id: str) -> exercises.Exercise | None:
+    """The exercise, or None once it is printed which ones there are."""
+    try:
+        return exercises.get(id)
+    except KeyError as unknown:
+        print(unknown.args[0])
+        return None
+
+
+def root() -> Path:
+    """The course folder: the nearest one above with notebooks/ and ptq_course/."""
+    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]
+    for place in places:
+        if (place / "notebooks").is_dir() and (place / "ptq_course").is_dir():
+            return place
+    return Path(__file__).resolve().parents[2]
+
+
+def _find(id: str, tag: str) -> str | None:
+    """Source of the cell tagged `tag` whose metadata says {"ptq": {"exercise": id}}."""
+    chapter = id.split(".")[0]
+    folder = root() / "notebooks"
+    for path in sorted(folder.glob(f"{chapter}*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            meta = cell.get("metadata", {})
+            if tag in meta.get("tags", ()) and meta.get("ptq", {}).get("exercise") == id:
+                return "".join(cell["source"])
+    return None
+
+
+def _shell():
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()

@@ -1,0 +1,1 @@
+"""Emoji before a simulated camera, and the networks that were trained on them."""

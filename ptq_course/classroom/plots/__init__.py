@@ -1,1 +1,0 @@
-"""Figures: `base` (style, `show`), `pieces` (what several chapters draw), one file a chapter."""

@@ -1,0 +1,133 @@
+"""Quantizers and quantized layers in the form in which they are written to a file."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
+from ptq_course.deploy.targets import has_groups
+from ptq_course.grids.affine import QParams, fake_quantize
+from ptq_course.simulation.layers import OPERATIONS, ActivationQuantizer, QuantizedLayer
+
+
+class ExportedQuantizer(nn.Module):
+    """An ActivationQuantizer, as the runtime executes it."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        grid = quantizer.grid
+        dtype = torch.int8 if grid.signed else torch.uint8
+        self.register_buffer("scale", quantizer.scale.clone())
+        self.register_buffer("zero_point", quantizer.zero_point.to(dtype))
+        # A grid smaller than the 8-bit type needs its own clamp, in real numbers.
+        limits = torch.iinfo(dtype)
+        self.clamp: tuple[float, float] | None = None
+        if (grid.qmin, grid.qmax) != (limits.min, limits.max):
+            zero = int(quantizer.zero_point)
+            scale = quantizer.scale.item()
+            self.clamp = ((grid.qmin - zero) * scale, (grid.qmax - zero) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.clamp is not None:
+            x = torch.clamp(x, *self.clamp)
+        return torch.ops.ptq.quantize_dequantize(x, self.scale, self.zero_point)
+
+
+class ExportedLayer(nn.Module):
+    """A QuantizedLayer whose weight, and where known bias, are integer constants of the file.
+
+    ``integer_bias`` False writes the bias as floating point, with the values of its codes.
+    """
+
+    def __init__(self, layer: QuantizedLayer, integer_bias: bool = True) -> None:
+        super().__init__()
+        self.axis = layer.channel_axis
+        # Not copy.copy(): torch.export must see the operation without the float weights.
+        self.operation = OPERATIONS[type(layer.float_layer)]
+        self.settings = _Settings(layer.float_layer)
+        self.is_linear = isinstance(layer.float_layer, nn.Linear)
+        scale = layer.weight_scale.flatten() if layer.weight_scale.dim() else layer.weight_scale
+        zeros = layer.weight_zero_point
+        self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8))
+        self.register_buffer("weight_scale", scale.clone())
+        self.register_buffer("weight_zero_point", zeros.reshape(scale.shape).to(torch.int8))
+        integer_bias = integer_bias and layer.bias_codes is not None
+        self.register_buffer("bias_codes", layer.bias_codes if integer_bias else None)
+        self.register_buffer("bias_scale", layer.bias_scale if integer_bias else None)
+        zeros = torch.zeros_like(layer.bias_codes) if integer_bias else None
+        self.register_buffer("bias_zero_point", zeros)
+        bias = None if integer_bias or layer.bias is None else layer.bias.detach().clone()
+        self.register_buffer("float_bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.ops.ptq.dequantize(
+            self.weight_codes, self.weight_scale, self.weight_zero_point, self.axis
+        )
+        bias = self.float_bias
+        if self.bias_codes is not None:
+            bias = torch.ops.ptq.dequantize(
+                self.bias_codes, self.bias_scale, self.bias_zero_point, 0
+            )
+        if self.bias_codes is None or not self.is_linear or x.dim() <= 2:
+            return self.operation(self.settings, x, weight, bias)
+        # Rows of a matrix fuse to QGemm, which adds the int32 bias; MatMul and Add would not.
+        rows = self.operation(self.settings, x.flatten(0, -2), weight, bias)
+        return rows.unflatten(0, x.shape[:-1])
+
+
+class FourBitLinear(nn.Module):
+    """A Linear with weights of 4 bits or fewer per group: INT4 [in, out], a scale for each group.
+
+    The runtime fuses DequantizeLinear and MatMul to one kernel (MatMulNBits) where the group is a
+    power of two of at least 16; it multiplies in floating point.
+    """
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        super().__init__()
+        self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8).t().contiguous())
+        self.register_buffer("weight_scale", layer.weight_scale.t().contiguous())
+        self.block = layer.weight_codes.shape[1] // layer.weight_scale.shape[1]
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.ops.ptq.dequantize_blocks(self.weight_codes, self.weight_scale, self.block)
+        # As a batch of matrices: of a single one and a bias the runtime would make a float Gemm.
+        single = x.dim() == 2
+        product = torch.matmul(x.unsqueeze(0) if single else x, weight)
+        product = product.squeeze(0) if single else product
+        return product if self.bias is None else product + self.bias
+
+
+def exported_layer(layer: QuantizedLayer, integer_bias: bool) -> nn.Module:
+    """The module that writes ``layer``; `targets.check_target` has accepted it."""
+    if has_groups(layer):
+        return FourBitLinear(layer)
+    return ExportedLayer(layer, integer_bias)
+
+
+class _Settings:
+    """The settings of a float layer (stride, padding, ...) without its parameters."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        for name, value in vars(layer).items():
+            if not name.startswith("_") or name == "_reversed_padding_repeated_twice":
+                setattr(self, name, value)
+        self._kind = type(layer)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._kind._conv_forward(self, x, weight, bias)
+
+
+def implied_clamp(qparams: QParams, low: float, high: float) -> bool:
+    """Whether saturating to the codes of ``qparams`` already clamps to [low, high].
+
+    True where the code of ``low`` is qmin (everything below saturates there too) and that of
+    ``high`` is qmax: then clamp-then-quantize and quantize give the same codes for every input.
+    """
+    ends = torch.tensor([low, min(high, torch.finfo(torch.float32).max)], dtype=torch.float32)
+    grid = qparams.grid
+    codes = fake_quantize(ends, qparams) / qparams.scale + qparams.zero_point
+    first, last = codes.round().tolist()
+    return first == grid.qmin and last == grid.qmax

@@ -1,0 +1,64 @@
+"""Deciding: from the statistics of a network, its plan and a configuration to scales. Chapter 06.
+
+A pure step between collecting and converting: it may be repeated with other rules and bits, and
+reads no data.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.graph import Plan, Value
+from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
+from ptq_course.ranges.calibrators import Calibrator
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.statistics import Statistics, rules_named
+
+KL_BITS = 8  # above, KL's candidate thresholds are too few for the levels (chapter 03)
+
+
+def decide(
+    statistics: Statistics, plan: Plan, config: QConfig, rule: str, options: dict[str, float]
+) -> tuple[dict[str, Calibrator], dict[str, QParams]]:
+    """A calibrator and QParams for each value of the plan, by name.
+
+    rule: the name of a range rule, ``options`` for its calibrator. Both dictionaries are empty
+    where the config leaves the activations in floating point. Raises CalibrationError, naming the
+    value, where no data were seen.
+    """
+    rules_named(rule)
+    grid = config.activation_grid
+    if grid is None:
+        return {}, {}
+    if rule == "kl" and config.activation_bits > KL_BITS:
+        warnings.warn(
+            f"ranges='kl' with {config.activation_bits} bits: its 2,048 candidates leave "
+            "so fine a grid little to choose from; 'minmax' or 'percentile' suit it better.",
+            stacklevel=3,
+        )
+    if statistics.num_batches == 0:
+        raise CalibrationError("compute_qparams: no data was observed; call observe(loader).")
+    statistics.require(rule)
+    calibrators: dict[str, Calibrator] = {}
+    qparams: dict[str, QParams] = {}
+    for name, value in plan.values.items():
+        if name in statistics.integers:
+            continue
+        if value.range is not None:
+            qparams[name] = fixed_qparams(value, config)
+            continue
+        calibrator = calibrators[name] = statistics.calibrator(name, rule, options)
+        try:
+            qparams[name] = calibrator.qparams(grid, config.activation_symmetric)
+        except QuantizationError as error:
+            raise type(error)(f"value {name!r}: {error}") from error
+    return calibrators, qparams
+
+
+def fixed_qparams(value: Value, config: QConfig) -> QParams:
+    """QParams of a value whose range is known beforehand, such as a softmax's [0, 1]."""
+    grid = config.activation_grid
+    if not config.activation_symmetric:
+        grid = IntGrid(grid.bits, signed=grid.signed)
+    return choose_qparams(*value.range, grid, symmetric=config.activation_symmetric)

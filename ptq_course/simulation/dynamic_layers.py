@@ -1,0 +1,188 @@
+"""A layer that rounds its input at run time, and what chooses the scale. Chapter 07."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.grids.affine import (
+    IntGrid,
+    QParams,
+    QTensor,
+    block_minmax,
+    choose_qparams,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
+from ptq_course.grids.exact import exact_product
+from ptq_course.simulation.bias import INT32_MAX
+from ptq_course.simulation.layers import OPERATIONS, LayerStandIn, QuantizedLayer, check_call
+
+GRANULARITIES = ("per_tensor", "per_token")
+# Layers whose input is rounded at run time, and how many of its last dimensions make one token:
+# a row of a Linear's input, a whole picture [C, H, W] of a convolution's.
+TOKEN_DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Linear: 1,
+    nn.Conv1d: 2,
+    nn.ConvTranspose1d: 2,
+    nn.Conv2d: 3,
+    nn.ConvTranspose2d: 3,
+    nn.Conv3d: 4,
+    nn.ConvTranspose3d: 4,
+}
+
+
+def check_granularity(granularity: str) -> None:
+    """Raise QuantizationError for a granularity of activations that is none."""
+    if granularity not in GRANULARITIES:
+        raise QuantizationError(
+            f"granularity must be 'per_tensor' or 'per_token', got {granularity!r}; weights have "
+            "their own, QConfig.weight_granularity."
+        )
+
+
+class DynamicQuantizer(nn.Module):
+    """Chooses scale and zero point from each tensor that it is given, and rounds to them.
+
+    granularity: "per_tensor", or "per_token": one scale for each block of the last
+    ``token_dimensions`` dimensions. Raises QuantizationError, with the layer's ``name``, for NaN,
+    infinity, or an empty input.
+    """
+
+    def __init__(
+        self, grid: IntGrid, symmetric: bool, granularity: str, token_dimensions: int = 1,
+        name: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_granularity(granularity)
+        self.grid, self.symmetric, self.granularity = grid, symmetric, granularity
+        self.token_dimensions, self.name = token_dimensions, name
+
+    @property
+    def largest(self) -> int:
+        """Bound of |code - zero point|, whatever the zero point will be."""
+        if self.symmetric:
+            return max(-self.grid.qmin, self.grid.qmax)
+        return self.grid.qmax - self.grid.qmin
+
+    def qparams(self, x: Tensor) -> QParams:
+        """Scale and zero point from the smallest and largest value of x, or of each token of x."""
+        block_size = None
+        if self.granularity == "per_token":
+            whole = min(self.token_dimensions, x.dim())
+            block_size = (1,) * (x.dim() - whole) + (-1,) * whole
+        try:
+            low, high = block_minmax(x.detach(), block_size)
+            return choose_qparams(low, high, self.grid, self.symmetric, block_size)
+        except QuantizationError as error:
+            raise type(error)(f"layer {self.name!r}, its input at run time: {error}") from error
+
+    def codes(self, x: Tensor) -> QTensor:
+        """The integers that stand for x, with the scales that were just chosen."""
+        qparams = self.qparams(x)
+        return QTensor(quantize(x, qparams), qparams)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.qparams(x))
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.symmetric else "affine"
+        return f"{self.granularity}, {kind}, bits={self.grid.bits}"
+
+
+class DynamicLayer(LayerStandIn):
+    """A layer that rounds its input at run time, multiplies integers, and returns floating point.
+
+        codes of the input  ->  int32 sums of products  ->  times s_x * s_w, plus the float bias
+
+    ``quantized`` is the layer with integer weights, ``quantizer`` rounds its input. With weights
+    per group each group has an int32 sum of its own, and these are added in floating point.
+    Raises UnsupportedError, naming the layer, where a sum could exceed int32, for codebooks, and
+    for weights per group in a convolution with groups.
+    """
+
+    stands_for = "quantized"
+
+    def __init__(self, quantized: QuantizedLayer, quantizer: DynamicQuantizer) -> None:
+        super().__init__()
+        self.quantized, self.quantizer, self.name = quantized, quantizer, quantized.name
+        if quantized.codebook is not None:
+            raise UnsupportedError(
+                f"layer {self.name!r}: a codebook has no integer product; use weights_only=True."
+            )
+        rows = less_zero_point(quantized.weight_qtensor).movedim(quantized.channel_axis, 0)
+        self.bound = rows.flatten(1).double().abs().sum(1).max().item() * quantizer.largest
+        if self.bound > INT32_MAX:
+            raise UnsupportedError(
+                f"layer {self.name!r}: a sum of products can reach {self.bound:.3g}, beyond int32. "
+                "Use fewer bits, or keep it in floating point (float_layers)."
+            )
+        if len(self._weight_scales()) > 1 and getattr(quantized.float_layer, "groups", 1) > 1:
+            raise UnsupportedError(
+                f"layer {self.name!r}: weights per group in a convolution with groups have no "
+                "dynamic form here; use weight_granularity='per_channel'."
+            )
+
+    @property
+    def weight(self) -> Tensor:
+        return self.quantized.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.quantized.bias
+
+    def forward(self, input: Tensor, **options: object) -> Tensor:
+        check_call(self.quantized.float_layer, self.name, input, options)
+        x, given = input, self.quantizer.codes(input)
+        # Parts of the input channels that share a weight scale; one part unless there are groups.
+        scales, axis = self._weight_scales(), self.quantized.channel_axis
+        integers = less_zero_point(given)
+        inputs = integers.chunk(len(scales), dim=-self.quantizer.token_dimensions)
+        weights = less_zero_point(self.quantized.weight_qtensor).chunk(len(scales), dim=1 - axis)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        output = torch.zeros((), dtype=dtype, device=x.device)
+        for part, weight, weight_scale in zip(inputs, weights, scales, strict=True):
+            sums = self.sums(part, weight)
+            output = output + sums.to(dtype) * (given.qparams.scale * weight_scale).to(dtype)
+        if self.quantized.bias is not None:
+            output = output + self._per_channel(self.quantized.bias.to(dtype))
+        return output.to(x.dtype)
+
+    def sums(self, x: Tensor, weight: Tensor) -> Tensor:
+        """int32 sums of products of integers that float32 tensors hold. Exact.
+
+        In float32 where that is exact, else in float64 (`exact.exact_product`).
+        """
+        layer = self.quantized.float_layer
+        operation = OPERATIONS[type(layer)]
+        return exact_product(
+            lambda given, w: operation(layer, given, w, None),
+            x, weight, self.bound, self.quantizer.largest,
+        )  # fmt: skip
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """The layer by fake quantization: equal to `forward` up to floating-point rounding."""
+        return self.quantized(self.quantizer(x))
+
+    def _weight_scales(self) -> list[Tensor]:
+        """Weight scales that broadcast against the output: one tensor for each group of inputs."""
+        scale, axis = self.quantized.weight_scale, self.quantized.channel_axis
+        if scale.dim() == 0:
+            return [scale]
+        by_row = scale.movedim(axis, 0).flatten(1)
+        layer = self.quantized.float_layer
+        repeats = getattr(layer, "groups", 1) if axis == 1 else 1  # ConvTranspose shares its rows
+        return [self._per_channel(column.repeat(repeats)) for column in by_row.unbind(1)]
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        """[channels], shaped to broadcast against the output."""
+        return values.reshape(-1, *(1,) * (self.quantizer.token_dimensions - 1))
+
+
+def less_zero_point(q: QTensor) -> Tensor:
+    """Codes less their zero points: what is multiplied, as integers that float32 holds."""
+    p = q.qparams
+    unit = QParams(torch.ones_like(p.scale), p.zero_point, p.grid, p.block_size)
+    return dequantize(q.codes, unit)

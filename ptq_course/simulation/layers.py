@@ -1,0 +1,267 @@
+"""Quantized layers: a float layer with integer weights, and the module that rounds activations.
+
+Chapters 05 and 06. Everything here *simulates*: it computes in floating point with values that lie
+exactly on the integer grids ("fake quantization"). Chapter 08's `integer/` computes the same
+network with integers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.graph.layer_types import OPERATIONS, channel_axis
+from ptq_course.grids.affine import (
+    IntGrid,
+    QParams,
+    QTensor,
+    block_minmax,
+    choose_qparams,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
+from ptq_course.simulation.bias import (
+    check_accumulator,
+    quantize_bias,
+    room_for_bias,
+    scale_per_output,
+)
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to the grid of its QParams: one instance for each tensor value, ``name``."""
+
+    def __init__(self, qparams: QParams, *, name: str = "") -> None:
+        super().__init__()
+        self.name = name
+        self.register_buffer("scale", qparams.scale)
+        self.register_buffer("zero_point", qparams.zero_point)
+        self.grid = qparams.grid
+        self.block_size = qparams.block_size
+
+    @property
+    def qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point, self.grid, self.block_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.qparams)
+
+    def extra_repr(self) -> str:
+        grid = self.grid
+        if self.scale.dim():
+            return f"{self.scale.numel()} scales, bits={grid.bits}"
+        return (
+            f"scale={self.scale.item():.6g}, zero_point={self.zero_point.item()}, bits={grid.bits}"
+        )
+
+
+class LayerStandIn(nn.Module):
+    """Stands where a layer of the user's model stood, whose code may ask for its settings.
+
+    ``fc.in_features``, ``conv.padding`` and the like are answered by the submodule that
+    ``stands_for`` names. Tensors are not: which weight would it be?
+    """
+
+    stands_for: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = vars(self).get("_modules", {}).get(self.stands_for)
+            if layer is None or name.startswith("_"):
+                raise
+            value = getattr(layer, name)
+            if isinstance(value, (Tensor, nn.Module)):
+                raise
+            return value
+
+
+class QuantizedLayer(LayerStandIn):
+    """A Conv, ConvTranspose, Linear or Embedding with integer weight codes.
+
+    ``layer`` is the float layer (kept unchanged, for comparison); ``weight`` holds the codes and
+    what decodes them, however they were found: rounding (`from_float`), a file, AdaRound, GPTQ, a
+    codebook. ``bias_codes`` are int32 [channels], their ``bias_scale`` float32 [channels]; without
+    them the bias stays in floating point (weight-only, per-group).
+    Raises QuantizationError where codes and layer differ in shape, or its weight is not finite.
+    """
+
+    stands_for = "float_layer"
+
+    def __init__(
+        self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
+        bias_scale: Tensor | None = None, *, name: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_layer(layer, name)
+        if weight.shape != layer.weight.shape:
+            raise QuantizationError(
+                f"{name}: the codes have shape {tuple(weight.shape)}, the weight of the layer has "
+                f"{tuple(layer.weight.shape)}."
+            )
+        self.name = name
+        self.float_layer = layer
+        self.raised_channels = 0  # scales that `from_float` enlarged for the bias
+        self.register_buffer("weight_codes", weight.codes)
+        self.register_buffer("codebook", weight.codebook)
+        q = weight.qparams
+        self.register_buffer("weight_scale", None if q is None else q.scale)
+        self.register_buffer("weight_zero_point", None if q is None else q.zero_point)
+        self.weight_grid = None if q is None else q.grid
+        self.weight_block_size = None if q is None else q.block_size
+        self.register_buffer("bias_codes", bias_codes)
+        self.register_buffer("bias_scale", bias_scale)
+
+    @classmethod
+    def from_float(
+        cls, layer: nn.Module, weight_qparams: QParams, input_qparams: QParams | None = None,
+        *, name: str = "",
+    ) -> QuantizedLayer:  # fmt: skip
+        """Round a float layer: the weight with ``weight_qparams``, the bias with s_x * s_w.
+
+        ``input_qparams`` (per-tensor) belong to the layer's input; without them the bias stays in
+        floating point. A channel so quiet that its bias would not fit int32 gets a larger weight
+        scale: ``raised_channels`` counts them. Raises UnsupportedError where the sum of products
+        itself could overflow int32.
+        """
+        check_layer(layer, name)
+        raised, bias_codes, bias_scale = 0, None, None
+        if input_qparams is not None:
+            weight_qparams, raised = room_for_bias(layer, weight_qparams, input_qparams)
+        codes = quantize(layer.weight.detach(), weight_qparams)
+        scale = scale_per_output(layer, weight_qparams.scale)
+        bias = getattr(layer, "bias", None)
+        # Per-group weights have no single accumulator scale: their bias is added in float.
+        if input_qparams is not None and bias is not None and scale is not None:
+            bias_codes, bias_scale = quantize_bias(bias.detach(), input_qparams.scale, scale)
+        quantized = cls(layer, QTensor(codes, weight_qparams), bias_codes, bias_scale, name=name)
+        quantized.raised_channels = raised
+        if input_qparams is not None:
+            unit = replace(weight_qparams, scale=torch.ones_like(weight_qparams.scale))
+            factors = dequantize(codes, unit)  # less their zero points, as they are multiplied
+            check_accumulator(name, factors, quantized.channel_axis, bias_codes, input_qparams)
+        return quantized
+
+    @property
+    def weight_qparams(self) -> QParams | None:
+        """Scale and zero point of the weight; None where a codebook decodes it."""
+        if self.codebook is not None:
+            return None
+        return QParams(
+            self.weight_scale, self.weight_zero_point, self.weight_grid, self.weight_block_size
+        )
+
+    @property
+    def weight_qtensor(self) -> QTensor:
+        """The weight's codes with what decodes them."""
+        return QTensor(self.weight_codes, self.weight_qparams, self.codebook)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as the integers represent it (floating point, on the grid)."""
+        dtype = self.float_layer.weight.dtype
+        if self.codebook is not None:
+            return self.codebook.to(dtype)[self.weight_codes.long()]
+        return dequantize(self.weight_codes, self.weight_qparams, dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias as the integers represent it; the float bias in weight-only quantization."""
+        if self.bias_codes is None:
+            return getattr(self.float_layer, "bias", None)
+        codes = self.bias_codes.double()
+        return (codes * self.bias_scale.double()).to(self.float_layer.weight.dtype)
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the weight that holds the output channels."""
+        return channel_axis(self.float_layer)
+
+    def forward(self, input: Tensor, **options: object) -> Tensor:
+        check_call(self.float_layer, self.name, input, options)
+        return OPERATIONS[type(self.float_layer)](self.float_layer, input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        if self.codebook is not None:
+            return f"weight: codebook of {len(self.codebook)} values"
+        grid, scales = self.weight_grid, self.weight_scale.numel()
+        return f"weight: {grid.bits} bits in [{grid.qmin}, {grid.qmax}], scales: {scales}"
+
+
+def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, object]) -> None:
+    """Raise UnsupportedError where a layer is called in a way that its integer form does not know.
+
+    Settings given with the call (a transposed convolution's output_size), and a batch norm folded
+    into a Linear layer whose input has more than two dimensions: there it normalized another axis.
+    """
+    if any(value is not None for value in options.values()):
+        raise UnsupportedError(
+            f"layer {name!r} is called with {', '.join(options)}, which has no integer form; keep "
+            "it in floating point (float_layers)."
+        )
+    if isinstance(layer, nn.Linear) and hasattr(layer, "folded_gamma") and x.dim() != 2:
+        raise UnsupportedError(
+            f"layer {name!r}: the batch norm behind it was folded, which needs an input [N, "
+            f"features], got {tuple(x.shape)}. There it normalizes the second dimension; transpose "
+            "before it, or use a 1x1 convolution."
+        )
+
+
+def check_layer(layer: nn.Module, name: str = "") -> None:
+    """Raise where a layer has no integer form, or its weight or bias is not finite."""
+    if type(layer) not in OPERATIONS:
+        raise UnsupportedError(
+            f"{name or 'layer'}: {type(layer).__name__} has no integer form here."
+        )
+    for what in ("weight", "bias"):
+        values = getattr(layer, what, None)
+        if values is not None and not torch.isfinite(values).all():
+            raise QuantizationError(
+                f"{name}: the {what} holds NaN or infinity; check the checkpoint."
+            )
+
+
+def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ...] | None:
+    """The ``block_size`` of affine.py for "per_tensor", "per_channel", or a group length.
+
+    A group runs along the input channels of a Linear or Conv; one longer than the row is the row.
+    Raises QuantizationError for another word, and where a group does not divide the number of input
+    channels (the error names both).
+    """
+    if granularity == "per_tensor":
+        return None
+    axis = channel_axis(layer)
+    if granularity == "per_channel":
+        return tuple(1 if d == axis else -1 for d in range(layer.weight.dim()))
+    if isinstance(granularity, int) and not isinstance(granularity, bool) and granularity > 0:
+        inputs = layer.weight.shape[1 - axis]
+        if granularity >= inputs:  # one group covers the row
+            return weight_block_size(layer, "per_channel")
+        if inputs % granularity:
+            raise QuantizationError(
+                f"groups of {granularity} do not divide {inputs} input channels; "
+                f"use a divisor of {inputs}, or 'per_channel' for this layer."
+            )
+        return tuple(
+            1 if d == axis else granularity if d == 1 - axis else -1
+            for d in range(layer.weight.dim())
+        )
+    raise QuantizationError(
+        f"granularity must be 'per_tensor', 'per_channel' or a group length, got {granularity!r}."
+    )
+
+
+def weight_qparams(
+    layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True
+) -> QParams:
+    """Scale and zero point of a layer's weight from its own extremes: no data is needed."""
+    block_size = weight_block_size(layer, granularity)
+    low, high = block_minmax(layer.weight.detach(), block_size)
+    return choose_qparams(low, high, grid, symmetric=symmetric, block_size=block_size)

@@ -1,0 +1,160 @@
+"""Where quantizers go: in the traced graph of a model. Chapters 04 and 06.
+
+`TracedNetwork` has one scale per tensor value, and batch norm is fused. `untraced.UntracedNetwork`
+has the same interface for a model without a graph, so that the quantizer need not know which it
+has.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.graph import Plan, optional_arguments, plain_module, plan, required_inputs, trace
+from ptq_course.graph.fusion import fuse
+from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.grids.metrics import rounding_limit
+from ptq_course.simulation.observe import output_tensors
+
+
+class TracedNetwork:
+    """A traced, fused copy of a model and the plan for quantizing it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        float_layers: Collection[str] = (),
+        fused_activations: Collection[str] = ALWAYS_FUSED,
+    ) -> None:
+        self.module: fx.GraphModule = fuse(trace(model))
+        self.optional_names = list(optional_arguments(plain_module(model)))
+        self._plan_again(float_layers, fused_activations)
+
+    def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule]) -> None:
+        """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
+        self.module = step(self.module)
+        self._plan_again(self.float_layers, self.fused_activations)
+
+    def _plan_again(
+        self, float_layers: Collection[str], fused_activations: Collection[str]
+    ) -> None:
+        # Both may change after observation, so more values are observed than this plan needs.
+        observed = [name for name in ALWAYS_FUSED if name in fused_activations]
+        self.full_plan: Plan = plan(self.module, fused_activations=observed)
+        self.replan(float_layers, fused_activations)
+
+    def replan(
+        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
+    ) -> None:
+        """Plan with other choices; QuantizationError where they need values never observed."""
+        fused = self.fused_activations if fused_activations is None else fused_activations
+        new = plan(self.module, float_layers, fused)
+        missing = sorted(new.values.keys() - self.full_plan.values.keys())
+        if missing:
+            raise QuantizationError(
+                f"fused_activations={tuple(fused)} needs the values {', '.join(missing)}, which "
+                "were not observed; start with a new PTQQuantizer and this config."
+            )
+        self.float_layers, self.fused_activations, self.plan = float_layers, fused, new
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the arguments that have no default."""
+        return required_inputs(self.module)
+
+    @property
+    def input_values(self) -> set[str]:
+        """The values that are the network's own inputs."""
+        nodes = {node.name for node in self.module.graph.nodes if node.op == "placeholder"}
+        return {name for name, value in self.full_plan.values.items() if value.node in nodes}
+
+    def with_observers(self, observers: Mapping[str, nn.Module]) -> nn.Module:
+        """A copy (sharing the weights) that sends each value through its observer."""
+        module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+        nodes = {node.name: node for node in module.graph.nodes}
+        for name, observer in observers.items():
+            _insert_after(module, nodes[self.full_plan.values[name].node], observer, "observer")
+        module.recompile()
+        return module.eval()
+
+    def with_quantizers(
+        self, layers: Mapping[str, nn.Module], quantizers: Mapping[str, nn.Module]
+    ) -> nn.Module:
+        """A copy with ``layers`` for the float ones and each value through its quantizer."""
+        module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+        nodes = {node.name: node for node in module.graph.nodes}
+        for path, layer in layers.items():
+            replace_submodule(module, path, layer)
+        for name, quantizer in quantizers.items():
+            value = self.plan.values[name]
+            target = _insert_after(module, nodes[value.node], quantizer, "quantizer")
+            for inheriting in value.inherited_by:
+                _call_after(module, nodes[inheriting], target)
+        module.graph.lint()
+        module.recompile()
+        return module.eval()
+
+
+def check_same_outputs(reference: nn.Module, module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raise UnsupportedError where ``module`` does not compute what ``reference`` computes.
+
+    Tensors anywhere in the outputs are compared, relative to their own scale. A reference that
+    answers the same input differently each time (dropout in evaluation mode) cannot be compared.
+    """
+
+    def outputs(model: nn.Module) -> list[Tensor]:
+        return output_tensors(model(*[x.clone() for x in inputs]))  # it may work in place
+
+    with torch.no_grad():
+        expected, again, got = outputs(reference), outputs(reference), outputs(module)
+    if not all(torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
+        return
+    if [t.shape for t in expected] != [t.shape for t in got]:
+        raise UnsupportedError("the traced network gives outputs of other shapes than the model.")
+    for wanted, found in zip(expected, got, strict=True):
+        # Equal infinities have no difference, and torch's NaN for a row of scores that are all
+        # masked is no value to reach.
+        same = (wanted == found) | wanted.isnan()
+        error = (wanted.double() - found.double()).masked_fill(same, 0).abs().max().item()
+        largest = wanted.double().masked_fill(~wanted.isfinite(), 0).abs().max().item()
+        if not error <= rounding_limit(wanted):  # also where only ``found`` is NaN
+            raise UnsupportedError(
+                f"tracing and fusing changed the model's output by {error:.3g} (its largest value "
+                f"is {largest:.3g}). Known causes: a batch norm after a Linear layer whose input "
+                "has three dimensions, work in place on views, state that forward() changes. Write "
+                "that part otherwise, or quantize the model's parts one by one."
+            )
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer."""
+    memo = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, memo)
+
+
+def _insert_after(module: fx.GraphModule, node: fx.Node, layer: nn.Module, suffix: str) -> str:
+    target = f"{node.name}_{suffix}"
+    module.add_submodule(target, layer)
+    _call_after(module, node, target)
+    return target
+
+
+def _call_after(module: fx.GraphModule, node: fx.Node, target: str) -> None:
+    users = list(node.users)
+    with module.graph.inserting_after(node):
+        inserted = module.graph.call_module(target, (node,))
+    for user in users:
+        user.replace_input_with(node, inserted)
+
+
+def replace_submodule(module: nn.Module, path: str, new: nn.Module) -> None:
+    """Put ``new`` where the module at ``path`` stands, also under its other names."""
+    old = module.get_submodule(path)
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, name, new)

@@ -1,0 +1,137 @@
+"""QConfig: what to quantize, with how many bits, and how. One preset for each kind of runtime.
+
+Chapters 05, 06 and 15.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Integral
+
+from ptq_course.errors import QuantizationError
+from ptq_course.graph.kinds import ALWAYS_FUSED, FUSABLE
+from ptq_course.grids.affine import IntGrid
+
+RANGE_RULES = ("minmax", "moving_average", "percentile", "kl", "mse")  # keys of CALIBRATORS
+TARGETS = ("onnxruntime", "tensorrt", "arm")  # those of deploy.targets
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """Every choice that chapter 06 teaches, in one place; ``dataclasses.replace`` changes one.
+
+    weight_bits, activation_bits: 2 to 16, or None to leave them in floating point (W8A32, W32A8).
+    weight_granularity: "per_tensor", "per_channel", or a group length along the input channels.
+    weight_symmetric: zero_point 0 for weights, which most integer kernels need. Affine weights
+        (False) shift their range to the data, at the price of one more sum a product.
+    weight_narrow: leave out the lowest code, [-127, 127] at 8 bits (symmetric weights).
+    activation_signed, activation_symmetric: the grid of activations and whether zero_point is 0.
+    activation_range: rule that turns statistics into a range, one of RANGE_RULES.
+    float_layers: module paths that stay in floating point (chapter 10).
+    fused_activations: those that the runtime computes inside the layer before them, so that no
+        quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
+        integer runtime fuses; Hardswish and SiLU stay apart in ONNX Runtime (a convolution whose
+        output is not quantized would stay in floating point there), TensorRT fuses them.
+    quantize_bias: int32 bias with scale s_x * s_w, as integer runtimes add it.
+    target: the runtime that the preset was made for, one of TARGETS. A label: it goes into saved
+        checkpoints and recipes, and nothing is computed from it. `deploy.onnx.export` has a
+        `target` of its own and checks the network against that.
+
+    Raises QuantizationError, naming the choices, for any other value.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    weight_granularity: str | int = "per_channel"
+    weight_symmetric: bool = True
+    weight_narrow: bool = True
+    activation_signed: bool = False
+    activation_symmetric: bool = False
+    activation_range: str = "minmax"
+    quantize_bias: bool = True
+    float_layers: tuple[str, ...] = ()
+    fused_activations: tuple[str, ...] = ALWAYS_FUSED
+    target: str = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        for name in ("weight_symmetric", "weight_narrow", "activation_signed",
+                     "activation_symmetric", "quantize_bias"):  # fmt: skip
+            if not isinstance(getattr(self, name), bool):
+                raise QuantizationError(f"{name} is True or False, got {getattr(self, name)!r}.")
+        for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
+            if grid is not None:  # which has checked the bits
+                object.__setattr__(self, f"{name}_bits", grid.bits)
+        for name, choices in (("activation_range", RANGE_RULES), ("target", TARGETS)):
+            if getattr(self, name) not in choices:
+                raise QuantizationError(
+                    f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}."
+                )
+        object.__setattr__(self, "weight_granularity", _granularity(self.weight_granularity))
+        if isinstance(self.float_layers, str):
+            raise QuantizationError(
+                f"float_layers is a tuple of names, got the string {self.float_layers!r}; "
+                f"write ({self.float_layers!r},)."
+            )
+        unknown = [name for name in self.fused_activations if name not in FUSABLE]
+        if unknown or isinstance(self.fused_activations, str):
+            raise QuantizationError(
+                f"fused_activations is a tuple of names from {', '.join(FUSABLE)}, "
+                f"got {self.fused_activations!r}."
+            )
+        if self.activation_symmetric and not self.activation_signed:
+            raise QuantizationError(
+                "symmetric activations have zero_point 0 and need a signed grid: "
+                "set activation_signed=True."
+            )
+
+    @property
+    def weight_grid(self) -> IntGrid | None:
+        if self.weight_bits is None:
+            return None
+        return IntGrid(self.weight_bits, signed=True, narrow=self.weight_narrow)
+
+    @property
+    def activation_grid(self) -> IntGrid | None:
+        if self.activation_bits is None:
+            return None
+        return IntGrid(self.activation_bits, signed=self.activation_signed)
+
+    def with_bits(self, bits: int) -> QConfig:
+        """The same choices with ``bits`` for all that is quantized (None stays None)."""
+        return replace(
+            self,
+            weight_bits=None if self.weight_bits is None else bits,
+            activation_bits=None if self.activation_bits is None else bits,
+        )
+
+    @classmethod
+    def onnxruntime(cls) -> QConfig:
+        """Affine uint8 activations, narrow int8 weights per channel: what ONNX Runtime fuses."""
+        return cls()
+
+    @classmethod
+    def tensorrt(cls) -> QConfig:
+        """Symmetric int8 everywhere, zero point 0: TensorRT's explicit quantization."""
+        return cls(
+            activation_signed=True,
+            activation_symmetric=True,
+            fused_activations=FUSABLE,
+            target="tensorrt",
+        )
+
+    @classmethod
+    def arm(cls) -> QConfig:
+        """Affine int8 activations, narrow int8 weights per channel: LiteRT and CMSIS-NN kernels."""
+        return cls(activation_signed=True, target="arm")
+
+
+def _granularity(given: str | int) -> str | int:
+    """A granularity of weights, checked; a group length as an int."""
+    if isinstance(given, str) and given in ("per_tensor", "per_channel"):
+        return given
+    if isinstance(given, Integral) and not isinstance(given, bool) and given >= 1:
+        return int(given)
+    raise QuantizationError(
+        "weight_granularity is 'per_tensor', 'per_channel' or a group length of at least 1, got "
+        f"{given!r}."
+    )

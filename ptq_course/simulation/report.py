@@ -1,0 +1,129 @@
+"""The report of a quantizer: one row a layer, as a table that prints and a picture.
+
+Chapter 06. It shows what was decided and what rounding the weights costs; what quantization does to
+the network's answers is measured on data (`metrics.flips`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ptq_course.errors import QuantizationError
+from ptq_course.graph import Plan, stays_float
+from ptq_course.grids.affine import QParams, fake_quantize
+from ptq_course.grids.metrics import sqnr_db
+from ptq_course.simulation.layers import weight_qparams
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.tables import html_table, text_table
+
+COLUMNS = ("layer", "type", "weight", "bits", "scales", "weight dB", "input range", "scale", "zero")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What was decided for one layer; None where it stays in floating point or is not decided."""
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    weight_bits: int | None
+    weight_scales: int | None  # how many scales the weight has
+    weight_sqnr_db: float | None
+    input_low: float | None  # the range that the input's codes cover, in real numbers
+    input_high: float | None
+    input_scale: float | None
+    input_zero_point: int | None
+
+    def cells(self) -> tuple[str, ...]:
+        shape = "x".join(str(n) for n in self.weight_shape)
+        if self.weight_bits is None:
+            weights = ("float", "-", "-")
+        else:
+            weights = (str(self.weight_bits), str(self.weight_scales), f"{self.weight_sqnr_db:.1f}")
+        if self.input_scale is None:
+            inputs = ("-", "-", "-")
+        else:
+            inputs = (
+                f"[{self.input_low:.3g}, {self.input_high:.3g}]",
+                f"{self.input_scale:.4g}",
+                str(self.input_zero_point),
+            )
+        return (self.name, self.kind, shape, *weights, *inputs)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table of layers. ``print(report)``, or leave it last in a cell; ``plot()`` draws it."""
+
+    layers: tuple[LayerReport, ...]
+    left_in_float: dict[str, str]
+
+    def __str__(self) -> str:
+        table = text_table(COLUMNS, [layer.cells() for layer in self.layers])
+        return "\n".join([table, *self._float_lines()])
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, [layer.cells() for layer in self.layers], self._float_lines())
+
+    def _float_lines(self) -> list[str]:
+        if not self.left_in_float:
+            return []
+        return [
+            "in floating point: "
+            + "; ".join(f"{name} ({why})" for name, why in self.left_in_float.items())
+        ]
+
+    def worst_weights(self, count: int = 3) -> list[LayerReport]:
+        """The layers whose weights lose most to rounding, worst first."""
+        rated = [layer for layer in self.layers if layer.weight_sqnr_db is not None]
+        return sorted(rated, key=lambda layer: layer.weight_sqnr_db)[:count]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Signal-to-noise ratio of each layer's weights as bars; returns the matplotlib Axes."""
+        import matplotlib.pyplot as plt  # here, because importing it costs more than this package
+
+        rated = [layer for layer in self.layers if layer.weight_sqnr_db is not None]
+        if not rated:
+            raise QuantizationError("report.plot: no layer has integer weights.")
+        if ax is None:
+            ax = plt.figure(
+                figsize=(6, 0.28 * len(rated) + 1.2), layout="constrained"
+            ).add_subplot()
+        ax.barh([layer.name for layer in rated], [layer.weight_sqnr_db for layer in rated])
+        ax.invert_yaxis()
+        ax.set_xlabel("signal-to-noise ratio of the weights (dB)")
+        return ax
+
+
+def make_report(
+    module: nn.Module, plan: Plan, config: QConfig, qparams: Mapping[str, QParams]
+) -> Report:
+    """Describe each layer of ``plan``; ``qparams`` may be empty (nothing decided yet)."""
+    rows = []
+    for name, site in plan.layers.items():
+        layer = module.get_submodule(name)
+        weight = layer.weight.detach()
+        bits = scales = decibels = None
+        if config.weight_bits is not None and not stays_float(name, config.float_layers):
+            parameters = weight_qparams(
+                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
+            )
+            bits, scales = config.weight_bits, parameters.scale.numel()
+            decibels = sqnr_db(weight, fake_quantize(weight, parameters))
+        low = high = scale = zero_point = None
+        if site.input_value in qparams:
+            given = qparams[site.input_value]
+            scale, zero_point = given.scale.item(), int(given.zero_point)
+            low = (given.grid.qmin - zero_point) * scale
+            high = (given.grid.qmax - zero_point) * scale
+        rows.append(
+            LayerReport(
+                name, type(layer).__name__, tuple(weight.shape), bits, scales, decibels, low, high,
+                scale, zero_point,
+            )
+        )  # fmt: skip
+    return Report(tuple(rows), dict(plan.left_in_float))

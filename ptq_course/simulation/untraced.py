@@ -1,0 +1,116 @@
+"""A model that torch.fx cannot read: its layers are quantized one by one. Chapter 06."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+
+from ptq_course.graph import (
+    WEIGHTED_MODULES,
+    LayerSite,
+    Plan,
+    Value,
+    check_float_layers,
+    optional_arguments,
+    prepared_copy,
+    required_inputs,
+)
+from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.simulation.layers import LayerStandIn
+from ptq_course.simulation.network import replace_submodule, shallow_copy
+
+
+class UntracedNetwork:
+    """A copy of a model that torch.fx cannot read: its layers are quantized one by one.
+
+    Each layer's input is a value named ``<layer>.input``. Everything between the layers (adds,
+    batch norm, activations) stays in floating point, and the plan says so. Attention modules are
+    rewritten to their linear layers here too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        float_layers: Collection[str] = (),
+        fused_activations: Collection[str] = ALWAYS_FUSED,
+    ) -> None:
+        self.module = prepared_copy(model)
+        self.optional_names = list(optional_arguments(self.module))
+        self.replan(())
+        self.full_plan = self.plan
+        self.replan(float_layers)
+
+    def replan(
+        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
+    ) -> None:
+        """Plan with other choices; nothing is fused in a model without a graph."""
+        self.plan = Plan({}, {}, {"(between layers)": "the model could not be traced"})
+        names = {n for n, m in self.module.named_modules() if _quantizable(m)}
+        check_float_layers(float_layers, names)
+        for path, module in self.module.named_modules():
+            if path in names and path not in float_layers:
+                value = None if isinstance(module, nn.Embedding) else f"{path}.input"
+                if value is not None:
+                    self.plan.values[value] = Value(value, path)
+                self.plan.layers[path] = LayerSite(path, path, value)
+            elif not list(module.children()) or list(module.parameters(recurse=False)):
+                why = f"{type(module).__name__}: the model could not be traced"
+                self.plan.left_in_float[path or "(the model itself)"] = (
+                    "kept in floating point by float_layers" if path in float_layers else why
+                )
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the arguments that have no default."""
+        return required_inputs(self.module)
+
+    @property
+    def input_values(self) -> set[str]:
+        """None: the values here are the inputs of layers, which must be floating point."""
+        return set()
+
+    def with_observers(self, observers: Mapping[str, nn.Module]) -> nn.Module:
+        module = shallow_copy(self.module)
+        for name, observer in observers.items():
+            path = self.full_plan.values[name].node
+            replace_submodule(module, path, Preceded(observer, module.get_submodule(path)))
+        return module
+
+    def with_quantizers(
+        self, layers: Mapping[str, nn.Module], quantizers: Mapping[str, nn.Module]
+    ) -> nn.Module:
+        module = shallow_copy(self.module)
+        for path, site in self.plan.layers.items():
+            layer = layers.get(path, module.get_submodule(path))
+            if site.input_value in quantizers:
+                layer = Preceded(quantizers[site.input_value], layer)
+            replace_submodule(module, path, layer)
+        return module
+
+
+class Preceded(LayerStandIn):
+    """A layer whose input goes through ``before`` first; weight and bias are the layer's."""
+
+    stands_for = "layer"
+
+    def __init__(self, before: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.before = before
+        self.layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias
+
+    def forward(self, input: Tensor, **options: object) -> Tensor:
+        return self.layer(self.before(input), **options)
+
+
+def _quantizable(module: nn.Module) -> bool:
+    rescaled = isinstance(module, nn.Embedding) and module.max_norm is not None
+    return type(module) in WEIGHTED_MODULES and not rescaled

@@ -1,0 +1,156 @@
+"""Figures and widget of chapter 09: the plotted arrays and the pure frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ptq_classroom.chapters.ch09 import figures, shift_figures, widget
+from ptq_classroom.kit.prediction import Prediction
+from ptq_classroom.pictures.camera import MEAN, STD
+from ptq_course.errors import QuantizationError
+
+SIZES = (1, 10, 100)
+
+
+def test_pictures_carry_their_titles():
+    images = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), 200.0)]).to(torch.uint8)
+    fig, alt = figures.pictures(images, ["night, 0.1", "flash, 136"])
+    assert [ax.get_title(loc="center") for ax in fig.axes] == ["night, 0.1", "flash, 136"]
+    assert "night, 0.1 (mean byte 0)" in alt
+    assert "flash, 136 (mean byte 200)" in alt
+
+
+def test_coverage_draws_the_median_and_most_of_the_draws():
+    highs = np.array([[1.0, 10.0, 100.0], [3.0, 30.0, 100.0], [2.0, 20.0, 100.0]])
+    clipped = np.array([[9.0, 1.0, 0.0], [3.0, 0.0, 0.0], [6.0, 0.5, 0.0]])
+    fig, alt = figures.coverage(SIZES, highs, clipped)
+    (left,), (right,) = (ax.lines for ax in fig.axes)
+    assert list(left.get_ydata()) == [2, 20, 100]
+    assert list(right.get_ydata()) == [6, 0.5, 0]
+    band = fig.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(1.1)  # 5 % of the way from 1 to 3, by linear quantiles
+    assert "median 2 with 1 picture, 100 with 100" in alt
+
+
+def test_missing_draws_the_law_and_what_was_found():
+    fig, alt = figures.missing(SIZES, {"flash": [0.97, 0.8, 0.1]}, {"flash": 0.025})
+    law, marks = fig.axes[0].lines[:2]
+    assert law.get_ydata()[0] == pytest.approx(97.5)
+    assert law.get_ydata()[-1] == pytest.approx(100 * 0.975**100)
+    assert list(marks.get_ydata()) == pytest.approx([97, 80, 10])
+    assert "97.0 % at 1" in alt
+    assert "10.0 % at 100" in alt
+
+
+def by_samples(**kwargs):
+    values = np.array([[80.0, 92.0, 90.0], [90.0, 94.0, np.nan]])
+    accuracy = {rule: {"all": values - i, "night": values - 30} for i, rule in enumerate("ab")}
+    return figures.by_samples(SIZES, accuracy, {"all": 93.5, "night": 70.0}, **kwargs)
+
+
+def test_by_samples_draws_means_and_the_worst_and_best_draw():
+    fig, alt = by_samples()
+    bars = fig.axes[0].containers
+    assert [container.get_label() for container in bars] == ["a", "b"]
+    line, _, (stems,) = bars[0]
+    assert list(line.get_ydata()) == [85, 93, 90]
+    assert [list(segment[:, 1]) for segment in stems.get_segments()] == [
+        [80, 90],
+        [92, 94],
+        [90, 90],
+    ]
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["all (FP32 93.5)", "night (FP32 70.0)"]
+    assert "mean of 2 orders; bars: worst to best" in fig.legends[0].get_title().get_text()
+    assert "night, b: 55.0 at 1, 63.0 at 10, 60.0 at 100" in alt
+
+
+def test_by_samples_draws_the_guesses_that_were_made():
+    before = len(by_samples()[0].axes[0].lines)
+    guesses = {1: Prediction("09.0 (1)", 88.0, "%"), 10: Prediction("09.0 (10)", None, "%")}
+    fig, _ = by_samples(guesses=guesses)
+    drawn = fig.axes[0].lines[before:]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in drawn] == [(1, 88.0)]
+
+
+def test_losses_writes_every_number_into_its_cell():
+    lost = [[0.5, 30.0], [-2.0, 3.25]]
+    fig, alt = shift_figures.losses(["ours", "noise"], {"all": ["KL"], "flash": ["KL"]}, lost)
+    cells = {t.get_position(): t.get_text() for t in fig.axes[0].texts}
+    assert [cells[0, 0], cells[1, 0], cells[0, 1], cells[1, 1]] == ["0.5", "30.0", "-2.0", "3.2"]
+    assert np.asarray(fig.axes[0].images[0].get_array()).tolist() == [[0.5, 30.0], [0.0, 3.25]]
+    assert "noise: all KL -2.0, flash KL 3.2" in alt
+
+
+def test_noticed_sets_the_monitor_beside_the_cost():
+    ends = {"minmax": [[-1, 5], [15, 28]], "percentile": [[0.5, 2], [-4, 1]]}
+    fig, alt = shift_figures.noticed(
+        ["standard", "dark"],
+        {"minmax": [0, 0], "percentile": [0.1, 0.01]},
+        {"minmax": [2.0, 22.0], "percentile": [1.0, -2.0]},
+        ends,
+    )
+    widths = [[bar.get_width() for bar in ax.patches] for ax in fig.axes]
+    assert widths == [[0, 0, 0.1, 0.01], [2, 22, 1, -2]]
+    drawn = [[s[:, 0].tolist() for s in c.get_segments()] for c in fig.axes[1].collections]
+    assert drawn == list(ends.values())
+    assert "dark: min-max 0.00 percent clipped and 22.0 points lost (from 15.0 to 28.0)" in alt
+    assert {t.get_text() for t in fig.axes[1].texts} >= {"min-max", "percentile", "+22.0", "-2.0"}
+
+
+def explorer():
+    live = {"standard": np.linspace(-1, 3, 1000), "flash": np.linspace(-1, 100, 1000)}
+    measured = {
+        (rule, shift): widget.Measured([1, 10, top], [5.0, 1.0, 0.5], [60.0, 90.0, 80.0 - top / 10])
+        for rule, top in (("minmax", 100), ("percentile", 30))
+        for shift in live
+    }
+    return widget.explorer(SIZES, live, {"standard": 93.0, "flash": 60.0}, measured)
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return explorer()
+
+
+def test_the_frame_shows_what_was_measured(shown):
+    readout, alt = shown.set(samples=100, shift="flash", rule="minmax")
+    assert "min-max from 100 pictures" in readout
+    assert "the min-max range of 100" in alt
+    assert "on flash pictures 0.50 % of the input values clipped" in readout
+    assert "top-1 70.0 % (FP32 60.0 %)" in readout
+    assert "0.50 percent of the values" in alt
+    figure = shown.figure
+    light = 100 * STD + MEAN
+    assert list(figure.edge.get_xdata()) == pytest.approx([light] * 2)
+    assert figure.kept.get_x() + figure.kept.get_width() == pytest.approx(light)
+    title = figure.top.get_title(loc="left") or figure.top.get_title()
+    assert title == "flash live pictures, min-max from 100 pictures"
+    assert (list(figure.here.get_xdata()), list(figure.here.get_ydata())) == ([100], [70.0])
+    assert list(figure.reference.get_ydata()) == [60.0, 60.0]
+
+
+def test_the_slider_takes_the_nearest_size_that_was_measured(shown):
+    readout, _ = shown.set(samples=25, shift="standard", rule="percentile")
+    assert "percentile from 10 pictures" in readout
+    readout, _ = shown.set(samples=2.5)
+    assert "percentile from 1 picture:" in readout
+
+
+def test_live_pictures_change_with_the_shift(shown):
+    shown.set(shift="standard")
+    standard = shown.figure.live.get_data().values.copy()
+    shown.set(shift="flash")
+    flash = shown.figure.live.get_data().values
+    bright = widget.EDGES[:-1] > 3
+    assert flash[bright].sum() > 50 > 1 > standard[bright].sum()
+    assert standard.sum() == pytest.approx(100, abs=0.1)
+
+
+def test_a_measurement_that_is_missing_is_named():
+    measured = {("minmax", "standard"): widget.Measured([1], [1], [1])}
+    with pytest.raises(QuantizationError, match=r"missing: .*'minmax', 'dark'"):
+        widget.SamplesAndShift(
+            (1,), {"standard": [0.0], "dark": [0.0]}, {"standard": 1.0, "dark": 1.0}, measured
+        )

@@ -1,0 +1,184 @@
+"""Files without what they can do without: the same sums, readable weights, no zero points."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from ptq_course import PTQQuantizer
+from ptq_course.deploy import onnx as deploy
+from ptq_course.deploy.onnx import compact as onnx_compact
+from tests.networks import InvertedResidual, batches, randomize_batch_norms
+
+
+def both_files(model, x, folder, monkeypatch):
+    """The quantized model, its file, and its file without `compact`."""
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    small = deploy.export(quantized, x, folder / "small.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(deploy, "compact", lambda proto: None)
+        full = deploy.export(quantized, x, folder / "full.onnx")
+    return quantized, small, full
+
+
+def sequence():
+    return nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+
+
+MODELS = {
+    "convolutions": (lambda: randomize_batch_norms(InvertedResidual()), batches()[0][0]),
+    "rows of a sequence": (sequence, torch.randn(8, 5, 12)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_sums_from_fewer_bytes(tmp_path, monkeypatch, name):
+    torch.manual_seed(0)
+    make, x = MODELS[name]
+    _, small, full = both_files(make(), x, tmp_path, monkeypatch)
+    assert small.stat().st_size < 0.8 * full.stat().st_size
+    onnx.checker.check_model(onnx.load(small), full_check=True)
+    for exact in (True, False):
+        ours, theirs = (deploy.session(path, 1, exact) for path in (small, full))
+        assert torch.equal(ours(x), theirs(x))
+        assert ours.operators == theirs.operators
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 5, 8)])
+def test_biases_of_zeros_in_several_layers(tmp_path, shape):
+    """Their codes equal their zero points, which torch.onnx.export stores once for all."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    for layer in (model[0], model[2]):
+        nn.init.zeros_(layer.bias)
+    x = torch.randn(shape)
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    got = deploy.session(deploy.export(quantized, x, tmp_path / "zero.onnx"), 1)(x)
+    torch.testing.assert_close(got, quantized(x).detach(), atol=0.05, rtol=0.05)
+
+
+def test_an_encoder_layer_as_pytorch_initializes_it(tmp_path):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0).eval()
+    x = torch.randn(4, 6, 16)
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    got = deploy.session(deploy.export(quantized, x, tmp_path / "encoder.onnx"), 1)(x)
+    step = (quantized(x).max() - quantized(x).min()) / 255
+    assert (got - quantized(x)).abs().max() < 3 * step
+
+
+def test_what_a_reader_of_the_graph_finds(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    before = {name: layer.weight_codes for name, layer in quantized.quantized_layers().items()}
+    graph = onnx.load(deploy.export(quantized, x, tmp_path / "read.onnx")).graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for name in ("0", "3"):
+        assert np.array_equal(constants[f"{name}.weight"], before[name].numpy())
+    nodes = {node.op_type: node for node in graph.node}
+    assert nodes["Conv"].input[1] in {n.output[0] for n in graph.node if n.input[0] == "0.weight"}
+    assert not any(node.name or node.doc_string for node in graph.node)
+    # The scale of a bias is the product of two scales of the file.
+    bias = next(n for n in graph.node if n.output[0] == nodes["Conv"].input[2])
+    product = next(n for n in graph.node if bias.input[1] in n.output)
+    assert product.op_type == "Mul"
+    s_x, s_w = (constants[name] for name in product.input)
+    layer = quantized.quantized_layers()["0"]
+    assert np.array_equal(s_x * s_w, layer.bias_scale.numpy())
+    assert len(bias.input) == 2, "a bias has no zero point"
+
+
+def tiny(*nodes, **constants):
+    """A model around some nodes, from x to y."""
+    graph = helper.make_graph(
+        list(nodes), "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 6, 6])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+INTEGER = [
+    helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+    helper.make_node("DequantizeLinear", ["q", "sx", "zx"], ["dx"]),
+    helper.make_node("DequantizeLinear", ["w", "s", "z"], ["dw"], axis=0),
+    helper.make_node("Conv", ["dx", "dw"], ["c"]),
+    helper.make_node("QuantizeLinear", ["c", "sx", "zx"], ["qc"]),
+    helper.make_node("DequantizeLinear", ["qc", "sx", "zx"], ["y"]),
+]
+REAL_OUTPUT = [*INTEGER[:3], helper.make_node("Conv", ["dx", "dw"], ["y"])]
+REAL_INPUT = [INTEGER[2], helper.make_node("Conv", ["x", "dw"], ["c"]), *INTEGER[4:]]
+PRODUCT = [*INTEGER[:3], helper.make_node("MatMul", ["dx", "dw"], ["c"]), *INTEGER[4:]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "zero", "activations", "dropped"),
+    [
+        (INTEGER, 0, np.uint8, True),
+        (INTEGER, 3, np.uint8, False),
+        (INTEGER, 0, np.int8, False),
+        (REAL_OUTPUT, 0, np.uint8, False),
+        (REAL_INPUT, 0, np.uint8, False),
+        (PRODUCT, 0, np.uint8, False),
+    ],
+    ids=["integer", "not zero", "signed", "real output", "real input", "matmul"],
+)
+def test_only_zero_points_that_nobody_needs_are_dropped(nodes, zero, activations, dropped):
+    given = {"w": np.ones((4, 4, 1, 1), np.int8), "s": np.ones(4, np.float32)}
+    given |= {"sx": np.float32(0.1), "zx": activations(0), "z": np.full(4, zero, np.int8)}
+    proto = tiny(*nodes, **given)
+    onnx_compact.drop_zero_points(proto)
+    assert ("z" not in {t.name for t in proto.graph.initializer}) == dropped
+    weight = next(node for node in proto.graph.node if node.input[0] == "w")
+    assert list(weight.input) == (["w", "s"] if dropped else ["w", "s", "z"])
+
+
+@pytest.mark.parametrize(("factor", "products"), [(1.0, 1), (1.5, 0)])
+def test_a_bias_scale_that_is_no_product_stays(factor, products):
+    s_x, s_w = np.float32(0.3), np.array([0.1, 0.7, 0.2, 0.5], np.float32)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "sx"], ["dx"]),
+        helper.make_node("DequantizeLinear", ["w", "sw"], ["dw"], axis=0),
+        helper.make_node("DequantizeLinear", ["b", "sb"], ["db"], axis=0),
+        helper.make_node("Conv", ["dx", "dw", "db"], ["y"]),
+    ]
+    proto = tiny(
+        *nodes, sx=s_x, sw=s_w, sb=s_x * s_w * np.float32(factor),
+        w=np.ones((4, 4, 1, 1), np.int8), b=np.ones(4, np.int32),
+    )  # fmt: skip
+    onnx_compact.multiply_bias_scales(proto)
+    assert sum(node.op_type == "Mul" for node in proto.graph.node) == products
+    onnx.checker.check_model(proto, full_check=True)
+
+
+def test_defaults_are_dropped_and_choices_are_kept():
+    conv = helper.make_node(
+        "Conv", ["x", "w"], ["c"], group=1, strides=[2, 2], dilations=[1, 1], pads=[0, 0, 0, 0],
+        kernel_shape=[1, 1], auto_pad="NOTSET",
+    )  # fmt: skip
+    gemm = helper.make_node("Gemm", ["f", "v"], ["y"], alpha=1.0, beta=0.5, transA=0, transB=1)
+    flat = helper.make_node("Flatten", ["c"], ["f"], axis=1)
+    proto = tiny(conv, flat, gemm, w=np.ones((4, 4, 1, 1), np.float32),
+                 v=np.ones((3, 36), np.float32))  # fmt: skip
+    onnx_compact.drop_defaults(proto)
+    kept = {node.op_type: {a.name for a in node.attribute} for node in proto.graph.node}
+    assert kept == {"Conv": {"strides", "kernel_shape"}, "Flatten": set(),
+                    "Gemm": {"beta", "transB"}}  # fmt: skip
+
+
+def test_names_inside_branches_stay():
+    inner = helper.make_node("Identity", ["long"], ["inner"])
+    out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    graph = helper.make_graph([inner], "then", [], [out])
+    first = helper.make_node("Relu", ["x"], ["long"], "a name")
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)
+    proto = tiny(first, branch, c=np.array(True))
+    before = proto.SerializeToString()
+    onnx_compact.shorten_names(proto)
+    assert proto.SerializeToString() == before
