@@ -39,7 +39,7 @@ def material(pictures: int = 64) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     from ptq_classroom.pictures.datasets import load_split, to_input
-from ptq_classroom.pictures.models import load_model
+    from ptq_classroom.pictures.models import load_model
 
     images = load_split("calibration").images
     model = load_model("resnet")
