@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .environment import ROOT, Environment, child_variables, current
+from .environment import EXTRAS, ROOT, Environment, child_variables, current
 from .pip import SetupError
 from .setup import setup
 
@@ -59,7 +59,7 @@ def set_up(arguments: list[str]) -> int:
     if not environment.managed:
         print(
             f"The active environment ({environment.folder}) has the course installed\n"
-            'and is used as it is. To bring it up to date: python -m pip install -e ".[test]"'
+            f'and is used as it is. To bring it up to date: python -m pip install -e ".[{EXTRAS}]"'
         )
         return 0
     setup(environment, again="--again" in arguments, latest="--latest" in arguments)
