@@ -49,7 +49,7 @@ def compare(before: dict[str, int], now: dict[str, int]) -> tuple[list[str], dic
 
 def main() -> int:
     """Compare, and say what to do; 1 where a number has risen or the file is not up to date."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--write", action="store_true", help="enter what has fallen")
     write = parser.parse_args().write
     errors = found()

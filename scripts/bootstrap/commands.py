@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -129,11 +129,8 @@ def refresh_copy() -> None:
     The copier is standard library only and is loaded by its file: importing it by name would import
     the package, and PyTorch with it, for nothing.
     """
-    spec = importlib.util.spec_from_file_location("learner_copy", COPIER)
-    copier = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(copier)
     try:
-        done = copier.make(ROOT)
+        done = runpy.run_path(str(COPIER))["make"](ROOT)
     except OSError as problem:
         raise SetupError(f"The learner's copy my_course/ could not be made: {problem}") from problem
     for line in done:

@@ -67,7 +67,7 @@ def about_environment(environment: Environment) -> None:
         )
     else:
         row("Environment", "none yet: `python course.py setup` (or lab, or test) makes .venv,")
-        row("", "a download of about 500 MB")
+        row("", "a download of about 600 MB")
 
 
 def about_libraries(environment: Environment, obstacles: list[str]) -> None:
