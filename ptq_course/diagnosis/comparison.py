@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
 from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import CalibrationError, QuantizationError, needs
 from ptq_course.graph import copied, prepared_copy, required_inputs
 from ptq_course.grids.metrics import Flips, correct, flips, paired_bootstrap, rounding_limit
 from ptq_course.grids.noise import Noise
@@ -96,7 +96,8 @@ class Comparison:
 
     def plot(self, ax: Any = None) -> Any:
         """Isolated (bars) and cumulative (line) over the layers; returns the matplotlib Axes."""
-        import matplotlib.pyplot as plt  # here, because importing it costs more than this package
+        with needs("course"):  # here, because importing it costs more than this package
+            import matplotlib.pyplot as plt
 
         rows = self.layers
         if ax is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, needs
 from ptq_course.graph import Plan, stays_float
 from ptq_course.grids.affine import QParams, fake_quantize
 from ptq_course.grids.metrics import sqnr_db
@@ -84,7 +84,8 @@ class Report:
 
     def plot(self, ax: Any = None) -> Any:
         """Signal-to-noise ratio of each layer's weights as bars; returns the matplotlib Axes."""
-        import matplotlib.pyplot as plt  # here, because importing it costs more than this package
+        with needs("course"):  # here, because importing it costs more than this package
+            import matplotlib.pyplot as plt
 
         rated = [layer for layer in self.layers if layer.weight_sqnr_db is not None]
         if not rated:
