@@ -31,6 +31,7 @@ from ptq_course.graph.kinds import (
     operation_of,
     refusal,
 )
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.graph.masks import ScoreMask
 
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
@@ -216,7 +217,8 @@ def _ancestors_of_indices(module: fx.GraphModule) -> set[fx.Node]:
     pending: list[fx.Node] = []
     for node in module.graph.nodes:
         layer = _submodule(module, node)
-        if getattr(layer, "float_layer", layer).__class__ in (nn.Embedding, nn.EmbeddingBag):
+        kind = layer_type(getattr(layer, "float_layer", layer))
+        if (kind and not kind.token_dimensions) or isinstance(layer, nn.EmbeddingBag):
             pending += node.all_input_nodes
         elif node.op.startswith("call") and node.target in _INDEXED:
             position = _INDEXED[node.target]
