@@ -6,6 +6,9 @@ message names the place (layer, argument, file), what was found there, and what 
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+from typing import Any
+
 
 class QuantizationError(ValueError):
     """Base of every error that this package raises on purpose."""
@@ -21,3 +24,45 @@ class UnsupportedError(QuantizationError):
 
 class DataIntegrityError(QuantizationError):
     """A shipped file is not the one its manifest describes."""
+
+
+# --- arguments -----------------------------------------------------------------------------------
+# NumPy's numbers count as numbers, True and False do not.
+
+Refusal = type[QuantizationError]
+
+
+def whole(
+    name: str, value: object, low: int, high: int | None = None,
+    error: Refusal = QuantizationError,
+) -> int:  # fmt: skip
+    """``value`` as an int, where it is an integer from ``low`` to ``high`` (None: any above)."""
+    if (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and low <= value <= (value if high is None else high)
+    ):
+        return int(value)
+    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise error(f"{name} must be an integer {span}, got {value!r}.")
+
+
+def number(name: str, value: Any, interval: str, error: Refusal = QuantizationError) -> float:
+    """``value``, where it is a real number in ``interval``, such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    if (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and (value != low or interval[0] == "[")
+        and (value != high or interval[-1] == "]")
+    ):
+        return value
+    raise error(f"{name} must lie in {interval}, got {value!r}.")
+
+
+def flag(name: str, value: object) -> bool:
+    """``value``, where it is True or False."""
+    if isinstance(value, bool):
+        return value
+    raise QuantizationError(f"{name} is True or False, got {value!r}.")

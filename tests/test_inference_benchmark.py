@@ -58,5 +58,13 @@ def test_a_quick_run_measures_every_part():
         capture_output=True, text=True, timeout=600, cwd=ROOT, env={**os.environ},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    for words in ("guard on", "guard off", "7-bit", "fake-quantized", "integer-only", "_int_mm", "budget"):
+    for words in (
+        "guard on",
+        "guard off",
+        "7-bit",
+        "fake-quantized",
+        "integer-only",
+        "_int_mm",
+        "budget",
+    ):
         assert words in run.stdout

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, flag, whole
 from ptq_course.grids.blocks import (
     BlockSize,
     checked_block_size,
@@ -48,12 +47,9 @@ class IntGrid:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, Integral):
-            raise QuantizationError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
-        object.__setattr__(self, "bits", int(self.bits))  # NumPy's integers, too
-        if not 2 <= self.bits <= 16:
-            raise QuantizationError(f"bits must lie in 2..16, got {self.bits}")
-        if self.narrow and not self.signed:
+        object.__setattr__(self, "bits", whole("bits", self.bits, 2, 16))
+        signed, narrow = flag("signed", self.signed), flag("narrow", self.narrow)
+        if narrow and not signed:
             raise QuantizationError("a narrow grid must be signed: use IntGrid(bits, narrow=False)")
 
     @property

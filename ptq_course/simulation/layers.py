@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.errors import QuantizationError, UnsupportedError, whole
 from ptq_course.graph.layer_types import OPERATIONS, channel_axis
 from ptq_course.grids.affine import (
     IntGrid,
@@ -33,6 +33,7 @@ from ptq_course.simulation.bias import (
     scale_per_output,
 )
 from ptq_course.simulation.kept import Kept
+from ptq_course.simulation.qconfig import GROUP_LENGTH
 
 
 class ActivationQuantizer(nn.Module):
@@ -260,21 +261,16 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
     axis = channel_axis(layer)
     if granularity == "per_channel":
         return tuple(1 if d == axis else -1 for d in range(layer.weight.dim()))
-    if isinstance(granularity, int) and not isinstance(granularity, bool) and granularity > 0:
-        inputs = layer.weight.shape[1 - axis]
-        if granularity >= inputs:  # one group covers the row
-            return weight_block_size(layer, "per_channel")
-        if inputs % granularity:
-            raise QuantizationError(
-                f"groups of {granularity} do not divide {inputs} input channels; "
-                f"use a divisor of {inputs}, or 'per_channel' for this layer."
-            )
-        return tuple(
-            1 if d == axis else granularity if d == 1 - axis else -1
-            for d in range(layer.weight.dim())
+    length, inputs = whole(GROUP_LENGTH, granularity, 1), layer.weight.shape[1 - axis]
+    if length >= inputs:  # one group covers the row
+        return weight_block_size(layer, "per_channel")
+    if inputs % length:
+        raise QuantizationError(
+            f"groups of {length} do not divide {inputs} input channels; use a divisor of {inputs}, "
+            "or 'per_channel' for this layer."
         )
-    raise QuantizationError(
-        f"granularity must be 'per_tensor', 'per_channel' or a group length, got {granularity!r}."
+    return tuple(
+        1 if d == axis else length if d == 1 - axis else -1 for d in range(layer.weight.dim())
     )
 
 
