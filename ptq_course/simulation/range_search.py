@@ -79,7 +79,7 @@ def search_ranges(
     batches = list(batches)
     if not batches:
         raise CalibrationError("search_ranges: the loader gave no batch: pass at least one.")
-    trial, names = quantizer.fork(), quantizer.input_names  # an error leaves quantizer alone
+    trial, names = quantizer.fork(), quantizer.network.input_names  # errors leave it alone
     reference = _outputs(quantizer.float_model, batches, names)
     tried = []
     for rule, options in tqdm(candidates, "range rules", disable=not progress, leave=False):
