@@ -156,6 +156,7 @@ def _tensors() -> Iterator[tuple[str, dict[str, Any]]]:
     x = torch.randn(4, 5, generator=generator)
     codes = torch.floor(x / 0.03) + 0.3  # never halfway between two codes
     yield case("a matrix", codes * 0.03, 0.03, -20, S8)
+    yield case("halfway between two codes", [0.25, 0.75, 1.25, 1.75, -0.25, -0.75], 0.5, 3, U8)
 
 
 def _same_codes(got: Any, expected: Tensor, grid: IntGrid, **_: Any) -> None:
@@ -172,7 +173,7 @@ def _quantize_numpy(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> 
 def _quantize_reciprocal(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
     low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
     inside = x.double().clamp(low, high)
-    return torch.floor(inside * (1 / scale) + 0.5 + zero_point).to(grid.dtype)
+    return (torch.round(inside * (1 / scale)) + zero_point).to(grid.dtype)
 
 
 QUANTIZE = Exercise(
@@ -209,6 +210,11 @@ QUANTIZE = Exercise(
          "these are real numbers again: return the codes themselves"),
         ("torch.round(x / scale) => (x / scale + 0.5).int()",
          "adding 0.5 and cutting off rounds negative numbers the wrong way: torch.round"),
+        ("torch.round(x / scale) => torch.floor(x / scale + 0.5)",
+         "halfway values went up: torch.round takes the even neighbour, as ONNX does"),
+        ("torch.round(x / scale) + zero_point => torch.round(x / scale + zero_point)",
+         "rounded after the zero point was added: an odd one turns the even neighbour of a "
+         "halfway value into the other one"),
         (".to(grid.dtype) =>", "the numbers are right; store them with .to(grid.dtype) at the end"),
     ),
     hints=(

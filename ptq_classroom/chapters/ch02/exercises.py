@@ -32,6 +32,7 @@ def _batches() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("the largest magnitude is negative", [[0.5, -1.0], [0.2, -12.7], [0.3, 2.0]], 8)
     yield case("everything is negative", [[-0.5, -1.0], [-0.7, -0.9], [-0.2, -0.1]], 6)
     yield case("4 bits", [[0.7, -1.4], [2.1, -3.5], [0.1, 0.2]], 4)
+    yield case("batches of different length", [[0.5, -1.0, 0.1], [2.54], [0.2, 0.3]], 8)
     generator = torch.Generator().manual_seed(201)
     images = [torch.randn(4, 3, 5, 5, generator=generator) * k for k in (1.0, 3.0, 0.5)]
     yield "batches of pictures [4, 3, 5, 5]", {"batches": images, "bits": 8}
@@ -83,6 +84,9 @@ MINMAX_SCALE = Exercise(
         ("return largest => return _width(batches) / 2",
          "half of highest minus lowest: the range is centred on 0, so the larger magnitude "
          "decides"),
+        ("in batches: => in torch.stack(batches):",
+         "torch.stack wants batches of one shape, and the last one is often shorter: loop over "
+         "the list"),
         ("(2 ** (bits - 1) - 1) => 127", "127 is the largest code of 8 bits only: use `bits`"),
     ),
     hints=(
@@ -120,6 +124,7 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("wide bins that begin below zero", [5, 25, 50, 20], [-8, -4, 0, 4, 8], 95)
     yield case("an outlier far out", [900, 90, 9, 0, 0, 0, 0, 1], list(range(0, 90, 10)), 99)
     yield case("everything", [3, 4, 3], [0, 2, 4, 6], 100)
+    yield case("bins of unequal width", [10, 10], [0, 1, 3], 75)
     rng = np.random.default_rng(202)
     counts, edges = np.histogram(rng.exponential(size=4999), bins=64)
     yield "a long tail", {"counts": counts, "edges": edges, "p": 99.9}
@@ -167,6 +172,12 @@ HIST_PERCENTILE = Exercise(
         ("running[i] - counts[i] => running[i - 1]",
          "running[i - 1] of the first bin is the last sum of all: before the first bin the "
          "running sum is 0"),
+        ("edges[i] + inside * width => (edges[i] + edges[i + 1]) / 2",
+         "the centre of the bin: go the needed share of the way from its left to its right edge"),
+        ("edges[i + 1] - edges[i] => edges[1] - edges[0]",
+         "the width of the first bin was used for all: bins may differ, take edges[i + 1] - "
+         "edges[i]"),
+        ("p / 100 * => p *", "p runs from 0 to 100: divide it by 100 before multiplying"),
         ("p / 100 => (1 - p / 100)",
          "counted from the top: p percent of the values lie below the result"),
     ),

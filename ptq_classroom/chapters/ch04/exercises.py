@@ -88,6 +88,9 @@ FOLD_BN = Exercise(
          "divided by the variance: batch norm divides by its square root"),
         ("(start - mean) * factor + beta => start - mean * factor + beta",
          "the layer's bias goes through the batch norm too: (b - mean) * factor"),
+        ("(start - mean) * factor + beta => start * factor - mean + beta",
+         "the mean was not multiplied by the factor: it is (b - mean) * factor"),
+        ("* factor + beta => * factor", "beta is left out: it is added at the very end"),
         ("(start - mean) => -mean", "the layer's own bias b is left out"),
         ("(start - mean) => start",
          "the mean is left out: batch norm subtracts it first, (b - mean) * factor"),
@@ -171,12 +174,34 @@ TWO_RELUS: Ops = {  # both readers of conv1 are of a kind that merges, and yet n
 }
 
 
+CROSSING: Ops = {  # one value before a flatten and beside it
+    "x": ("input", ()),
+    "conv": ("conv", ("x",)),
+    "flatten": ("flatten", ("conv",)),
+    "pool": ("pool", ("conv",)),
+    "fc_1": ("linear", ("flatten",)),
+    "fc_2": ("linear", ("pool",)),
+    "add": ("add", ("fc_1", "fc_2")),
+}
+TWO_HEADS: Ops = {  # two copies of one value with one scale
+    "x": ("input", ()),
+    "conv": ("conv", ("x",)),
+    "flatten_1": ("flatten", ("conv",)),
+    "flatten_2": ("flatten", ("conv",)),
+    "fc_1": ("linear", ("flatten_1",)),
+    "fc_2": ("linear", ("flatten_2",)),
+    "add": ("add", ("fc_1", "fc_2")),
+}
+
+
 def _graphs() -> Iterator[tuple[str, dict[str, Any]]]:
     for label, ops in (("a chain", CHAIN), ("a residual block", BLOCK), ("a branch", BRANCH)):
         yield f"{label}, nothing merges", {"ops": ops, "merge": ()}
         yield f"{label}, bn and relu merge", {"ops": ops, "merge": ("bn", "relu")}
     yield "a residual block, only bn merges", {"ops": BLOCK, "merge": ("bn",)}
     yield "two ReLUs read one value", {"ops": TWO_RELUS, "merge": ("bn", "relu")}
+    yield "a flatten and a pooling read one value", {"ops": CROSSING, "merge": ("bn", "relu")}
+    yield "two flattens read one value", {"ops": TWO_HEADS, "merge": ("bn", "relu")}
 
 
 def _users(ops: Ops, name: str) -> list[str]:
@@ -216,6 +241,11 @@ QDQ_PAIRS = Exercise(
          "counted arrows: a value that two operations read is quantized once, with one scale"),
         ('and kind != "flatten" =>',
          "flatten only moves numbers: its output keeps the scale it had"),
+        ('kind != "flatten" => [ops[user][0] for user in users] != ["flatten"]',
+         "counted behind a flatten: count the value before it, which others may read too, and "
+         "never what a flatten returns"),
+        ('kind != "flatten" => "flatten" not in [ops[user][0] for user in users]',
+         "a value that a flatten reads was left out: it needs its pair, and the flatten none"),
         ("merges = len(users) == 1 and ops[users[0]][0] in merge => merges = any(ops[user][0] in "
          "merge for user in users)",
          "merged although someone else reads the value too: then it must exist by itself"),
@@ -263,6 +293,14 @@ def _small_net() -> nn.Sequential:
     )  # fmt: skip
 
 
+def _one_of_each() -> nn.Module:
+    """Every kind that cares, and names that say nothing about kinds."""
+    parts = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2)]
+    parts += [kind() for kind in (*DROPOUTS, nn.ReLU)]
+    names = ("start", "stem", "cube", "noise", "lines", "maps", "cubes", "drop_nothing")
+    return nn.ModuleDict(dict(zip(names, parts, strict=True)))
+
+
 def _modes() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "train() was called and eval() forgotten", {"model": _small_net().train()}
     yield "everything in eval mode", {"model": _small_net().eval()}
@@ -273,6 +311,7 @@ def _modes() -> Iterator[tuple[str, dict[str, Any]]]:
     frozen[1].eval()
     frozen[2][1].eval()
     yield "train() on the network, its batch norms frozen", {"model": frozen}
+    yield "one of each kind", {"model": _one_of_each().train()}
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).train()
     yield "training mode, but nothing that cares", {"model": plain}
 
@@ -348,6 +387,15 @@ SUSPECTS = Exercise(
         ("and m.training =>", "these are all batch norms and dropouts; look at `module.training`"),
         ("model.named_modules() => model.eval().named_modules()",
          "eval() was called first, so there is nothing left to see"),
+        ("nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, => nn.BatchNorm2d,",
+         "batch norm has three kinds: BatchNorm1d and BatchNorm3d follow the mode too"),
+        ("nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, => nn.Dropout,",
+         "dropout has more kinds: Dropout1d to Dropout3d, which drop whole channels"),
+        ('isinstance(m, kinds) => any(word in name for word in ("bn", "norm", "drop"))',
+         "looked for words in the names: an author may call a module anything; ask for its type"),
+        ('isinstance(m, kinds) => any(word in str(m) for word in ("BatchNorm", "Dropout"))',
+         "looked for words in the printed module: a container prints what is in it; ask for its "
+         "type"),
         ("named_modules => named_children",
          "named_children() stops at the first level; use named_modules()"),
         ("nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, =>",

@@ -86,6 +86,8 @@ CHANNEL_SCALES = Exercise(
          "one scale for the whole tensor: every channel has its own largest |w|"),
         ("dim=others => dim=axis",
          "reduced over `axis` itself: keep that dimension, and reduce over all the others"),
+        ("w.abs().amax(dim=others) => w.abs().reshape(w.shape[axis], -1).amax(1)",
+         "reshape goes through memory from axis 0 on: move the axis to the front first"),
         ("d != axis => d != 0",
          "axis 0 whatever was asked for: a transposed convolution has axis 1"),
         ("/ 127 => / 128", "divided by 128: the narrow grid of weights ends at 127"),
@@ -129,6 +131,8 @@ def _matrices() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "groups of 4", {"w": w, "group": 4}
     yield "one group for the whole row", {"w": w, "group": 12}
     yield "a square matrix", {"w": w[:, :4] * torch.tensor([1.0, 9.0, 0.1, 3.0]), "group": 2}
+    halves = torch.tensor([[7.0, 0.5, 1.5, 2.5], [-7.0, -0.5, -1.5, -2.5]])
+    yield "codes halfway between two integers", {"w": halves, "group": 4}
     dead = w.clone()
     dead[1, 4:8] = 0
     yield "a group of zeros", {"w": dead, "group": 4}
@@ -190,6 +194,12 @@ GROUP_QUANTIZE = Exercise(
         ("torch.round(groups / scales[:, :, None]) => (groups / scales[:, :, None]).int()",
          "cut off instead of rounded: .int() goes towards zero, round first"),
         ("torch.round => torch.floor", "floor instead of round: every code went down"),
+        ("torch.round(groups / scales[:, :, None]) => torch.floor(0.5 + groups / scales[:, :, "
+         "None])",
+         "halfway codes went up: torch.round takes the even neighbour"),
+        ("w.reshape(len(w), -1, group) => w.T.reshape(w.shape[1], -1, group)",
+         "return codes.reshape(w.shape), scales => return codes.reshape(w.T.shape).T, scales.T",
+         "the groups run along the outputs: a group is a run of neighbours in one row"),
         ("codes.reshape => (codes * scales[:, :, None]).reshape",
          "these are the decoded weights; asked for are the integer codes"),
         ("torch.where(largest > 0, largest / 7, 1.0) => largest / 7",

@@ -46,11 +46,12 @@ class _Small(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(601)
             self.stem = nn.Conv2d(2, 2, 1)
+            self.norm = nn.BatchNorm2d(2)  # another one in training mode
             self.features = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2))
             self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(self.stem(x)).mean((2, 3)))
+        return self.head(self.features(self.norm(self.stem(x))).mean((2, 3)))
 
 
 def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float, float]]:
@@ -58,7 +59,7 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
     inputs: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for x in batches:
-            values = [model.stem(x)]
+            values = [model.norm(model.stem(x))]
             for layer in model.features:
                 values.append(layer(values[-1]))
             inputs.setdefault("stem", []).append(x)
@@ -71,6 +72,7 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
     }
 
 
+TRAINING = "train() was called: batch norm then takes the statistics of each batch, not its own"
 HOOKS = "a hook stays on the model: keep the handles and remove() them"
 PRE_HOOKS = "a pre-hook stays on the model: it needs its handle and remove() like any other"
 GLOBAL_HOOKS = "a hook stays on all modules of PyTorch: remove() its handle"
@@ -108,6 +110,7 @@ def _check_collect(fn: Probe) -> None:
             )  # fmt: skip
             expect_close(pair[0], low, f"the low end of {name!r} ({label})", rtol=1e-5)
             expect_close(pair[1], high, f"the high end of {name!r} ({label})", rtol=1e-5)
+        expect(not model.training, "the model is in training mode afterwards", cause=TRAINING)
         where = ", ".join(name for names in left.values() for name in names)
         expect(
             not left, "a hook is left behind: it would run for ever after",
@@ -171,6 +174,11 @@ COLLECT = Exercise(
          "only the first batch counts: keep the extremes of all batches"),
         ('(float("inf"), float("-inf")) => (0.0, 0.0)',
          "the extremes begin at 0, so 0 counts as seen: begin at the first value"),
+        ("ranges: dict[str, tuple[float, float]] = {} => ranges, _ = {}, model.train()", TRAINING),
+        ('(float("inf"), float("-inf")) => (0.0, 0.0)',
+         "min(low, x.min().item()), max(high, x.max().item()) => low + x.min().item() / "
+         "len(batches), high + x.max().item() / len(batches)",
+         "the extremes of the batches were averaged: values beyond the average would be clipped"),
         ("inputs[0] => module.weight",
          "these are the ranges of the weights; wanted are the inputs'"),
         ("named_modules => named_children",
@@ -279,6 +287,9 @@ ABLATION_TABLE = Exercise(
          "W8A32 and W32A8 are exchanged: W comes first, and None means float"),
         ("evaluate(make(*bits)) - fp32 => fp32 - evaluate(make(*bits))",
          "the sign is turned: a loss is a negative change, version minus FP32"),
+        ("evaluate(make(*bits)) - fp32 => evaluate(make(8, 8)) - evaluate(make(*(8 if b is None "
+         "else None for b in bits)))",
+         "one thing was left out of W8A8, instead of put into FP32: make(8, None) - FP32"),
         ("- fp32 =>", "these are the scores: subtract FP32's from each"),
         ("evaluate(make(*bits)) - fp32 => evaluate(make(bits[0], None)) + evaluate(make(None, "
          "bits[1])) - 2 * fp32",
@@ -383,6 +394,7 @@ WRITE_REPORT = Exercise(
          "layers with many decibels are the best ones, not the worst"),
         ("high >= 0 => low >= 0",
          "the low end decides nothing: a drop is shown where high is below 0"),
+        ("high >= 0 => high > 0", "an interval that ends at 0 reaches it: no drop is shown there"),
         ("high >= 0 => False", "a drop is reported although the interval reaches zero"),
         ("weights < activations => weights > activations",
          "the other half is to blame: a larger loss is a more negative change"),

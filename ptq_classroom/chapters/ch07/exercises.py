@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ptq_classroom.kit.examine import Probe
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import Failure, expect, expect_close
+from ptq_classroom.kit.expect import Failure, expect, expect_close, roughly
 from ptq_classroom.kit.values import as_array, same
 
 # 07.1 ------------------------------------------------------------------------------------------
@@ -24,6 +24,9 @@ def token_scales(x: Tensor) -> Tensor:
     return torch.where(largest > 0, largest / 127, 1.0)
 
 
+COARSE = "a floor of 1e-5 is more than a quiet token holds: only a token of zeros needs one"
+
+
 def _tokens() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "two tokens", {"x": torch.tensor([[1.27, -0.5, 0.3], [12.7, 3.0, -1.0]])}
     yield "the largest magnitude is negative", {"x": torch.tensor([[0.5, -2.54], [-5.08, 1.0]])}
@@ -33,7 +36,7 @@ def _tokens() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a token of zeros", {"x": torch.tensor([[0.0, 0.0, 0.0], [0.635, 0.1, -0.2]])}
     yield (
         "a token so quiet that it is almost zeros",
-        {"x": torch.tensor([[1e-5, -2e-5, 0.0], [0.3, -0.2, 0.1]])},
+        {"x": torch.tensor([[1e-7, -2e-7, 0.0], [0.3, -0.2, 0.1]])},
     )
     yield "one token [4]", {"x": torch.tensor([0.1, -0.3, 0.2, 0.05])}
 
@@ -92,6 +95,9 @@ TOKEN_SCALES = Exercise(
          "a token of zeros gets scale 0, and 0 / 0 is NaN: give it scale 1"),
         ("largest > 0 => largest > 1e-3",
          "a quiet token is taken for zeros: only where all values are 0 is the scale 1"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp_min(1e-5) / 127", COARSE),
+        ("torch.where(largest > 0, largest / 127, 1.0) => (largest / 127).clamp_min(1e-5)",
+         "a floor of 1e-5 under the scale is far above a quiet token's own: only 0 needs one"),
         ("torch.where(largest > 0, largest / 127, 1.0) => 127 / largest",
          "this is the inverse, codes for each unit: 127 is the divisor"),
     ),
@@ -133,6 +139,12 @@ def _linear_cases() -> Iterator[tuple[str, dict[str, Any]]]:
     label, given = case(SILENT, 3, 12, 4, 714, 1.0)
     given["x"][1] = 0.0
     yield label, given
+    halves = torch.tensor([[127.0, 0.5, 1.5, 2.5], [-127.0, -0.5, -1.5, -2.5]])
+    wq = torch.tensor([[0, 1, 1, 1], [1, 2, 4, 8], [0, 0, 1, 0]], dtype=torch.int8)
+    yield "halfway codes", {"x": halves, "wq": wq, "sw": torch.tensor([0.5, 0.25, 1.0])}
+    label, given = case("a token so quiet that it is almost zeros", 3, 8, 4, 715, 1.0)
+    given["x"][2] *= 1e-8
+    yield label, given
     yield "4096 large products that nearly cancel", _cancelling()
 
 
@@ -153,9 +165,10 @@ FLOATS = "decoded floats were multiplied, and each product was rounded: multiply
 
 
 def _same_output(got: Any, expected: Tensor, x: Tensor, **_: Any) -> None:
-    largest = float(expected.abs().max())
-    try:
-        expect_close(got, expected, "output", rtol=1e-4, atol=1e-5 * largest)
+    try:  # the room for rounding is that of its own row, which may be a quiet one
+        expect_close(got, expected, "output", rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        rows = expected.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        expect_close(torch.as_tensor(as_array(got)) / rows, expected / rows, "output", 1e-4, 1e-5)
     except Failure as failure:
         if x.shape[1] == 2 * HALF and same(got, expected, rtol=0.1):
             failure.cause = FLOATS  # nearly right, and only where sums must be exact
@@ -208,6 +221,7 @@ DYNAMIC_LINEAR = Exercise(
     difficulty=3,
     signature="dynamic_linear(x, wq, sw)", reference=dynamic_linear, cases=_linear_cases,
     compare=_same_output, check=_no_nan_becomes_a_code, returns="output",
+    agree=roughly,
     accepted=(_linear_in_float64, _linear_in_a_loop),
     diagnoses=(
         ("torch.round(x / sx).to(torch.int32) => torch.round(x / sx).to(torch.int8)",
@@ -219,6 +233,13 @@ DYNAMIC_LINEAR = Exercise(
         ("(sx * sw) => sx", "the weight scale is missing: sums have the unit s_x * s_w"),
         ("x.abs().amax(-1, keepdim=True) => x.abs().max()",
          "one scale for the whole input: each token has its own"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp_min(1e-5) / 127", COARSE),
+        ("torch.round(x / sx) => torch.floor(x / sx + 0.5)",
+         "halfway codes went up: torch.round takes the even neighbour"),
+        ("torch.round(x / sx).to(torch.int32) => torch.round(x / sx).int().to(torch.uint8).int()",
+         "uint8 has no negative codes, and without a zero point they wrap around: int8 or int32"),
+        ("xq @ wq.to(torch.int32).T => (xq @ wq.to(torch.int32).T).to(torch.int16)",
+         "16 bits are too few for these sums: accumulate in int32"),
         ("torch.round => torch.trunc", "codes were cut off towards 0, not rounded"),
         ("torch.where(largest > 0, largest / 127, 1.0) => largest / 127", ZEROS),
         ("return sums * (sx * sw) => return (xq * sx) @ (wq.float() * sw[:, None]).T", FLOATS),

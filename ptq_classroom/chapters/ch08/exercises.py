@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure, expect, expect_close
-from ptq_classroom.kit.values import as_array
+from ptq_classroom.kit.values import as_array, same
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
 from ptq_course.integer import operations
 from ptq_course.integer.fixed_point import rescale
@@ -127,6 +128,7 @@ def _biases() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("a scale for each channel", [1.0, 1.0, -1.0], 0.03, [0.002, 0.004, 0.008])
     yield case("large codes", [3.0, -2.0, 0.7], 0.01, [0.001, 0.0003, 0.002])
     yield case("values that round up", [0.57, -0.38], 0.1, [1.0, 1.0])
+    yield case("halfway between two codes", [0.0625, 0.1875, -0.0625, -0.1875], 0.5, [0.25] * 4)
 
 
 def _same_codes(got: Any, expected: Tensor, **_: Any) -> None:
@@ -155,6 +157,10 @@ QUANTIZE_BIAS = Exercise(
         ("b / (sx * sw) => b * (sx * sw)", "multiplied by the scale: divide by it to get codes"),
         (".to(torch.int32) => .clamp(-127, 127).to(torch.int32)",
          "clamped to 8 bits: a bias is int32"),
+        (".to(torch.int32) => .clamp(-128, 127).to(torch.int32)",
+         "clamped to the range of int8: a bias is int32"),
+        ("torch.round(b / (sx * sw)) => torch.floor(b / (sx * sw) + 0.5)",
+         "halfway codes went up: torch.round takes the even neighbour"),
         (".to(torch.int32) => .to(torch.int32).to(torch.int8)",
          "stored in 8 bits, where it wrapped around: a bias is int32"),
         ("sw) => sw.max())", "one scale for all channels: each channel has its own sw"),
@@ -188,6 +194,7 @@ def _ratios() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a third", {"r": 1 / 3}
     yield "a typical ratio", {"r": 0.0011835}
     yield "a small ratio", {"r": 3.7e-7}
+    yield "seven tenths", {"r": 0.7}
     yield "just below one", {"r": 1 - 2.0**-40}
 
 
@@ -225,6 +232,7 @@ def _represents(got: Any, expected: tuple[int, int], r: float, **_: Any) -> None
     error = abs(m * 2.0**-shift / r - 1) if reasonable else math.inf
     inexact = 2.0**-30 < error < 2.0**-20
     ensure(error <= 2.0**-30, "m * 2^-shift is not r", NOT_EXACT if inexact else "")
+    ensure(abs(m - r * 2.0**shift) <= 0.5, "m is not the nearest whole number")
 
 
 def _multiplier_tensor(r: float) -> Tensor:
@@ -240,7 +248,7 @@ def _multiplier_loop(r: float) -> tuple[int, int]:
 
 def _multiplier_log(r: float) -> list[int]:
     shift = 30 - math.floor(math.log2(r))
-    m = int(r * 2**shift)
+    m = round(r * 2**shift)
     return [m, shift] if m < 2**31 else [m >> 1, shift - 1]
 
 
@@ -248,12 +256,21 @@ TO_MULTIPLIER = Exercise(
     id="08.3", title="A real number as multiplier and shift", minutes=7, difficulty=3,
     signature="to_multiplier(r)", reference=to_multiplier, cases=_ratios, compare=_represents,
     returns="(m, shift)",
+    agree=functools.partial(same, rtol=0),
     accepted=(_multiplier_loop, _multiplier_log, _multiplier_tensor),
     diagnoses=(
         ("round(fraction * 2**31), 31 - exponent => round(r * 2**31), 31",
          "a fixed shift gives bits away when r is small: let the shift grow"),
         ("round(fraction * 2**31), 31 - exponent => round(fraction * 2**15), 15 - exponent",
          "m has 16 bits; an int32 has room for 31"),
+        ("round(fraction * 2**31) => int(fraction * 2**31)",
+         "the fraction was cut off: round m to the nearest whole number"),
+        ("m // 2, shift - 1 => 2**31 - 1, shift",
+         "held at 2^31 - 1, which is not the nearest: halve 2^31, reduce the shift"),
+        ("31 - exponent => 30 - exponent", "the shift is one too small: m * 2^-shift is 2 r"),
+        ("31 - exponent => 32 - exponent", "the shift is one too large: m * 2^-shift is r / 2"),
+        ("return m, shift => return m, -exponent",
+         "the shift is frexp's exponent: m has 31 bits more than the fraction, so 31 - exponent"),
         ("return m, shift => return m, -shift",
          "the shift goes to the right: r = m * 2^-shift, shift positive"),
         ("return m, shift => return shift, m", "m and shift are exchanged"),
@@ -304,6 +321,11 @@ def _sums() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("zero points in the middle", (-1.0, 2.0), (-0.7, 0.5), (-1.9, 2.6))
     yield case("sums beyond the output's range", (0, 3.0), (-2.0, 2.5), (-1.0, 2.3))
     yield case("scales far apart", (0, 10.0), (-0.3, 0.3), (0, 10.5))
+    label, given = case("large inputs that nearly cancel", (0, 8.0), (-8.317, 0), (-0.0973, 0.1011))
+    a, b = (c.reshape(-1).double() for c in torch.meshgrid(*[torch.arange(256.0)] * 2))
+    sums = (a * given["qa"].scale) + (b - given["qb"].zero_point) * given["qb"].scale
+    near = torch.nonzero(sums.abs() < 0.1).flatten()[:300]
+    yield label, {**given, "a": a[near].byte(), "b": b[near].byte()}
 
 
 def _nearly_same(got: Any, expected: Tensor, **_: Any) -> None:
@@ -363,6 +385,14 @@ ADD_INT = Exercise(
         ("<< 20 => << 24",
          "2**20 => 2**24",
          "a code shifted left by 24 bits leaves int32: 20 bits are enough"),
+        ("<< 20 => << 8", "2**20 => 2**8",
+         "8 bits of fraction are too few where the output's step is fine: shift left by 20"),
+        ("return y.clamp => return (a.int() - int(qa.zero_point) + b.int() - int(qb.zero_point) "
+         "+ int(qy.zero_point)).clamp",
+         "the scales were left out: codes of different scales cannot be added, even without "
+         "their zero points"),
+        ("codes.int() - int(q.zero_point) => (codes - int(q.zero_point)).int()",
+         "a code minus its zero point wrapped around in uint8: widen to int32 first"),
         ("unit = max( => unit = min(",
          "the smaller step is common here, and the other's codes leave int32"),
         ("y.clamp(qy.grid.qmin, qy.grid.qmax) => y",

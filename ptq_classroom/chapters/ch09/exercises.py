@@ -31,6 +31,7 @@ def _values() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("values below the range, too", [-1.0, 0.5, 2.0], [-1.5, -3.0, 3.0, 1.5, 0.1])
     yield case("values at the ends of the range", [-1.0, 2.0], [-1.0, 2.0, 2.0, 2.5, -1.0])
     yield case("no calibration value near zero", [4.0, 2.0, 3.0], [1.0, 0.5, 3.0, -0.5])
+    yield case("just beyond the range", [-1.0, 2.0], [2.004, -1.003, 1.0, 2.5])
     yield case("nothing is clipped", [-2.0, 2.0, 0.0], [1.0, -1.5])
     yield case("more calibration values than live ones", [-3.0, 0.5, 2.0, 1.0, 9.0], [1.0, 10.0])
     generator = torch.Generator().manual_seed(901)
@@ -81,6 +82,14 @@ CLIPPED_SHARE = Exercise(
          "this is a percentage: give a share from 0 to 1"),
         ("double().mean() => double().sum()",
          "this is the number of values: divide it by how many live values there are"),
+        ("outside = (live < low) | (live > high) => codes = ((live - low) / (high - low) * "
+         "255).round(); outside = (codes < 0) | (codes > 255)",
+         "codes beyond the grid were counted: a value up to half a step beyond the range still "
+         "rounds to its last code; compare the values"),
+        ("(live < low) | (live > high) => (calib < low) | (calib > high)",
+         "the calibration values were counted: none of them lies outside their own range"),
+        ("outside.double().mean() => outside.sum() / calib.numel()",
+         "divided by the number of calibration values: it is a share of the live ones"),
         ("low, high = min => calib, live = live, calib; low, high = min",
          "calib and live are exchanged: calib makes the range"),
         ("return outside.double() => return (outside.flatten(1).any(1) if live.dim() > 1 else "
@@ -150,6 +159,8 @@ SAMPLES_NEEDED = Exercise(
         ("return n => return math.ceil(1 / share)",
          "this many samples hold the mode once on average, and often not at all; `risk` is not "
          "used"),
+        ("return n => return math.ceil(3 / share)",
+         "3 / share is a rule of thumb for a risk of 5 %: `risk` is not used"),
         ("return n => return math.ceil((1 - risk) / share)",
          "chances do not add up: two samples of share 0.5 do not meet the mode for certain"),
         ("(1 - share) ** n => share**n",

@@ -106,6 +106,8 @@ WRAP = Exercise(
         ("(value + half) % 2**bits - half => value + 2 * half * ((value < -half) - (value >= "
          "half))",
          "large values go round more than once: use the remainder (%)"),
+        ("half = 2 ** (bits - 1) => bits, half = 8, 128",
+         "this is int8 whatever was asked for: use `bits`"),
         ("(value + half) % 2**bits - half => (value + half - 1) % 2**bits - half + 1",
          "2^(bits-1) itself has no room: 128 in 8 bits shows -128"),
     ),
@@ -184,6 +186,7 @@ def _signals() -> Iterator[Case]:
     yield "error of a tenth", {"signal": x, "noisy": x * 1.1}
     x = _random(6, 7, seed=5)
     yield "a noisy matrix", {"signal": x, "noisy": x + 0.3 * _random(6, 7, seed=6)}
+    yield "everything too large", {"signal": x, "noisy": x + 0.3 + 0.1 * _random(6, 7, seed=6)}
 
 
 def _power_ratio(signal: Tensor, noisy: Tensor) -> float:
@@ -201,6 +204,9 @@ SQNR_DB = Exercise(
          "20 log10 belongs to a ratio of amplitudes; a ratio of powers takes 10 log10"),
         ("math.log10 => math.log", "the natural logarithm was used; decibels take log10"),
         ("return 10 => return -10", "the ratio is upside down: signal above, error below"),
+        ("(signal**2).sum() / => signal.var() /",
+         "((signal - noisy) ** 2).sum() => (signal - noisy).var()",
+         "var() subtracts the mean first: a constant error counts too, so square and sum"),
         ("return 10 => return 5",
          "a ratio of amplitudes takes 20 log10 (or square them and take 10)"),
         ("(signal - noisy) ** 2 => noisy**2",
@@ -326,6 +332,9 @@ BATCH_NORM = Exercise(
          "unbiased=False), gamma, beta)",
          "the statistics of this batch were used (train mode); eval mode uses the running ones "
          "given"),
+        ("t in (mean, var, gamma, beta) => t in (x.mean((0, 2, 3)), x.var((0, 2, 3)), gamma, beta)",
+         "x.mean() and x.var() are those of this batch (train mode); eval mode uses the running "
+         "ones given"),
         ("t.reshape(1, -1, 1, 1) => t",
          "the channel is dimension 1: reshape the vectors to [1, C, 1, 1]"),
         ("torch.sqrt(var + eps) => (var + eps)",
