@@ -18,6 +18,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from . import pins
 
@@ -105,9 +106,14 @@ def stamp(environment: Environment) -> str:
     return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()
 
 
+def pyproject() -> dict[str, Any]:
+    """pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def requirements() -> list[str]:
     """What pyproject.toml asks for, with the set-up's extras and those that they name in turn."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = pyproject()["project"]
     wanted, extras = list(project["dependencies"]), [EXTRAS]
     while extras:
         for text in project["optional-dependencies"][extras.pop()]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from . import pins
 from .environment import ROOT, Environment, child_variables
@@ -58,21 +57,17 @@ def install(
 ) -> None:
     """Run `pip install` in the environment; all that it says goes to `.venv/setup.log`.
 
-    Why a page of an index could not be fetched pip says in its own log only, at least where it is
-    not to try again: the lines are taken from there.
-
     On the terminal: pip's own progress where asked for (for one large download), otherwise a line
     for each download of a megabyte and more. Not `patient`: an index that does not answer is asked
-    once. Raises SetupError, with the cause in plain words, where pip fails.
+    twice, not six times. Raises SetupError, with the cause in plain words, where pip fails.
     """
     command = [str(environment.python), "-m", "pip", "install", *arguments]
     variables = child_variables(environment)
-    details = environment.folder / "pip.log"
-    details.unlink(missing_ok=True)
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUNBUFFERED="1")
-    variables["PIP_LOG"] = str(details)
-    if not patient:
-        variables["PIP_RETRIES"] = "0"  # by a variable, which pip's own helpers hear of as well
+    # By a variable, which pip's own helpers hear of as well. Never 0: why an index was not reached
+    # pip says only when it tries again; without, it says that there is no such version.
+    wanted = variables.get("PIP_RETRIES", "5") if patient else "1"
+    variables["PIP_RETRIES"] = "1" if wanted == "0" else wanted
     running = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -92,20 +87,9 @@ def install(
                 print("        " + line.strip(), flush=True)
             if line.startswith("Installing collected packages:"):
                 print(f"        installing {line.count(',') + 1} of them", flush=True)
-        unreached = [] if running.returncode == 0 else _not_fetched(details)
-        log.writelines(unreached)
     if running.returncode:
-        complaints = "".join([*unreached, *said])
+        complaints = "".join(said)
         raise _kind(complaints)(explain(complaints, arguments))
-
-
-def _not_fetched(details: Path) -> list[str]:
-    """The lines of pip's own log about pages that could not be fetched."""
-    try:
-        text = details.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line for line in text.splitlines(keepends=True) if "Could not fetch URL" in line]
 
 
 def _kind(complaints: str) -> type[SetupError]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 from . import fingerprint, pins
 from .environment import (
@@ -20,13 +23,14 @@ from .environment import (
     Environment,
     ask,
     child_variables,
+    pyproject,
     requirements,
     run,
     stamp,
 )
-from .lock import alone
 from .pip import NoVersionError, SetupError, install
 
+LOCKS = runpy.run_path(str(ROOT / "ptq_classroom" / "kit" / "learner_file.py"))
 NEED_GB = 3.0  # on Linux 1.8 GB of libraries, and what pip unpacks on the way
 NEED_GB_WITH_TORCH = 1.0
 NEED_GB_CUDA = 8.0
@@ -116,7 +120,8 @@ def setup(environment: Environment, again: bool = False, latest: bool = False) -
     """
     if not environment.managed or (environment.complete and not (again or latest)):
         return
-    with alone(ROOT / ".setup.lock"):
+    waiting = partial(say, "another start is setting the course up; waiting for it")
+    with LOCKS["alone"](ROOT / "setup", seconds=math.inf, waiting=waiting):
         if environment.complete and not (again or latest):
             return  # done by another start, meanwhile
         start = time.monotonic()
@@ -168,9 +173,13 @@ def install_all(environment: Environment, again: bool, latest: bool, patient: bo
 
 
 def all_is_there(environment: Environment, exactly: bool) -> bool:
-    """Whether all that pyproject.toml asks for is installed; `exactly`: in the wanted versions."""
+    """Whether all that pyproject.toml asks for is installed.
+
+    `exactly`: in the wanted versions, and with what `enter` needs to build the course's own entry.
+    """
     wanted = requirements()
     if exactly:
+        wanted += pyproject()["build-system"]["requires"]
         wanted += [f"torch=={pins.TORCH}"]
         wanted += [f"{name}=={found}" for name, found in fingerprint.library_versions().items()]
     return environment.usable and ask(environment, "-c", SATISFIED, *wanted) is not None
@@ -282,10 +291,13 @@ def make_venv(environment: Environment) -> None:
             encoding="utf-8",
             errors="replace",
         )
+        if environment.usable:
+            answers(environment, must=True)  # it says better why it does not start
         if made.returncode or not environment.usable:
             reason = (made.stderr or made.stdout).strip()
             raise SetupError(f"The environment {environment.folder} could not be made:\n{reason}")
-    answers(environment, must=True)
+    else:
+        answers(environment, must=True)
 
 
 def answers(environment: Environment, must: bool = False) -> bool:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from bootstrap import commands, fingerprint, pins, setup
+from bootstrap import commands, environment, fingerprint, pins, setup
 from bootstrap.environment import Environment
 from bootstrap.pip import NetworkError, NoVersionError, SetupError
-from course_folder import make_usable
+from course_folder import make_usable, write_project
 
 
 @pytest.fixture
@@ -129,8 +130,7 @@ def offline(course, fake_pip, monkeypatch):
     """A complete set-up; then the versions of the notebooks change and pip brings nothing."""
     commands.run(["setup"], "help")
     executed_with(course, numpy="2.5.0")
-    project = 'dependencies = ["numpy>=2"]\noptional-dependencies.test = ["pytest>=8"]\n'
-    (course / "pyproject.toml").write_text(f"[project]\n{project}")
+    write_project(course, '["numpy>=2"]', '["pytest>=8"]')
 
     def ask(made, *words):
         offline.asked.append(words[2:])
@@ -165,7 +165,8 @@ def test_where_pip_brings_nothing_what_is_installed_serves(course, offline, caps
     assert said in printed
     assert "going on with it" in printed
     wanted = ("numpy>=2", "pytest>=8")
-    assert offline.asked == [(*wanted, f"torch=={pins.TORCH}", "numpy==2.5.0"), wanted]
+    exactly = (*wanted, "setuptools>=1", f"torch=={pins.TORCH}", "numpy==2.5.0")
+    assert offline.asked == [exactly, wanted]
     assert not Environment(course / ".venv", managed=True).complete  # the next start asks again
 
 
@@ -290,3 +291,17 @@ def test_a_library_that_does_not_load_is_found(course, monkeypatch):
         setup.check_loads(made)
     monkeypatch.setattr(setup, "LOADS", "import json")
     setup.check_loads(made)
+
+
+def test_a_second_start_waits_and_finds_all_done(course, fake_pip, monkeypatch):
+    waits = threading.Event()
+    monkeypatch.setattr(setup, "say", lambda text: waits.set())
+    made = make_usable(course)
+    second = threading.Thread(target=setup.setup, args=[made])
+    with setup.LOCKS["alone"](course / "setup"):
+        second.start()
+        assert waits.wait(60)
+        made.stamp_file.write_text(environment.stamp(made), encoding="utf-8")
+    second.join(60)
+    assert not second.is_alive()
+    assert fake_pip.calls == []
