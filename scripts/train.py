@@ -15,10 +15,12 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from ptq_classroom.kit import learner_file
 from ptq_classroom.pictures.camera import to_input
 from ptq_classroom.pictures.classes import CLASS_NAMES
 from ptq_classroom.pictures.evaluate import accuracy, logits
@@ -42,13 +44,16 @@ def momentum_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 def restore(
     folder: Path, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float]:
-    """(chunks done, minutes spent) of an interrupted run with the same settings, else (0, 0)."""
-    if not (folder / "progress.json").exists():
+    """(chunks done, minutes spent) of an interrupted run with the same settings, else (0, 0).
+
+    Of the two states that are kept the later one, unless it is damaged.
+    """
+    states = [state for file in folder.glob("state-*.safetensors") if (state := read_state(file))]
+    if not states:
         return 0, 0.0
-    progress = json.loads((folder / "progress.json").read_text())
+    progress, tensors = max(states, key=lambda state: state[0]["chunks"])
     if progress["settings"] != settings:
         raise SystemExit(f"{folder} holds a run with other settings; remove it or use --fresh")
-    tensors = load_file(folder / progress["file"])
     momentum = {k: tensors.pop(k) for k in list(tensors) if k.startswith("momentum.")}
     model.load_state_dict(tensors)
     state = optimizer.state_dict()
@@ -59,6 +64,18 @@ def restore(
     return progress["chunks"], progress["minutes"]
 
 
+def read_state(file: Path) -> tuple[dict, dict[str, torch.Tensor]] | None:
+    """(how far the run was, its tensors), or None where the file is cut short or damaged."""
+    try:
+        data = file.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        progress = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["progress"])
+        return progress, load(data)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        print(f"{file} is damaged: going on from the state before it, where there is one")
+        return None
+
+
 def checkpoint(
     folder: Path,
     settings: dict,
@@ -67,16 +84,14 @@ def checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Save the run; an interruption at any moment leaves either the old or the new state."""
+    """Save the run; an interruption at any moment leaves the old state, or the old and the new."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n")  # checkpoints never enter the repository
-    name = f"state-{chunks % 2}.safetensors"
     tensors = {**model.state_dict(), **momentum_state(optimizer)}
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
-    progress = {"settings": settings, "file": name, "chunks": chunks, "minutes": minutes}
-    temporary = folder / "progress.tmp"
-    temporary.write_text(json.dumps(progress))
-    temporary.replace(folder / "progress.json")
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    progress = {"settings": settings, "chunks": chunks, "minutes": minutes}
+    data = save(tensors, {"progress": json.dumps(progress)})
+    learner_file.write(folder / f"state-{chunks % 2}.safetensors", data)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -117,8 +132,10 @@ def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
     chunks = -(-arguments.images // CHUNK)
     settings = {k: v for k, v in vars(arguments).items() if k not in ("fresh", "output", "work")}
     folder = arguments.work / arguments.arch
-    if arguments.fresh and (folder / "progress.json").exists():
-        (folder / "progress.json").unlink()
+    learner_file.remove_leftovers(folder)
+    if arguments.fresh:
+        for state in folder.glob("state-*.safetensors"):
+            state.unlink()
     done, minutes = restore(folder, settings, model, optimizer)
     freeze = round(chunks * arguments.freeze)
     criterion = nn.CrossEntropyLoss(label_smoothing=arguments.smoothing)

@@ -70,7 +70,7 @@ def save(exercise: exercises.Exercise, fn: Callable[..., Any]) -> None:
             new = _replace(old, exercise.id, block)
             compile(new, str(path), "exec")  # the file as a whole must stay valid Python
             if not path.exists() or new != old:
-                learner_file.write(path, new)
+                learner_file.write(path, new.encode("utf-8"))
     except Exception as error:  # whatever it is, a passed check stays passed
         print(f"  (not saved into my_ptq.py: {_reason(error)})")
     else:

@@ -6,17 +6,20 @@ From each file of notebooks/ (outputs cleared, solution cells removed; pictures 
 - changed in the course and never touched by the learner (byte for byte as made): it is replaced;
 - changed in the course and touched by the learner: theirs stays, the new one comes beside it as
   `03_kl_calibration.new.ipynb`.
-Nothing that a learner wrote is ever overwritten or deleted. Standard library only: it starts fast.
+Nothing that a learner wrote is ever overwritten or deleted. What a file will hold is recorded before
+it is written: a start that was killed leaves no copy that passes for the learner's own work.
+Standard library only, and loaded by its file: it starts fast.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import runpy
 import sys
 from pathlib import Path
 
+FILES = runpy.run_path(str(Path(__file__).with_name("learner_file.py")))
 RECORD = ".course_state.json"
 NOT_COPIED = {"fingerprint.json"}  # on which machine the committed outputs were made
 
@@ -25,21 +28,34 @@ def make(root: Path) -> list[str]:
     """Bring root/my_course up to date with root/notebooks; returns what was done, one line each."""
     source, target = root / "notebooks", root / "my_course"
     target.mkdir(exist_ok=True)
+    FILES["remove_leftovers"](target)
+    with FILES["alone"](target / RECORD):
+        return _make(source, target)
+
+
+def _make(source: Path, target: Path) -> list[str]:
     record = _read_record(target / RECORD)
-    done = []
-    before = json.dumps(record, sort_keys=True)
+    done, changed = [], {}
     for path in sorted(p for p in source.rglob("*") if p.is_file() and not _hidden(p, source)):
         name = path.relative_to(source).as_posix()
         try:
-            line = _bring(path, target / name, name, record)
+            if new := _changed(path, target / name, record.get(name, {})):
+                changed[name] = new
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            line = f"skipped  {name}: no notebook any more, perhaps after a merge ({reason})"
-        if line:
+            done.append(f"skipped  {name}: no notebook any more, perhaps after a merge ({reason})")
+    if not changed:
+        return done
+    for name, (_, data) in changed.items():
+        known = record.setdefault(name, {"current": "", "made": []})
+        known["made"] = sorted({*known["made"], _digest(data)})
+    _write_record(target / RECORD, record)  # killed from here on, a copy is still known as ours
+    for name, (stamp, data) in changed.items():
+        if line := _bring(target / name, name, data, record[name]):
             done.append(line)
-    if json.dumps(record, sort_keys=True) != before:
-        _write(target / RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
-    return done
+        record[name] |= {"stamp": stamp, "current": _digest(data)}
+    _write_record(target / RECORD, record)
+    return sorted(done, key=lambda line: line.split()[1])
 
 
 def learner_version(text: str) -> str:
@@ -58,32 +74,32 @@ def learner_version(text: str) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def _bring(path: Path, copy: Path, name: str, record: dict) -> str:
-    """Bring one file over, if needed; returns a line about what was done, or ""."""
+def _changed(path: Path, copy: Path, known: dict) -> tuple[list[int], bytes] | None:
+    """(the file's stamp, what the learner's copy should hold); None where nothing has changed."""
     state = path.stat()
     stamp = [state.st_size, state.st_mtime_ns]
-    known = record.get(name, {})
     if copy.exists() and known.get("stamp") == stamp:
-        return ""
+        return None
     data = path.read_bytes()
     if path.suffix == ".ipynb":
         data = learner_version(data.decode("utf-8")).encode("utf-8")
-    new = _digest(data)
-    made = known.get("made", [])  # digests of every version that was put into my_course/
+    return stamp, data
+
+
+def _bring(copy: Path, name: str, data: bytes, known: dict) -> str:
+    """Bring one file over, if needed; returns a line about what was done, or ""."""
+    made = known["made"]  # digests of every version that was put into my_course/, and of this one
     if not copy.exists():
-        _write(copy, data)
-        line = f"added    {name}"
-    elif new == known.get("current") or _digest(copy.read_bytes()) == new:
-        line = ""  # only outputs or solutions changed in the course
-    elif _digest(copy.read_bytes()) in made:
-        _write(copy, data)
-        line = f"updated  {name} (you had not changed it)"
-    else:
-        beside = _beside(copy, made)
-        _write(beside, data)
-        line = f"kept     {name}; the course's new version is beside it: {beside.name}"
-    record[name] = {"stamp": stamp, "current": new, "made": sorted({*made, new})}
-    return line
+        FILES["write"](copy, data)
+        return f"added    {name}"
+    if _digest(data) in (known["current"], there := _digest(copy.read_bytes())):
+        return ""  # only outputs or solutions changed in the course
+    if there in made:
+        FILES["write"](copy, data)
+        return f"updated  {name} (you had not changed it)"
+    beside = _beside(copy, made)
+    FILES["write"](beside, data)
+    return f"kept     {name}; the course's new version is beside it: {beside.name}"
 
 
 def _beside(copy: Path, made: list[str]) -> Path:
@@ -124,21 +140,20 @@ def _makes_sense(entry: object) -> bool:
     )
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+def _write_record(path: Path, record: dict) -> None:
+    FILES["write"](path, json.dumps(record, indent=1, sort_keys=True).encode())
 
 
 def main() -> int:
     """Bring my_course/ of this course folder up to date and print what was done."""
-    from ptq_classroom.kit import place  # here: course.py loads this file without its package
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "notebooks").is_dir():  # installed from a wheel
+        from ptq_classroom.kit import place
 
-    root = place.course_folder()
-    if not (root / "notebooks").is_dir():
-        print(f"no notebooks/ in {root}; {place.REMEDY}", file=sys.stderr)
-        return 1
+        root = place.course_folder()
+        if not (root / "notebooks").is_dir():
+            print(f"no notebooks/ in {root}; {place.REMEDY}", file=sys.stderr)
+            return 1
     done = make(root)
     print("\n".join(done) if done else "my_course/ is up to date")
     return 0

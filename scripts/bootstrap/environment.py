@@ -18,6 +18,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from . import pins
 
@@ -52,13 +53,23 @@ class Environment:
     @property
     def version(self) -> tuple[int, int] | None:
         """The (major, minor) of its Python by the environment's own record; None without one."""
+        found = self._record.get("version") or self._record.get("version_info") or ""
+        parts = re.match(r"(\d+)\.(\d+)", found)
+        return (int(parts[1]), int(parts[2])) if parts else None
+
+    @property
+    def home_is_there(self) -> bool:
+        """Whether the Python that it was made with is still where it was."""
+        return Path(self._record.get("home", "")).is_dir()
+
+    @property
+    def _record(self) -> dict[str, str]:
+        """What pyvenv.cfg says."""
         try:
-            lines = (self.folder / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+            text = (self.folder / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
         except OSError:
-            return None
-        pairs = dict(line.replace(" ", "").split("=", 1) for line in lines if "=" in line)
-        parts = (pairs.get("version") or pairs.get("version_info") or "").split(".")
-        return (int(parts[0]), int(parts[1])) if len(parts) > 1 else None
+            return {}
+        return dict(re.findall(r"^\s*(\w[\w-]*)\s*=\s*(.*?)\s*$", text, flags=re.MULTILINE))
 
     @property
     def usable(self) -> bool:
@@ -92,12 +103,17 @@ def stamp(environment: Environment) -> str:
         str(environment.version),
         str(root),
     ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()
+
+
+def pyproject() -> dict[str, Any]:
+    """pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def requirements() -> list[str]:
     """What pyproject.toml asks for, with the set-up's extras and those that they name in turn."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = pyproject()["project"]
     wanted, extras = list(project["dependencies"]), [EXTRAS]
     while extras:
         for text in project["optional-dependencies"][extras.pop()]:
@@ -143,10 +159,11 @@ def child_variables(environment: Environment) -> dict[str, str]:
     return variables
 
 
-def ask(environment: Environment, *arguments: str, late: str | None = None) -> str | None:
-    """What this environment's Python prints for these arguments, or None where it fails.
+def run(environment: Environment, *arguments: str) -> tuple[bool, str]:
+    """(True, what this environment's Python prints for these arguments) or (False, why it fails).
 
-    `late` where it has not answered after two minutes: a busy machine, not a broken environment.
+    Raises TimeoutError where it has not answered after two minutes: a busy machine, not a broken
+    environment.
     """
     try:
         answer = subprocess.run(
@@ -159,8 +176,17 @@ def ask(environment: Environment, *arguments: str, late: str | None = None) -> s
             cwd=ROOT,
             env=child_variables(environment),
         )
-    except subprocess.TimeoutExpired:
-        return late
-    except OSError:
+    except subprocess.TimeoutExpired as late:
+        raise TimeoutError(str(late)) from late
+    except OSError as problem:
+        return False, str(problem)
+    return answer.returncode == 0, answer.stdout if answer.returncode == 0 else answer.stderr
+
+
+def ask(environment: Environment, *arguments: str) -> str | None:
+    """What this environment's Python prints for these arguments, or None where it fails."""
+    try:
+        good, text = run(environment, *arguments)
+    except TimeoutError:
         return None
-    return answer.stdout if answer.returncode == 0 else None
+    return text if good else None

@@ -59,13 +59,15 @@ def install(
 
     On the terminal: pip's own progress where asked for (for one large download), otherwise a line
     for each download of a megabyte and more. Not `patient`: an index that does not answer is asked
-    once. Raises SetupError, with the cause in plain words, where pip fails.
+    twice, not six times. Raises SetupError, with the cause in plain words, where pip fails.
     """
     command = [str(environment.python), "-m", "pip", "install", *arguments]
     variables = child_variables(environment)
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUNBUFFERED="1")
-    if not patient:
-        variables["PIP_RETRIES"] = "0"  # by a variable, which pip's own helpers hear of as well
+    # By a variable, which pip's own helpers hear of as well. Never 0: why an index was not reached
+    # pip says only when it tries again; without, it says that there is no such version.
+    wanted = variables.get("PIP_RETRIES", "5") if patient else "1"
+    variables["PIP_RETRIES"] = "1" if wanted == "0" else wanted
     running = subprocess.Popen(
         command,
         cwd=ROOT,

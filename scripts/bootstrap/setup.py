@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 from . import fingerprint, pins
-from .environment import EXTRAS, ROOT, Environment, ask, child_variables, requirements, stamp
-from .pip import NetworkError, NoVersionError, SetupError, install
+from .environment import (
+    EXTRAS,
+    ROOT,
+    Environment,
+    ask,
+    child_variables,
+    pyproject,
+    requirements,
+    run,
+    stamp,
+)
+from .pip import NoVersionError, SetupError, install
 
+LOCKS = runpy.run_path(str(ROOT / "ptq_classroom" / "kit" / "learner_file.py"))
 NEED_GB = 3.0  # on Linux 1.8 GB of libraries, and what pip unpacks on the way
 NEED_GB_WITH_TORCH = 1.0
 NEED_GB_CUDA = 8.0
@@ -27,9 +40,9 @@ import jupyterlab, ipywidgets, nbval, nbclient, pathlib, sys, ptq_course
 place = pathlib.Path(ptq_course.__file__).resolve().parents[1]
 assert place == pathlib.Path(sys.argv[1]).resolve(), f"ptq_course is taken from {place}"
 """
-# Prints where libraries live if all that is wanted (the arguments) is there, else fails.
+# Fails unless all that is wanted (the arguments) is installed.
 SATISFIED = """
-import sys, sysconfig
+import sys
 from importlib import metadata
 try:
     from packaging.requirements import Requirement
@@ -37,10 +50,8 @@ except ImportError:
     from pip._vendor.packaging.requirements import Requirement
 for wanted in map(Requirement, sys.argv[1:]):
     assert wanted.specifier.contains(metadata.version(wanted.name), prereleases=True), wanted
-print(sysconfig.get_path("purelib"))
 """
 LIBRARY_FOLDERS = ("lib/python*/site-packages", "Lib/site-packages")
-POINTER = "ptq_course_place.pth"  # where the course lies, if pip could not be asked to say so
 # JupyterLab would ask on its first screen whether to fetch news; the course needs no network.
 LAB_SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {
@@ -103,30 +114,46 @@ def write_list(environment: Environment, name: str, lines: list[str]) -> str:
 def setup(environment: Environment, again: bool = False, latest: bool = False) -> None:
     """Bring the environment to what pyproject.toml asks for; where complete, do nothing.
 
-    Where the index cannot be reached and everything needed is there (the folder was moved, or an
-    update asks for other versions), the course starts with what there is, and a later start asks
-    again. `again` repeats every step and installs over what is there.
+    Where everything is there in the versions wanted (the folder was moved), nothing is fetched.
+    Where pip cannot bring what an update asks for (no network), the course starts with what there
+    is, and a later start asks again. `again` repeats every step and installs over what is there.
     """
     if not environment.managed or (environment.complete and not (again or latest)):
         return
-    start = time.monotonic()
+    waiting = partial(say, "another start is setting the course up; waiting for it")
+    with LOCKS["alone"](ROOT / "setup", seconds=math.inf, waiting=waiting):
+        if environment.complete and not (again or latest):
+            return  # done by another start, meanwhile
+        start = time.monotonic()
+        environment.stamp_file.unlink(missing_ok=True)
+        forget_old_pointer(environment)
+        if not (again or latest) and all_is_there(environment, exactly=True):
+            say("all libraries are there; the course is entered with its folder")
+            enter(environment)
+        elif not fetched(environment, again, latest):
+            return
+        say("do they load?")
+        check_loads(environment)
+        write_lab_settings(environment)
+        environment.stamp_file.write_text(stamp(environment), encoding="utf-8")
+        say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def fetched(environment: Environment, again: bool, latest: bool) -> bool:
+    """Install what is missing; False where that failed and what is there serves."""
     check_disk(environment)
-    environment.stamp_file.unlink(missing_ok=True)
     make_venv(environment)
-    libraries = None if again or latest else where_all_is_there(environment)
+    enough = not (again or latest) and all_is_there(environment, exactly=False)
     try:
-        install_all(environment, again, latest, patient=libraries is None)
-    except NetworkError as problem:
-        if libraries is None or not loads_from_here(environment, libraries):
+        install_all(environment, again, latest, patient=not enough)
+    except SetupError as problem:
+        if not enough or not loads_from_here(environment):
             raise
-        say(f"note: {str(problem).partition('. ')[0]}.")
+        reason = str(problem).splitlines()[0].partition(". ")[0].rstrip(".")
+        say(f"note: {reason}.")
         say("What is installed serves: going on with it. Connected, the next start completes it.")
-        return
-    say("do they load?")
-    check_loads(environment)
-    write_lab_settings(environment)
-    environment.stamp_file.write_text(stamp(environment), encoding="utf-8")
-    say(f"done in {time.monotonic() - start:.0f} s")
+        return False
+    return True
 
 
 def install_all(environment: Environment, again: bool, latest: bool, patient: bool) -> None:
@@ -143,25 +170,45 @@ def install_all(environment: Environment, again: bool, latest: bool, patient: bo
     if again:
         say("once more what was there already, in case a file of it is damaged")
         install_once_more(environment)
-    for libraries in LIBRARY_FOLDERS:
-        for pointer in environment.folder.glob(f"{libraries}/{POINTER}"):
-            pointer.unlink()  # pip itself has now said where the course lies
 
 
-def where_all_is_there(environment: Environment) -> Path | None:
-    """The folder of the libraries if all that pyproject.toml asks for is in it, else None."""
-    answer = ask(environment, "-c", SATISFIED, *requirements())
-    return Path(answer.strip()) if answer else None
+def all_is_there(environment: Environment, exactly: bool) -> bool:
+    """Whether all that pyproject.toml asks for is installed.
+
+    `exactly`: in the wanted versions, and with what `enter` needs to build the course's own entry.
+    """
+    wanted = requirements()
+    if exactly:
+        wanted += pyproject()["build-system"]["requires"]
+        wanted += [f"torch=={pins.TORCH}"]
+        wanted += [f"{name}=={found}" for name, found in fingerprint.library_versions().items()]
+    return environment.usable and ask(environment, "-c", SATISFIED, *wanted) is not None
 
 
-def loads_from_here(environment: Environment, libraries: Path) -> bool:
-    """Point the environment to this folder without pip; whether everything loads then."""
+def enter(environment: Environment) -> None:
+    """Tell the environment where the course lies, with what is installed and no index."""
+    install(environment, ["--no-index", "--no-build-isolation", "--no-deps", "-e", "."])
+
+
+def loads_from_here(environment: Environment) -> bool:
+    """Enter this folder into the environment; whether everything loads then."""
     try:
-        (libraries / POINTER).write_text(f"{ROOT}\n", encoding="utf-8")
+        enter(environment)
         check_loads(environment)
-    except (OSError, SetupError):
+    except SetupError:
         return False
     return True
+
+
+def forget_old_pointer(environment: Environment) -> None:
+    """Remove what an earlier version of the course used in place of `enter`.
+
+    Python reads such files in the encoding of the system: where the course's folder has a name
+    that this encoding lacks, the environment's Python did not start any more.
+    """
+    for libraries in LIBRARY_FOLDERS:
+        for pointer in environment.folder.glob(f"{libraries}/ptq_course_place.pth"):
+            pointer.unlink()
 
 
 def say(text: str) -> None:
@@ -214,24 +261,58 @@ def check_disk(environment: Environment) -> None:
 
 
 def make_venv(environment: Environment) -> None:
-    """Make `.venv`, keep one that works, make anew one whose Python is gone or unfit."""
-    if environment.usable and ask(environment, "-m", "pip", "--version", late="not known"):
-        return  # also where a busy machine gave no answer in time: nothing is thrown away for that
+    """Make `.venv`; keep one that works; mend one whose Python is gone, keeping its libraries.
+
+    Nothing is deleted that may still work: an environment is emptied only where its Python is gone
+    or unfit, and the libraries in it are of no use to the Python that now runs.
+    """
+    there = environment.usable
+    if there and answers(environment):
+        return
     if importlib.util.find_spec("ensurepip") is None:
         raise SetupError(
             "This Python comes without `venv`. On Debian or Ubuntu install it with\n"
             f"    sudo apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv\n"
             "and run the same command again."
         )
-    state = "made anew (its Python is gone or unfit)" if environment.folder.exists() else "made"
-    say(f"the environment .venv is {state}, with Python {sys.version.split()[0]}")
-    command = [sys.executable, "-m", "venv", "--clear", str(environment.folder)]
-    made = subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", errors="replace"
-    )
-    if made.returncode or not environment.usable:
-        reason = (made.stderr or made.stdout).strip()
-        raise SetupError(f"The environment {environment.folder} could not be made:\n{reason}")
+    gone = not there or not environment.home_is_there
+    fits = environment.version in (None, sys.version_info[:2])
+    if gone or fits:
+        state = "mended" if environment.folder.exists() and fits else "made"
+        say(f"the environment .venv is {state}, with Python {sys.version.split()[0]}")
+        for link in environment.python.parent.glob("python*"):
+            if link.is_symlink():
+                link.unlink()  # `venv` would keep it, though what it points to may be gone
+        command = [sys.executable, "-m", "venv", *([] if fits else ["--clear"])]
+        made = subprocess.run(
+            [*command, str(environment.folder)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        if environment.usable:
+            answers(environment, must=True)  # it says better why it does not start
+        if made.returncode or not environment.usable:
+            reason = (made.stderr or made.stdout).strip()
+            raise SetupError(f"The environment {environment.folder} could not be made:\n{reason}")
+    else:
+        answers(environment, must=True)
+
+
+def answers(environment: Environment, must: bool = False) -> bool:
+    """Whether its Python starts, with pip; also where a busy machine gave no answer in time."""
+    try:
+        good, reason = run(environment, "-m", "pip", "--version")
+    except TimeoutError:
+        return True
+    if must and not good:
+        lines = "\n".join(f"    {line}" for line in reason.strip().splitlines()[-3:])
+        raise SetupError(
+            f"The Python of {environment.folder} does not start, or has no pip:\n{lines}\n"
+            "Where nothing else helps, delete that folder and run the same command again."
+        )
+    return good
 
 
 def check_loads(environment: Environment) -> None:

@@ -4,6 +4,7 @@ import pytest
 from bootstrap import commands, doctor, environment, setup
 from bootstrap import pip as pip_module
 from bootstrap.environment import Environment
+from course_folder import write_project
 
 
 @pytest.fixture
@@ -11,8 +12,7 @@ def course(tmp_path, monkeypatch):
     """A course's folder, with spaces in its name, that the commands take for theirs."""
     folder = tmp_path / "my ptq course"
     (folder / "notebooks").mkdir(parents=True)
-    project = "name = 'x'\ndependencies = []\noptional-dependencies.test = []\n"
-    (folder / "pyproject.toml").write_text(f"[project]\n{project}")
+    write_project(folder)
     for module in (environment, commands, pip_module, setup, doctor):
         monkeypatch.setattr(module, "ROOT", folder)
     monkeypatch.setattr(commands, "NOTEBOOKS", folder / "notebooks")

@@ -10,3 +10,15 @@ def make_usable(folder, version="3.12.4"):
     made.python.touch()
     (made.folder / "pyvenv.cfg").write_text(f"home = /x\nversion = {version}\n")
     return made
+
+
+def write_project(folder, dependencies="[]", test="[]"):
+    """A pyproject.toml with these lists."""
+    lines = [
+        "[build-system]",
+        'requires = ["setuptools>=1"]',
+        "[project]",
+        f"dependencies = {dependencies}",
+        f"optional-dependencies.test = {test}",
+    ]
+    (folder / "pyproject.toml").write_text("\n".join(lines))

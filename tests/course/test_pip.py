@@ -80,3 +80,18 @@ def test_a_version_that_does_not_exist_is_told_from_a_network_that_fails(pip_tha
     with pytest.raises(SetupError) as caught:
         pip_module.install(made, ["numpy==9"])
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("set_by_the_user", "patient", "retries"),
+    [(None, True, "5"), (None, False, "1"), ("0", True, "1"), ("3", True, "3"), ("3", False, "1")],
+)
+def test_pip_always_tries_again_or_it_would_not_say_why(
+    course, pip_that, monkeypatch, set_by_the_user, patient, retries
+):
+    monkeypatch.delenv("PIP_RETRIES", raising=False)
+    if set_by_the_user:
+        monkeypatch.setenv("PIP_RETRIES", set_by_the_user)
+    made = pip_that("import os; print('retries', os.environ['PIP_RETRIES'])")
+    pip_module.install(made, ["x"], patient=patient)
+    assert f"retries {retries}\n" in (made.folder / "setup.log").read_text()

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from bootstrap import commands, fingerprint, pins, setup
+from bootstrap import commands, environment, fingerprint, pins, setup
 from bootstrap.environment import Environment
 from bootstrap.pip import NetworkError, NoVersionError, SetupError
-from course_folder import make_usable
+from course_folder import make_usable, write_project
 
 
 @pytest.fixture
@@ -126,41 +127,50 @@ def test_again_installs_over_what_is_there_but_never_another_torch(course, fake_
 
 @pytest.fixture
 def offline(course, fake_pip, monkeypatch):
-    """A complete set-up; then the versions of the notebooks change and no index answers."""
+    """A complete set-up; then the versions of the notebooks change and pip brings nothing."""
     commands.run(["setup"], "help")
     executed_with(course, numpy="2.5.0")
-    project = 'dependencies = ["numpy>=2"]\noptional-dependencies.test = ["pytest>=8"]\n'
-    (course / "pyproject.toml").write_text(f"[project]\n{project}")
-    (course / "libraries").mkdir()
-    asked = []
+    write_project(course, '["numpy>=2"]', '["pytest>=8"]')
 
-    def ask(made, *words, late=None):
-        asked.append(words)
-        return f"{course / 'libraries'}\n" if ask.satisfied else None
+    def ask(made, *words):
+        offline.asked.append(words[2:])
+        return "" if offline.satisfied and "numpy==2.5.0" not in words else None
 
     def install(made, arguments, **options):
-        raise NetworkError("The package index could not be reached. Check the network.\nAnd more.")
+        if "--no-index" not in arguments:
+            raise offline.problem
 
-    ask.satisfied, ask.asked = True, asked
+    def offline():
+        """What the test says about the situation."""
+
+    offline.satisfied, offline.asked = True, []
+    offline.problem = NetworkError("The package index could not be reached. Check it.\nAnd more.")
     monkeypatch.setattr(setup, "ask", ask)
     monkeypatch.setattr(setup, "install", install)
-    return ask
+    return offline
 
 
-def test_without_a_network_what_is_installed_serves(course, offline, capsys):
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (None, "note: The package index could not be reached."),
+        (NoVersionError("No build of 'x' fits Python 3.11.7.\nMore."), "note: No build of 'x'"),
+        (SetupError("pip failed (all of it is in a log):\n  why"), "note: pip failed"),
+    ],
+)
+def test_where_pip_brings_nothing_what_is_installed_serves(course, offline, capsys, problem, said):
+    offline.problem = problem or offline.problem
     assert commands.run(["setup"], "help") == 0
-    said = capsys.readouterr().out
-    assert "could not be reached" in said
-    assert "going on with it" in said
-    assert offline.asked[0][2:] == ("numpy>=2", "pytest>=8")
-    pointer = course / "libraries" / setup.POINTER
-    assert pointer.read_text(encoding="utf-8") == f"{course}\n"
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "going on with it" in printed
+    wanted = ("numpy>=2", "pytest>=8")
+    exactly = (*wanted, "setuptools>=1", f"torch=={pins.TORCH}", "numpy==2.5.0")
+    assert offline.asked == [exactly, wanted]
     assert not Environment(course / ".venv", managed=True).complete  # the next start asks again
 
 
-def test_without_a_network_what_is_missing_or_does_not_load_stops(
-    course, offline, monkeypatch, capsys
-):
+def test_without_a_network_what_is_missing_or_does_not_load_stops(offline, monkeypatch, capsys):
     offline.satisfied = False
     assert commands.run(["setup"], "help") == 1
     assert "could not be reached" in capsys.readouterr().err
@@ -175,17 +185,23 @@ def test_without_a_network_what_is_missing_or_does_not_load_stops(
     assert "could not be reached" in capsys.readouterr().err
 
 
+def test_where_all_is_there_in_the_right_versions_no_index_is_asked(course, fake_pip, monkeypatch):
+    make_usable(course)
+    monkeypatch.setattr(setup, "ask", lambda *words: "")
+    assert commands.run(["setup"], "help") == 0
+    assert fake_pip.calls == [["--no-index", "--no-build-isolation", "--no-deps", "-e", "."]]
+    assert Environment(course / ".venv", managed=True).complete
+
+
 @pytest.mark.parametrize(("wanted", "there"), [("pytest>=1", True), ("pytest>=99", False),
                                                ("no-such-library>=1", False)])  # fmt: skip
 def test_what_is_satisfied_is_asked_of_the_environment_itself(wanted, there):
     made = Environment(Path(sys.prefix), managed=False)
-    answer = setup.ask(made, "-c", setup.SATISFIED, "pytest", wanted)
-    assert bool(answer) is there
-    assert not there or Path(str(answer).strip()).is_dir()
+    assert (setup.ask(made, "-c", setup.SATISFIED, "pytest", wanted) is not None) is there
 
 
-def test_pip_says_where_the_course_lies_once_it_can(course, fake_pip, monkeypatch):
-    pointer = course / ".venv" / "lib" / "python3.12" / "site-packages" / setup.POINTER
+def test_a_file_that_could_stop_python_is_removed(course, fake_pip):
+    pointer = course / ".venv" / "lib" / "python3.12" / "site-packages" / "ptq_course_place.pth"
     pointer.parent.mkdir(parents=True)
     pointer.write_text("elsewhere")
     assert commands.run(["setup"], "help") == 0
@@ -275,3 +291,17 @@ def test_a_library_that_does_not_load_is_found(course, monkeypatch):
         setup.check_loads(made)
     monkeypatch.setattr(setup, "LOADS", "import json")
     setup.check_loads(made)
+
+
+def test_a_second_start_waits_and_finds_all_done(course, fake_pip, monkeypatch):
+    waits = threading.Event()
+    monkeypatch.setattr(setup, "say", lambda text: waits.set())
+    made = make_usable(course)
+    second = threading.Thread(target=setup.setup, args=[made])
+    with setup.LOCKS["alone"](course / "setup"):
+        second.start()
+        assert waits.wait(60)
+        made.stamp_file.write_text(environment.stamp(made), encoding="utf-8")
+    second.join(60)
+    assert not second.is_alive()
+    assert fake_pip.calls == []

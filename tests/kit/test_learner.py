@@ -171,17 +171,60 @@ def test_notebooks_that_save_at_once_lose_nothing(here: Path):
     assert list(here.iterdir()) == [here / "my_ptq.py"]
 
 
-def test_a_lock_that_a_dead_notebook_left_is_taken_away(here: Path, monkeypatch, capsys):
+@pytest.mark.parametrize("hours", [0, -1000, 1000])
+def test_a_lock_that_a_dead_notebook_left_delays_nothing(here: Path, monkeypatch, capsys, hours):
+    """Whatever its date; the clock of a machine may have been wrong."""
     lock = here / ".my_ptq.py.lock"
     lock.touch()
-    monkeypatch.setattr(learner_file, "WAIT", 0.2)
-    check("prep.2", Cells().run(WRAP)["wrap"])
-    assert "another notebook holds" in capsys.readouterr().out
-    long_ago = time.time() - 2 * learner_file.STALE
-    os.utime(lock, (long_ago, long_ago))
+    when = time.time() + hours * 3600
+    os.utime(lock, (when, when))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     check("prep.2", Cells().run(WRAP)["wrap"])
     assert "saved into" in capsys.readouterr().out
     assert list(here.iterdir()) == [here / "my_ptq.py"]
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from ptq_classroom.kit import learner_file
+with learner_file.alone(Path("my_ptq.py")):
+    Path(f".my_ptq.py.{sys.argv[1]}.tmp").write_text("half")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_notebook_that_hangs_is_named_and_one_that_is_killed_holds_nothing(
+    here: Path, monkeypatch, capsys
+):
+    root = Path(learner.__file__).resolve().parents[2]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, "999999999"], cwd=here, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(learner_file, "WAIT", 0.2)
+        check("prep.2", Cells().run(WRAP)["wrap"])
+        assert "perhaps a notebook that hangs" in capsys.readouterr().out
+    finally:
+        holder.kill()  # kill -9
+        holder.wait()
+    check("prep.2", Cells().run(WRAP)["wrap"])
+    assert "saved into" in capsys.readouterr().out
+    learner_file.remove_leftovers(here)
+    assert list(here.iterdir()) == [here / "my_ptq.py"]
+
+
+def test_leftovers_of_the_dead_go_and_what_is_being_written_stays(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    kept = [f".x.{os.getpid()}.tmp", "notes.tmp", "a.partial", "table.12.txt", "x.999999999.tmp2"]
+    gone = [".x.999999999.tmp", "net.onnx.999999999.partial", "sub/y.1234567890123.partial"]
+    for name in [*kept, *gone]:
+        (tmp_path / name).touch()
+    learner_file.remove_leftovers(tmp_path)
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == sorted(kept)
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(here: Path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -168,6 +169,73 @@ def test_a_damaged_notebook_is_skipped_with_a_line_and_the_others_come(root: Pat
     assert make(root) == ["added    00_start.ipynb"]
 
 
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+module = runpy.run_path(sys.argv[1])
+files, left = module["FILES"], [int(sys.argv[3])]
+write = files["write"]
+def killed(path, data):
+    if left[0] == 0:
+        path.parent.mkdir(exist_ok=True)
+        path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(data[:10])
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    write(path, data)
+files["write"] = killed
+module["make"](Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+@pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("first", [True, False])
+def test_a_start_that_is_killed_anywhere_leaves_no_trace(root: Path, writes: int, first: bool):
+    """At any of its writes; then the course is updated once more before the next start."""
+    if not first:
+        make(root)
+        for name in ("00_start.ipynb", "01_affine.ipynb"):
+            rewrite(root / "notebooks" / name, notebook("second"))
+        (root / "my_course" / "01_affine.ipynb").write_text("mine", encoding="utf-8")
+    command = [sys.executable, "-c", KILLED, learner_copy.__file__, str(root), str(writes)]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode in (0, -9)
+    assert killed.returncode == -9 or writes > 3
+    for name in ("00_start.ipynb", "01_affine.ipynb"):
+        rewrite(root / "notebooks" / name, notebook("third"))
+    make(root)
+    copy = root / "my_course"
+    assert '"third"' in (copy / "00_start.ipynb").read_text(encoding="utf-8")
+    expected = {"00_start.ipynb", "01_affine.ipynb", "images", learner_copy.RECORD}
+    if first:
+        assert '"third"' in (copy / "01_affine.ipynb").read_text(encoding="utf-8")
+    else:
+        assert (copy / "01_affine.ipynb").read_text(encoding="utf-8") == "mine"
+        assert '"third"' in (copy / "01_affine.new.ipynb").read_text(encoding="utf-8")
+        expected.add("01_affine.new.ipynb")
+    assert {path.name for path in copy.iterdir()} == expected
+    assert make(root) == []
+
+
+def test_two_first_starts_at_once(root: Path):
+    for number in range(40):
+        (root / "notebooks" / f"{number}.ipynb").write_text(notebook(str(number)), encoding="utf-8")
+    code = "import runpy, sys, pathlib; m = runpy.run_path(sys.argv[1]); print('ready', flush=True)"
+    code += "; input(); print(len(m['make'](pathlib.Path(sys.argv[2]))))"
+    command = [sys.executable, "-c", code, learner_copy.__file__, str(root)]
+    pipe = subprocess.PIPE
+    starts = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    for start in starts:
+        assert start.stdout.readline() == "ready\n"
+    for start in starts:
+        start.stdin.write("\n")
+        start.stdin.flush()
+    made = [int(start.communicate(timeout=120)[0]) for start in starts]
+    assert sorted(made) == [0, 0, 43]
+    assert make(root) == []
+    assert len(list((root / "my_course").glob("*"))) == 44
+
+
 def test_solutions_of_the_committed_notebooks_do_not_reach_the_learner():
     folder = Path(learner_copy.__file__).resolve().parents[2] / "notebooks"
     for path in folder.glob("*.ipynb"):
@@ -179,9 +247,10 @@ def test_solutions_of_the_committed_notebooks_do_not_reach_the_learner():
 
 def test_command_is_fast_and_needs_no_torch(root: Path):
     make(root)
-    script = root / "ptq_course" / "classroom" / "learner_copy.py"
+    script = root / "ptq_classroom" / "kit" / "learner_copy.py"
     script.parent.mkdir(parents=True)
-    script.write_text(Path(learner_copy.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("learner_copy.py", "learner_file.py"):
+        shutil.copy(Path(learner_copy.__file__).with_name(name), script.parent)
     spy = "import sys, runpy; runpy.run_path(sys.argv[1]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", spy, str(script)], check=True)
     before = os.times()

@@ -1,11 +1,11 @@
 """Training can be interrupted anywhere and goes on to the same weights."""
 
 import argparse
-import json
 
 import pytest
 import torch
 import train
+from safetensors.torch import save_file
 from torch import nn
 
 from ptq_classroom.pictures.camera import to_input
@@ -45,13 +45,55 @@ def test_an_interrupted_run_ends_with_the_same_weights(arguments, tmp_path, monk
     monkeypatch.setattr(train, "EmojiGenerator", broken)
     with pytest.raises(KeyboardInterrupt):
         train.train(arguments)
-    progress = json.loads((arguments.work / "resnet" / "progress.json").read_text())
+    (file,) = (arguments.work / "resnet").glob("state-*")
+    progress, _ = train.read_state(file)
     assert progress["chunks"] == 1
     resumed, _ = train.train(arguments)
     assert len(drawn) == 4, "the first chunk is not learned from twice"
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert not whole.training
+
+
+@pytest.mark.parametrize("damage", [0, 5, 100, -1, "no progress"])
+def test_a_damaged_checkpoint_starts_from_the_one_before_it(
+    arguments, tmp_path, monkeypatch, damage
+):
+    whole, _ = train.train(arguments)
+    arguments.work = tmp_path / "other"
+    drawn = []
+    generator = train.EmojiGenerator
+
+    def counting(seed):
+        drawn.append(seed)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return generator(seed=seed)
+
+    monkeypatch.setattr(train, "EmojiGenerator", counting)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(arguments)
+    later = arguments.work / "resnet" / "state-0.safetensors"  # after two chunks
+    assert train.read_state(later)[0]["chunks"] == 2
+    if damage == "no progress":
+        save_file({"x": torch.zeros(1)}, later)
+    else:
+        later.write_bytes(later.read_bytes()[:damage])
+    resumed, _ = train.train(arguments)
+    assert len(drawn) == 5, "the second chunk is learned from again, the first is not"
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(arguments, capsys):
+    whole, _ = train.train(arguments)
+    for file in (arguments.work / "resnet").glob("state-*"):
+        file.write_bytes(b"")
+    (arguments.work / "resnet" / ".state-0.safetensors.999999999.tmp").touch()
+    again, _ = train.train(arguments)
+    assert capsys.readouterr().out.count("is damaged") == 2
+    assert torch.equal(again.state_dict()["fc.weight"], whole.state_dict()["fc.weight"])
+    assert len(list((arguments.work / "resnet").glob("*state*"))) == 2
 
 
 def test_other_settings_do_not_continue_a_run(arguments):
