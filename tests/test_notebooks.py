@@ -3,9 +3,11 @@
 `faults` lists what is wrong with one notebook. Each rule is also shown to find its fault.
 """
 
+import ast
 import copy
 import json
 import re
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAX_LINES = 25
+MAX_LINES = 15
+MEDIAN_LINES = 6
 MAX_CORE_CELLS = 20
 MAX_BYTES = 1_500_000
 EXERCISE_TAGS = {"stub", "check", "solution"}
-TAGS = EXERCISE_TAGS | {"core", "extension", "exercise", "hide-input"}
+TAGS = EXERCISE_TAGS | {"core", "extension", "exercise", "hide-input", "proof"}
+FOLDED = {"solution", "proof"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|opt|Users)/[\w.-]+|[A-Z]:\\+Users\\")
 SKIPPED_BY_NBVAL = re.compile(r"NBVAL_|nbval-|PYTEST_VALIDATE_IGNORE", re.IGNORECASE)
@@ -98,10 +102,16 @@ def widget_models(notebook):
 
 
 def length_faults(notebook, name):
+    lengths = []
     for number, cell in code_cells(notebook):
         lines = len(text_of(cell.source).splitlines())
-        if lines > MAX_LINES and "solution" not in tags_of(cell):
+        if lines > MAX_LINES and not tags_of(cell) & {"solution", "stub"}:
             yield f"cell {number} has {lines} lines, more than {MAX_LINES}"
+        if not tags_of(cell) & (EXERCISE_TAGS | {"proof"}):
+            lengths.append(lines)
+    median = statistics.median(lengths or [0])
+    if median > MEDIAN_LINES:
+        yield f"the median of code cells is {median:g} lines, more than {MEDIAN_LINES}"
     if not name[:1].isdigit():
         return  # a self-test has neither core nor extension
     marks = {tag: number for number, c in enumerate(notebook.cells) for tag in tags_of(c)}
@@ -110,9 +120,61 @@ def length_faults(notebook, name):
         yield f"no cell is tagged {' or '.join(sorted(missing))}"
         return
     before = [c for n, c in code_cells(notebook) if n < marks["extension"]]
-    core = [c for c in before if not tags_of(c) & EXERCISE_TAGS]
+    core = [c for c in before if not tags_of(c) & (EXERCISE_TAGS | {"proof"})]
     if len(core) > MAX_CORE_CELLS:
         yield f"{len(core)} code cells before the extension, more than {MAX_CORE_CELLS}"
+
+
+def tree_of(cell):
+    """The cell's statements; a magic or shell line counts as nothing."""
+    lines = text_of(cell.source).splitlines()
+    return ast.parse("\n".join("" if x.lstrip().startswith(("%", "!")) else x for x in lines))
+
+
+def called(node):
+    """The last part of the name of a called function: `np.testing.assert_allclose` -> its end."""
+    function = getattr(node, "func", None)
+    return getattr(function, "attr", getattr(function, "id", ""))
+
+
+def asserts(node):
+    return isinstance(node, ast.Assert) or called(node).startswith("assert_")
+
+
+def shows(node):
+    return called(node) in {"print", "show", "display", "compare", "check", "predict", "explorer"}
+
+
+SETUP = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Import | ast.ImportFrom | ast.FunctionDef
+
+
+def proves(statement):
+    """Whether a statement of a proof's top level asserts, or prepares an assertion."""
+    if isinstance(statement, ast.For | ast.With):
+        return all(map(proves, statement.body))
+    return isinstance(statement, SETUP) or asserts(getattr(statement, "value", statement))
+
+
+def proof_faults(notebook):
+    """Assertions stand in folded cells tagged `proof`, alone, and nothing else needs those cells."""
+    kept, proofs = set(), {}
+    for number, cell in code_cells(notebook):
+        tree, tags = tree_of(cell), tags_of(cell)
+        nodes = list(ast.walk(tree))
+        stored = {n.id for n in nodes if isinstance(getattr(n, "ctx", 0), ast.Store) and hasattr(n, "id")}
+        if "proof" not in tags:
+            if any(map(asserts, nodes)) and not tags & EXERCISE_TAGS:
+                yield f"cell {number} asserts: that belongs in a cell of its own, tagged proof"
+            loose = {n.id for n in nodes if isinstance(n, ast.Name)} & set(proofs) - stored - kept
+            for name in sorted(loose):
+                yield f"cell {number} uses {name} of the proof in cell {proofs[name]}"
+            kept |= stored
+            continue
+        proofs |= dict.fromkeys(stored - kept, number)
+        if any(map(shows, nodes)) or not all(map(proves, tree.body)):
+            yield f"the proof in cell {number} does more than assert"
+        if not any(map(asserts, nodes)):
+            yield f"the proof in cell {number} asserts nothing"
 
 
 def metadata_faults(notebook):
@@ -136,8 +198,9 @@ def metadata_faults(notebook):
         ):
             yield f"cell {number} asks nbval to look away"
         folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
-        if "solution" in tags_of(cell) and not folded:
-            yield f"the solution in cell {number} is not folded"
+        for tag in sorted(tags_of(cell) & FOLDED):
+            if not folded or "hide-input" not in tags_of(cell):
+                yield f"the {tag} in cell {number} is not folded"
 
 
 def machine_faults(notebook):
@@ -152,6 +215,7 @@ def faults(notebook, name="00_name"):
         *execution_faults(notebook),
         *picture_faults(notebook),
         *length_faults(notebook, name),
+        *proof_faults(notebook),
         *metadata_faults(notebook),
         *machine_faults(notebook),
     ]
