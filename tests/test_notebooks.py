@@ -161,7 +161,9 @@ def proof_faults(notebook):
     for number, cell in code_cells(notebook):
         tree, tags = tree_of(cell), tags_of(cell)
         nodes = list(ast.walk(tree))
-        stored = {n.id for n in nodes if isinstance(getattr(n, "ctx", 0), ast.Store) and hasattr(n, "id")}
+        stored = {
+            n.id for n in nodes if isinstance(getattr(n, "ctx", 0), ast.Store) and hasattr(n, "id")
+        }
         if "proof" not in tags:
             if any(map(asserts, nodes)) and not tags & EXERCISE_TAGS:
                 yield f"cell {number} asserts: that belongs in a cell of its own, tagged proof"
