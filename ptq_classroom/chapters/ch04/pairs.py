@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ptq_classroom.chapters.ch04.operations import Ops
 from ptq_classroom.kit.exercises import Exercise
+
+Ops = dict[str, tuple[str, tuple[str, ...]]]  # name -> (kind, names of the values it reads)
 
 
 def qdq_pairs(ops: Ops, merge: tuple[str, ...]) -> int:
