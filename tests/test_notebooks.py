@@ -152,31 +152,47 @@ def proves(statement):
     """Whether a statement of a proof's top level asserts, or prepares an assertion."""
     if isinstance(statement, ast.For | ast.With):
         return all(map(proves, statement.body))
-    return isinstance(statement, SETUP) or asserts(getattr(statement, "value", statement))
+    calls = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    return isinstance(statement, SETUP | ast.Assert) or calls
+
+
+OWN_SCOPE = ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+def bound(node):
+    """Names that a cell leaves behind, without those of a function's body or a comprehension."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name.split(".")[0]
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif not isinstance(node, OWN_SCOPE):
+        for child in ast.iter_child_nodes(node):
+            yield from bound(child)
 
 
 def proof_faults(notebook):
-    """Assertions stand in folded cells tagged `proof`, alone, and nothing else needs those cells."""
-    kept, proofs = set(), {}
+    """Assertions stand alone, in folded cells tagged `proof`, and no other cell notices those."""
+    of_a_proof = {}  # name -> the proof that bound it last
     for number, cell in code_cells(notebook):
         tree, tags = tree_of(cell), tags_of(cell)
-        nodes = list(ast.walk(tree))
-        stored = {
-            n.id for n in nodes if isinstance(getattr(n, "ctx", 0), ast.Store) and hasattr(n, "id")
-        }
-        if "proof" not in tags:
-            if any(map(asserts, nodes)) and not tags & EXERCISE_TAGS:
-                yield f"cell {number} asserts: that belongs in a cell of its own, tagged proof"
-            loose = {n.id for n in nodes if isinstance(n, ast.Name)} & set(proofs) - stored - kept
-            for name in sorted(loose):
-                yield f"cell {number} uses {name} of the proof in cell {proofs[name]}"
-            kept |= stored
+        nodes, names = list(ast.walk(tree)), set(bound(tree))
+        if "proof" in tags:
+            of_a_proof |= dict.fromkeys(names, number)
+            if any(map(shows, nodes)) or not all(map(proves, tree.body)):
+                yield f"the proof in cell {number} does more than assert"
+            if not any(map(asserts, nodes)):
+                yield f"the proof in cell {number} asserts nothing"
             continue
-        proofs |= dict.fromkeys(stored - kept, number)
-        if any(map(shows, nodes)) or not all(map(proves, tree.body)):
-            yield f"the proof in cell {number} does more than assert"
-        if not any(map(asserts, nodes)):
-            yield f"the proof in cell {number} asserts nothing"
+        if any(map(asserts, nodes)) and not tags & EXERCISE_TAGS:
+            yield f"cell {number} asserts: that belongs in a cell of its own, tagged proof"
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        stored |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        used = {n.id for n in nodes if isinstance(n, ast.Name)} - stored
+        for name in sorted(used & set(of_a_proof)):
+            yield f"cell {number} uses {name} of the proof in cell {of_a_proof[name]}"
+        of_a_proof = {n: place for n, place in of_a_proof.items() if n not in names}
 
 
 def metadata_faults(notebook):
@@ -248,6 +264,11 @@ PNG = {"image/png": "iVBORw0KGgo="}
 WITH_ALT = {"text/html": '<img alt="a line rising" src="data:image/png;base64,iVBORw0KGgo=">'}
 
 
+def proof(source, count=3):
+    metadata = {"tags": ["proof", "hide-input"], "jupyter": {"source_hidden": True}}
+    return new_code_cell(source, execution_count=count, metadata=metadata)
+
+
 def good():
     """A small notebook that keeps every rule."""
     notebook = new_notebook(
@@ -263,6 +284,7 @@ def good():
                 execution_count=2,
                 metadata={"tags": ["solution", "hide-input"], "jupyter": {"source_hidden": True}},
             ),
+            proof("double = 2 * figure\nassert double > 1"),
             new_markdown_cell("## Extension", metadata={"tags": ["extension"]}),
         ],
         metadata={"kernelspec": {"name": "python3", "display_name": "P", "language": "python"}},
@@ -296,15 +318,28 @@ def stream(name, text):
         (lambda n, c: c.outputs[0].data.update({"text/html": "<img src='a'>"}), "without alt"),
         (lambda n, c: n.cells[0].update(source="![](a.png)"), "without alt"),
         (lambda n, c: n.cells[0].update(source="![a](https://x.org/a.png)"), "from the network"),
-        (lambda n, c: c.update(source="\n".join("x" * 26)), "26 lines"),
-        (lambda n, c: n.cells[3].metadata.clear(), "no cell is tagged extension"),
+        (lambda n, c: c.update(source="\n".join("x" * 16)), "16 lines"),
+        (lambda n, c: c.update(source="\n".join("x" * 7)), "median of code cells is 7"),
+        (lambda n, c: n.cells[4].metadata.clear(), "no cell is tagged extension"),
         (lambda n, c: n.metadata.update(toc={}), "metadata 'toc'"),
         (lambda n, c: n.metadata.kernelspec.update(name="other"), "python3"),
         (lambda n, c: n.metadata.update(language_info={"version": "3.11.7"}), "version of Python"),
         (lambda n, c: c.metadata.update(execution={}), "'execution' of cell 1"),
         (lambda n, c: c.metadata.update(tags=["nbval-skip"]), "look away"),
         (lambda n, c: c.update(source="# NBVAL_IGNORE_OUTPUT\n1"), "look away"),
-        (lambda n, c: n.cells[2].metadata.pop("jupyter"), "not folded"),
+        (lambda n, c: n.cells[2].metadata.pop("jupyter"), "solution in cell 2 is not folded"),
+        (lambda n, c: n.cells[3].metadata.pop("jupyter"), "proof in cell 3 is not folded"),
+        (lambda n, c: n.cells[3].metadata.update(tags=["proof"]), "proof in cell 3 is not folded"),
+        (lambda n, c: c.update(source="assert 1"), "cell 1 asserts"),
+        (lambda n, c: c.update(source="if 1:\n    x.assert_close(1, 1)"), "cell 1 asserts"),
+        (lambda n, c: n.cells[3].update(source="x = 1"), "cell 3 asserts nothing"),
+        (lambda n, c: n.cells[3].update(source="assert 1\nprint(1)"), "more than assert"),
+        (lambda n, c: n.cells[3].update(source="assert 1\n1 + 1"), "more than assert"),
+        (lambda n, c: n.cells[3].update(source="while 1:\n    assert 1"), "more than assert"),
+        (
+            lambda n, c: n.cells.insert(4, new_code_cell("double", execution_count=4)),
+            "cell 4 uses double of the proof in cell 3",
+        ),
         (
             lambda n, c: c.outputs.append(stream("stdout", "/" + "home/ada/x")),
             "names /" + "home/ada",
@@ -317,13 +352,24 @@ def test_each_fault_is_found(change, said):
     assert any(said in fault for fault in found), found
 
 
-def test_too_many_core_cells_are_found_and_exercises_are_not_counted():
+def test_a_proof_may_use_a_name_that_is_bound_anew_before_it_is_used():
     notebook = good()
-    extra = [new_code_cell("1", execution_count=3 + i) for i in range(MAX_CORE_CELLS - 1)]
-    stubs = [new_code_cell("1", metadata={"tags": ["stub"]}, execution_count=22)]
-    notebook.cells[3:3] = [*extra, *stubs]
+    notebook.cells[1].source = "double = 1"
+    notebook.cells.insert(4, new_code_cell("[double for double in (1, 2)]", execution_count=4))
+    notebook.cells.insert(5, new_code_cell("double = 3", execution_count=5))
+    notebook.cells.insert(6, new_code_cell("double", execution_count=6))
     assert faults(notebook) == []
-    notebook.cells[-1:-1] = [new_code_cell("1", execution_count=23)]
+    notebook.cells[5].source = "1"
+    assert faults(notebook) == ["cell 6 uses double of the proof in cell 3"]
+
+
+def test_too_many_core_cells_are_found_and_exercises_and_proofs_are_not_counted():
+    notebook = good()
+    extra = [new_code_cell("1", execution_count=4 + i) for i in range(MAX_CORE_CELLS - 1)]
+    stubs = [new_code_cell("1", metadata={"tags": ["stub"]}, execution_count=23)]
+    notebook.cells[4:4] = [*extra, *stubs, proof("assert 1", 24)]
+    assert faults(notebook) == []
+    notebook.cells[-1:-1] = [new_code_cell("1", execution_count=25)]
     assert "21 code cells before the extension" in faults(notebook)[0]
 
 

@@ -1,7 +1,7 @@
 """Build a chapter's notebook from a script: deterministic cell ids, tags and exercise cells.
 
 The .ipynb that `write` leaves is the source that is committed; the script may be thrown away. The
-conventions (tags, metadata keys, file names) are in classroom/README.md.
+conventions (tags, metadata keys, file names) are in ptq_classroom/README.md.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class NotebookBuilder:
     def hidden(self, source: str, tags: tuple[str, ...] = ()) -> None:
         """A folded code cell (set-up that would distract)."""
         self._add("code", source, ("hide-input", *tags))
+
+    def proof(self, source: str) -> None:
+        """A folded code cell of assertions: the proof of what the cell before it claims."""
+        self._add("code", source, ("proof", "hide-input"))
 
     def core(self, minutes: int = 50) -> None:
         """Mark the beginning of the core."""
