@@ -22,6 +22,7 @@ _HOME = {
     "reset": "kit.helpers",
     "predict": "kit.prediction",
     "term": "kit.glossary",
+    "points": "kit.show",
     "show": "kit.show",
     "Explorer": "kit.explorer",
     "Slider": "kit.explorer",

@@ -3,9 +3,11 @@
 `faults` lists what is wrong with one notebook. Each rule is also shown to find its fault.
 """
 
+import ast
 import copy
 import json
 import re
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAX_LINES = 25
+MAX_LINES = 15
+MEDIAN_LINES = 6
 MAX_CORE_CELLS = 20
 MAX_BYTES = 1_500_000
 EXERCISE_TAGS = {"stub", "check", "solution"}
-TAGS = EXERCISE_TAGS | {"core", "extension", "exercise", "hide-input"}
+TAGS = EXERCISE_TAGS | {"core", "extension", "exercise", "hide-input", "proof"}
+FOLDED = {"solution", "proof"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|opt|Users)/[\w.-]+|[A-Z]:\\+Users\\")
 SKIPPED_BY_NBVAL = re.compile(r"NBVAL_|nbval-|PYTEST_VALIDATE_IGNORE", re.IGNORECASE)
@@ -98,10 +102,16 @@ def widget_models(notebook):
 
 
 def length_faults(notebook, name):
+    lengths = []
     for number, cell in code_cells(notebook):
         lines = len(text_of(cell.source).splitlines())
-        if lines > MAX_LINES and "solution" not in tags_of(cell):
+        if lines > MAX_LINES and not tags_of(cell) & {"solution", "stub"}:
             yield f"cell {number} has {lines} lines, more than {MAX_LINES}"
+        if not tags_of(cell) & (EXERCISE_TAGS | {"proof"}):
+            lengths.append(lines)
+    median = statistics.median(lengths or [0])
+    if median > MEDIAN_LINES:
+        yield f"the median of code cells is {median:g} lines, more than {MEDIAN_LINES}"
     if not name[:1].isdigit():
         return  # a self-test has neither core nor extension
     marks = {tag: number for number, c in enumerate(notebook.cells) for tag in tags_of(c)}
@@ -110,9 +120,79 @@ def length_faults(notebook, name):
         yield f"no cell is tagged {' or '.join(sorted(missing))}"
         return
     before = [c for n, c in code_cells(notebook) if n < marks["extension"]]
-    core = [c for c in before if not tags_of(c) & EXERCISE_TAGS]
+    core = [c for c in before if not tags_of(c) & (EXERCISE_TAGS | {"proof"})]
     if len(core) > MAX_CORE_CELLS:
         yield f"{len(core)} code cells before the extension, more than {MAX_CORE_CELLS}"
+
+
+def tree_of(cell):
+    """The cell's statements; a magic or shell line counts as nothing."""
+    lines = text_of(cell.source).splitlines()
+    return ast.parse("\n".join("" if x.lstrip().startswith(("%", "!")) else x for x in lines))
+
+
+def called(node):
+    """The last part of the name of a called function: `np.testing.assert_allclose` -> its end."""
+    function = getattr(node, "func", None)
+    return getattr(function, "attr", getattr(function, "id", ""))
+
+
+def asserts(node):
+    return isinstance(node, ast.Assert) or called(node).startswith("assert_")
+
+
+def shows(node):
+    return called(node) in {"print", "show", "display", "compare", "check", "predict", "explorer"}
+
+
+SETUP = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Import | ast.ImportFrom | ast.FunctionDef
+
+
+def proves(statement):
+    """Whether a statement of a proof's top level asserts, or prepares an assertion."""
+    if isinstance(statement, ast.For | ast.With):
+        return all(map(proves, statement.body))
+    calls = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    return isinstance(statement, SETUP | ast.Assert) or calls
+
+
+OWN_SCOPE = ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+def bound(node):
+    """Names that a cell leaves behind, without those of a function's body or a comprehension."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name.split(".")[0]
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif not isinstance(node, OWN_SCOPE):
+        for child in ast.iter_child_nodes(node):
+            yield from bound(child)
+
+
+def proof_faults(notebook):
+    """Assertions stand alone, in folded cells tagged `proof`, and no other cell notices those."""
+    of_a_proof = {}  # name -> the proof that bound it last
+    for number, cell in code_cells(notebook):
+        tree, tags = tree_of(cell), tags_of(cell)
+        nodes, names = list(ast.walk(tree)), set(bound(tree))
+        if "proof" in tags:
+            of_a_proof |= dict.fromkeys(names, number)
+            if any(map(shows, nodes)) or not all(map(proves, tree.body)):
+                yield f"the proof in cell {number} does more than assert"
+            if not any(map(asserts, nodes)):
+                yield f"the proof in cell {number} asserts nothing"
+            continue
+        if any(map(asserts, nodes)) and not tags & EXERCISE_TAGS:
+            yield f"cell {number} asserts: that belongs in a cell of its own, tagged proof"
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        stored |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        used = {n.id for n in nodes if isinstance(n, ast.Name)} - stored
+        for name in sorted(used & set(of_a_proof)):
+            yield f"cell {number} uses {name} of the proof in cell {of_a_proof[name]}"
+        of_a_proof = {n: place for n, place in of_a_proof.items() if n not in names}
 
 
 def metadata_faults(notebook):
@@ -136,8 +216,9 @@ def metadata_faults(notebook):
         ):
             yield f"cell {number} asks nbval to look away"
         folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
-        if "solution" in tags_of(cell) and not folded:
-            yield f"the solution in cell {number} is not folded"
+        for tag in sorted(tags_of(cell) & FOLDED):
+            if not folded or "hide-input" not in tags_of(cell):
+                yield f"the {tag} in cell {number} is not folded"
 
 
 def machine_faults(notebook):
@@ -152,6 +233,7 @@ def faults(notebook, name="00_name"):
         *execution_faults(notebook),
         *picture_faults(notebook),
         *length_faults(notebook, name),
+        *proof_faults(notebook),
         *metadata_faults(notebook),
         *machine_faults(notebook),
     ]
@@ -182,6 +264,11 @@ PNG = {"image/png": "iVBORw0KGgo="}
 WITH_ALT = {"text/html": '<img alt="a line rising" src="data:image/png;base64,iVBORw0KGgo=">'}
 
 
+def proof(source, count=3):
+    metadata = {"tags": ["proof", "hide-input"], "jupyter": {"source_hidden": True}}
+    return new_code_cell(source, execution_count=count, metadata=metadata)
+
+
 def good():
     """A small notebook that keeps every rule."""
     notebook = new_notebook(
@@ -197,6 +284,7 @@ def good():
                 execution_count=2,
                 metadata={"tags": ["solution", "hide-input"], "jupyter": {"source_hidden": True}},
             ),
+            proof("double = 2 * figure\nassert double > 1"),
             new_markdown_cell("## Extension", metadata={"tags": ["extension"]}),
         ],
         metadata={"kernelspec": {"name": "python3", "display_name": "P", "language": "python"}},
@@ -230,15 +318,28 @@ def stream(name, text):
         (lambda n, c: c.outputs[0].data.update({"text/html": "<img src='a'>"}), "without alt"),
         (lambda n, c: n.cells[0].update(source="![](a.png)"), "without alt"),
         (lambda n, c: n.cells[0].update(source="![a](https://x.org/a.png)"), "from the network"),
-        (lambda n, c: c.update(source="\n".join("x" * 26)), "26 lines"),
-        (lambda n, c: n.cells[3].metadata.clear(), "no cell is tagged extension"),
+        (lambda n, c: c.update(source="\n".join("x" * 16)), "16 lines"),
+        (lambda n, c: c.update(source="\n".join("x" * 7)), "median of code cells is 7"),
+        (lambda n, c: n.cells[4].metadata.clear(), "no cell is tagged extension"),
         (lambda n, c: n.metadata.update(toc={}), "metadata 'toc'"),
         (lambda n, c: n.metadata.kernelspec.update(name="other"), "python3"),
         (lambda n, c: n.metadata.update(language_info={"version": "3.11.7"}), "version of Python"),
         (lambda n, c: c.metadata.update(execution={}), "'execution' of cell 1"),
         (lambda n, c: c.metadata.update(tags=["nbval-skip"]), "look away"),
         (lambda n, c: c.update(source="# NBVAL_IGNORE_OUTPUT\n1"), "look away"),
-        (lambda n, c: n.cells[2].metadata.pop("jupyter"), "not folded"),
+        (lambda n, c: n.cells[2].metadata.pop("jupyter"), "solution in cell 2 is not folded"),
+        (lambda n, c: n.cells[3].metadata.pop("jupyter"), "proof in cell 3 is not folded"),
+        (lambda n, c: n.cells[3].metadata.update(tags=["proof"]), "proof in cell 3 is not folded"),
+        (lambda n, c: c.update(source="assert 1"), "cell 1 asserts"),
+        (lambda n, c: c.update(source="if 1:\n    x.assert_close(1, 1)"), "cell 1 asserts"),
+        (lambda n, c: n.cells[3].update(source="x = 1"), "cell 3 asserts nothing"),
+        (lambda n, c: n.cells[3].update(source="assert 1\nprint(1)"), "more than assert"),
+        (lambda n, c: n.cells[3].update(source="assert 1\n1 + 1"), "more than assert"),
+        (lambda n, c: n.cells[3].update(source="while 1:\n    assert 1"), "more than assert"),
+        (
+            lambda n, c: n.cells.insert(4, new_code_cell("double", execution_count=4)),
+            "cell 4 uses double of the proof in cell 3",
+        ),
         (
             lambda n, c: c.outputs.append(stream("stdout", "/" + "home/ada/x")),
             "names /" + "home/ada",
@@ -251,13 +352,24 @@ def test_each_fault_is_found(change, said):
     assert any(said in fault for fault in found), found
 
 
-def test_too_many_core_cells_are_found_and_exercises_are_not_counted():
+def test_a_proof_may_use_a_name_that_is_bound_anew_before_it_is_used():
     notebook = good()
-    extra = [new_code_cell("1", execution_count=3 + i) for i in range(MAX_CORE_CELLS - 1)]
-    stubs = [new_code_cell("1", metadata={"tags": ["stub"]}, execution_count=22)]
-    notebook.cells[3:3] = [*extra, *stubs]
+    notebook.cells[1].source = "double = 1"
+    notebook.cells.insert(4, new_code_cell("[double for double in (1, 2)]", execution_count=4))
+    notebook.cells.insert(5, new_code_cell("double = 3", execution_count=5))
+    notebook.cells.insert(6, new_code_cell("double", execution_count=6))
     assert faults(notebook) == []
-    notebook.cells[-1:-1] = [new_code_cell("1", execution_count=23)]
+    notebook.cells[5].source = "1"
+    assert faults(notebook) == ["cell 6 uses double of the proof in cell 3"]
+
+
+def test_too_many_core_cells_are_found_and_exercises_and_proofs_are_not_counted():
+    notebook = good()
+    extra = [new_code_cell("1", execution_count=4 + i) for i in range(MAX_CORE_CELLS - 1)]
+    stubs = [new_code_cell("1", metadata={"tags": ["stub"]}, execution_count=23)]
+    notebook.cells[4:4] = [*extra, *stubs, proof("assert 1", 24)]
+    assert faults(notebook) == []
+    notebook.cells[-1:-1] = [new_code_cell("1", execution_count=25)]
     assert "21 code cells before the extension" in faults(notebook)[0]
 
 

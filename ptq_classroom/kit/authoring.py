@@ -41,6 +41,10 @@ class NotebookBuilder:
         """A folded code cell (set-up that would distract)."""
         self._add("code", source, ("hide-input", *tags))
 
+    def proof(self, source: str) -> None:
+        """A folded code cell of assertions: the proof of what the cell before it claims."""
+        self._add("code", source, ("proof", "hide-input"))
+
     def core(self, minutes: int = 50) -> None:
         """Mark the beginning of the core."""
         self.md(f"## Core ({minutes} minutes)", ("core",))

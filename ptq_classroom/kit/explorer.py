@@ -76,7 +76,8 @@ class Explorer:
 
     frame(**values) -> (readout, alt): updates the artists of `fig` for these control values and
     returns the readout line and the picture's alt text. It is called once at the start, then after
-    changes; changes that arrive while it draws are merged into one.
+    changes; changes that arrive while it draws are merged into one. Where it is a method, its
+    object is `artists`: what the chapter drew.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class Explorer:
         title: str = "",
     ):
         self.fig, self.frame, self.title = fig, frame, title
+        self.artists = getattr(frame, "__self__", None)
         self.controls = {c.name: c for c in controls}
         built = {c.name: c.build() for c in controls}
         self.inputs = {name: main for name, (main, _) in built.items()}
-        self.readout = w.HTML()
-        self.picture = w.HTML()
+        self._readout, self._picture = w.HTML(), w.HTML()
         self.redraws = 0
         self._pending: asyncio.TimerHandle | None = None
         self._held = False
@@ -100,6 +101,16 @@ class Explorer:
         self.draw()
         for main in self.inputs.values():
             main.observe(self._changed, names="value")
+
+    @property
+    def readout(self) -> w.HTML:
+        """The line under the controls, as it is shown."""
+        return self._readout
+
+    @property
+    def picture(self) -> w.HTML:
+        """The picture as it is shown: HTML whose <img> each redraw replaces."""
+        return self._picture
 
     @property
     def values(self) -> dict[str, Any]:

@@ -128,3 +128,8 @@ def describe_histogram(
         outside = counts[(centers < low) | (centers > high)].sum() / max(counts.sum(), 1)
         text += f" The range {n(low)} to {n(high)} leaves {100 * outside:.2g} percent outside."
     return text
+
+
+def points(change: tuple[float, float, float]) -> str:
+    """A paired difference with its interval, shares of 1: "+2.9 points (+2.1 to +3.6)"."""
+    return "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * value for value in change))

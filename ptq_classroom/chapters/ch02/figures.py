@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,16 @@ def percentile_sweep(
         f"clipped, best {n(accuracy[best])} at {n(clipped[best])}, {n(accuracy[-1])} at "
         f"{n(clipped[-1])}. Min-max reaches {n(minmax)}, FP32 {n(fp32)}." + kinds
     )
+
+
+def trace_average(calibrator: Any, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Feed `batches` to a calibrator; the maximum of each, and what it holds after each."""
+    maxima, held = [], []
+    for batch in batches:
+        calibrator.update(batch)
+        maxima.append(batch.max().item())
+        held.append(calibrator.max_val)
+    return maxima, held
 
 
 def moving_average(

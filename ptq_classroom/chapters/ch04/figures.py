@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from torch import fx, nn
 
-from ptq_classroom.chapters.ch04.operations import Ops, quantized_values, readers
+from ptq_classroom.chapters.ch04.exercises import Ops
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_course.graph import Plan
+from ptq_course.graph.kinds import operation_of
 
+KINDS = {
+    None: "input", nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.ReLU6: "relu",
+    operator.add: "add", nn.AdaptiveAvgPool2d: "pool", torch.flatten: "flatten",
+    nn.Linear: "linear",
+}  # fmt: skip
 FILL = {"conv": "#d7e8f8", "bn": "#fde7c2", "relu": "#e3e6e8", "add": "#ead9f1", "entry": "white"}
+
+
+def operations(traced: fx.GraphModule) -> Ops:
+    """The operations of a traced network of the course in order; identities are left out."""
+    ops: Ops = {}
+    alias: dict[str, str] = {}  # what an identity returns is its input
+    for node in traced.graph.nodes:
+        reads = tuple(alias.get(source.name, source.name) for source in node.all_input_nodes)
+        operation = operation_of(traced, node)
+        if operation is nn.Identity:
+            alias[node.name] = reads[0]
+        elif node.op != "output":
+            ops[node.name] = (KINDS[operation], reads)
+    return ops
+
+
+def readers(ops: Ops, name: str) -> list[str]:
+    """The operations that read this value."""
+    return [other for other, (_, inputs) in ops.items() if name in inputs]
+
+
+def places(plan: Plan) -> list[str]:
+    """The nodes behind which a planned network rounds: each value's, and averages of it."""
+    return [node for value in plan.values.values() for node in (value.node, *value.inherited_by)]
 
 
 def groups(ops: Ops, merge: tuple[str, ...]) -> dict[str, list[str]]:
@@ -36,8 +70,8 @@ def block_diagram(ops: Ops, first: str, last: str, merge: tuple[str, ...]) -> tu
     fig, axes = figure(8.4, 5.8, 1, 2)
     bottom, told = -1.0, []
     for ax, title, kinds in ((axes[0], "before fusion", ()), (axes[1], "after fusion", merge)):
-        pairs = set(quantized_values(ops, kinds)) & set(inside)
         boxes = groups(block, kinds)
+        pairs = {n for n in groups(ops, kinds) if readers(ops, n) and ops[n][0] != "flatten"}
         bottom = min(bottom, _draw_block(ax, block, boxes, pairs, first))
         ax.set_title(title, fontsize=11)
         below = [" + ".join(map(_short, boxes[name])) for name in boxes if name in pairs - {first}]

@@ -69,6 +69,7 @@ class GammaOverSigma:
         self.bars = bottom.bar(self.place, np.zeros(CHANNELS), color=COLORS[0], width=0.7)
         self.bars[LOUD].set_color(COLORS[6])
         bottom.set(ylim=(0, 55), ylabel="SQNR (dB)", xticks=self.place)
+        self.name = bottom.text(CHANNELS - 0.45, 54, "", ha="right", va="top", fontsize=9)
         bottom.set_xlabel(f"channel (the slider sets gamma / sigma of channel {LOUD})")
 
     def frame(self, ratio: float, bits: int, scales: str) -> tuple[str, str]:
@@ -84,6 +85,7 @@ class GammaOverSigma:
         self.ticks.set_segments(_ticks(steps, qparams.grid.qmax))
         for bar, height in zip(self.bars, decibels, strict=True):
             bar.set_height(height)
+        self.name.set_text(f"scales: {scales}")
         self.reach.set_text(f"up to {ratio:g}" if ratio > VIEW else "")
 
         others = np.delete(decibels, LOUD)
@@ -126,6 +128,4 @@ def explorer() -> Explorer:
         Slider("bits", 3, 8, 5),
         Choice("scales", (SHARED, OWN), SHARED),
     ]
-    made = Explorer(picture.fig, controls, picture.frame, "One loud channel among twelve")
-    made.picture = picture  # for tests that look at the artists
-    return made
+    return Explorer(picture.fig, controls, picture.frame, "One loud channel among twelve")

@@ -158,6 +158,4 @@ def explorer(
         Slider("layer", 1, len(by_rule[rules[0]]), 1),
         Choice("rule", rules, rules[0], "range rule"),
     ]
-    made = Explorer(picture.fig, controls, picture.frame, "Step through the layers")
-    made.picture_artists = picture  # for tests that look at the artists
-    return made
+    return Explorer(picture.fig, controls, picture.frame, "Step through the layers")

@@ -89,6 +89,4 @@ def explorer() -> Explorer:
         Slider("spread", 0.0, 80.0, 20.0, 1.0, "spread of the tokens' ranges (dB)"),
         Slider("bits", 3, 8, 8),
     ]
-    made = Explorer(picture.fig, controls, picture.frame, "One scale for all tokens, or one each")
-    made.picture = picture  # for tests that look at the artists
-    return made
+    return Explorer(picture.fig, controls, picture.frame, "One scale for all tokens, or one each")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
 from ptq_classroom.pictures.camera import to_input
 from ptq_course.integer import IntegerModel, requantize, to_multiplier
@@ -62,6 +63,8 @@ class NarrowAccumulator:
         top.stairs(np.maximum(counts, 0.5), edges, fill=True, color=COLORS[0], alpha=0.7)
         self.limits = [top.axvline(x, color=COLORS[2], linestyle="--") for x in (-1, 1)]
         top.set(yscale="log", ylim=(0.5, None), xlim=(-self.edge, self.edge), ylabel="count")
+        style = {"ha": "right", "va": "top", "fontsize": 9, "color": COLORS[2], "bbox": BEHIND}
+        self.rule = top.text(0.99, 0.96, "", transform=top.transAxes, **style)
         top.set_xlabel(f"sums of {self.op.name} (red: where the accumulator ends)")
         self.before = np.bincount(self.codes.flatten().numpy(), minlength=256)
         bottom.stairs(self.before, np.arange(257), fill=True, color=GREY, alpha=0.4)
@@ -96,6 +99,7 @@ class NarrowAccumulator:
             line.set_xdata([x, x])
         now = np.bincount(found.codes.flatten().numpy(), minlength=256)
         self.steps.set_data(now)
+        self.rule.set_text(f"a sum that does not fit {overflow}")
         self.bottom.set_ylim(0, 1.1 * max(now.max(), self.before.max()))
         readout = (
             f"{bits} bits, {overflow}: {100 * lost:.2f} % of the sums do not fit · multiplier of "
@@ -137,6 +141,4 @@ def explorer(integer: IntegerModel, images: Tensor, layer: str = "layer4.conv2")
         Slider("multiplier_bits", 2, 31, 31, label="bits of the multiplier"),
         Choice("overflow", (WRAPS, CLAMPS), WRAPS, "a sum that does not fit"),
     ]
-    made = Explorer(picture.fig, controls, picture.frame, "One layer with a narrow accumulator")
-    made.picture = picture  # for tests that look at the artists
-    return made
+    return Explorer(picture.fig, controls, picture.frame, "One layer with a narrow accumulator")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ptq_classroom.kit.pieces import image_grid
 from ptq_classroom.kit.prediction import Prediction
@@ -28,6 +28,21 @@ def pictures(images: Any, titles: Sequence[str]) -> tuple[Figure, str]:
     light = np.asarray(images).mean(axis=(1, 2, 3))
     told = ", ".join(f"{t} (mean byte {b:.0f})" for t, b in zip(titles, light, strict=True))
     return fig, f"{len(titles)} pictures of the calibration split: {told}."
+
+
+def examples(split: Any, peaks: NDArray[Any]) -> tuple[Figure, str]:
+    """Pictures of each rare mode, an ordinary one with a large value, a dim one, and their peaks.
+
+    peaks: [pictures] largest input value of each picture of the split.
+    """
+    chosen = [
+        *np.flatnonzero(split.modes == "flash")[:3],
+        *np.flatnonzero((peaks > 100) & (split.modes == "normal"))[:1],
+        *np.flatnonzero(peaks < 4)[:1],
+        *np.flatnonzero(split.modes == "night")[:3],
+    ]
+    titles = [f"{split.modes[i]}, {peaks[i]:.3g}" for i in chosen]
+    return pictures(split.images[chosen], titles)
 
 
 def coverage(sizes: ArrayLike, highs: ArrayLike, clipped: ArrayLike) -> tuple[Figure, str]:

@@ -57,23 +57,23 @@ def losses(
 def noticed(
     shifts: Sequence[str],
     clipped: Mapping[str, ArrayLike],
-    lost: Mapping[str, ArrayLike],
-    ends: Mapping[str, ArrayLike],
+    lost: Mapping[str, Mapping[str, tuple[float, float, float]]],
 ) -> tuple[Figure, str]:
     """What a monitor sees (percent of the values clipped) beside what it costs (points lost).
 
-    clipped, lost: {rule: [shifts]}, the same rules in the same order. ends: {rule: [shifts, 2]},
-    the interval of each loss, drawn as a line.
+    clipped: {rule: [shifts]}. lost: {rule: {shift: (loss, low, high)}}, shares of 1, the same rules
+    in the same order; the interval is drawn as a line.
     """
+    costs = {rule: 100 * np.array([row[shift] for shift in shifts]) for rule, row in lost.items()}
     fig, (left, right) = figure(7.4, 0.9 + 0.42 * len(shifts), 1, 2, sharey=True)
     place = np.arange(len(shifts))
     height = 0.8 / len(clipped)
     tints = (COLORS[2], COLORS[0])
     for number, rule in enumerate(clipped):
         at = place + (number - (len(clipped) - 1) / 2) * height
-        low, high = np.asarray(ends[rule], dtype=float).T
+        loss, low, high = costs[rule].T
         right.hlines(at, low, high, color="black", linewidth=1.1, zorder=4)
-        for ax, values, reach in ((left, clipped[rule], 0), (right, lost[rule], high)):
+        for ax, values, reach in ((left, clipped[rule], 0), (right, loss, high)):
             values = np.asarray(values, dtype=float)
             reach = np.maximum(np.maximum(values, reach), 0)
             ax.barh(at, values, height * 0.9, color=tints[number], alpha=(0.95, 0.6)[number])
@@ -98,8 +98,7 @@ def noticed(
         f"{shift}: "
         + ", ".join(
             f"{rule_name(rule)} {np.asarray(clipped[rule])[i]:.2f} percent clipped and "
-            f"{np.asarray(lost[rule])[i]:.1f} points lost "
-            "(from {:.1f} to {:.1f})".format(*np.asarray(ends[rule])[i])
+            "{:.1f} points lost (from {:.1f} to {:.1f})".format(*costs[rule][i])
             for rule in clipped
         )
         for i, shift in enumerate(shifts)

@@ -146,4 +146,4 @@ def test_the_explorer_answers_to_its_sliders():
     first = explorer.set(outlier=40.0, percentile=100.0, bits=5)
     second = explorer.set(percentile=99.0)
     assert first != second
-    assert np.isclose(explorer.picture.edge.get_xdata()[0], 2.6, atol=0.2)
+    assert np.isclose(explorer.artists.edge.get_xdata()[0], 2.6, atol=0.2)

@@ -107,7 +107,7 @@ def test_frames_hold_what_compare_measured(case):
 
 def test_the_frame_moves_the_artists(case):
     *_, explorer = case
-    picture = explorer.picture_artists
+    picture = explorer.artists
     readout, alt = explorer.set(layer=2, rule="percentile")
     shown = picture.by_rule["percentile"][1]
     assert readout.startswith("2, percentile")
@@ -125,7 +125,7 @@ def test_the_frame_moves_the_artists(case):
 
 def test_a_loud_example_leaves_fewer_codes(case):
     *_, explorer = case
-    by_rule = explorer.picture_artists.by_rule
+    by_rule = explorer.artists.by_rule
     assert len(by_rule["minmax"][0].levels) < len(by_rule["percentile"][0].levels)
     assert by_rule["minmax"][0].isolated < by_rule["percentile"][0].isolated
 
@@ -136,7 +136,7 @@ def test_a_frame_is_quick(case):
     times = []
     for layer in (2, 1, 2, 1, 2):
         start = time.process_time()
-        explorer.picture_artists.frame(layer, "minmax")
+        explorer.artists.frame(layer, "minmax")
         times.append(time.process_time() - start)
     assert min(times) < 0.1
 
@@ -222,7 +222,8 @@ def by_own_functions(functions):
         "learner": SimpleNamespace(function=functions.get),
         "quantizer": SimpleNamespace(float_model=model),
     }  # fmt: skip
-    exec(cell("qparams, quantize, channel_scales, collect ="), names)
+    for beginning in ('names = ("qparams"', "mine = copy.deepcopy"):
+        exec(cell(beginning), names)
     with torch.no_grad():
         return names["mine"](inputs[0]), model(inputs[0])
 

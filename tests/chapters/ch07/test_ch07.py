@@ -224,7 +224,7 @@ def test_a_bit_less_costs_six_decibels_of_room(picture):
 def test_the_explorer_answers_to_its_sliders():
     explorer = widget.explorer()
     assert explorer.set(spread=10.0, bits=8) != explorer.set(spread=50.0)
-    assert len(explorer.picture.reach.get_ydata()) == widget.TOKENS
+    assert len(explorer.artists.reach.get_ydata()) == widget.TOKENS
 
 
 # --- checks ---------------------------------------------------------------------------------------

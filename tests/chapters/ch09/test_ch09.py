@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ptq_classroom.chapters.ch09 import figures, shift_figures, widget
+from ptq_classroom.chapters.ch09 import figures, shift_figures, trials, widget
 from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.pictures.camera import MEAN, STD
+from ptq_classroom.pictures.datasets import Split
 from ptq_course.errors import QuantizationError
+from ptq_course.ranges.summaries import MinMax
 
 SIZES = (1, 10, 100)
 
@@ -84,17 +86,16 @@ def test_losses_writes_every_number_into_its_cell():
 
 
 def test_noticed_sets_the_monitor_beside_the_cost():
-    ends = {"minmax": [[-1, 5], [15, 28]], "percentile": [[0.5, 2], [-4, 1]]}
-    fig, alt = shift_figures.noticed(
-        ["standard", "dark"],
-        {"minmax": [0, 0], "percentile": [0.1, 0.01]},
-        {"minmax": [2.0, 22.0], "percentile": [1.0, -2.0]},
-        ends,
-    )
+    lost = {
+        "minmax": {"standard": (0.02, -0.01, 0.05), "dark": (0.22, 0.15, 0.28)},
+        "percentile": {"standard": (0.01, 0.005, 0.02), "dark": (-0.02, -0.04, 0.01)},
+    }
+    clipped = {"minmax": [0, 0], "percentile": [0.1, 0.01]}
+    fig, alt = shift_figures.noticed(["standard", "dark"], clipped, lost)
     widths = [[bar.get_width() for bar in ax.patches] for ax in fig.axes]
-    assert widths == [[0, 0, 0.1, 0.01], [2, 22, 1, -2]]
+    assert widths == [[0, 0, 0.1, 0.01], pytest.approx([2, 22, 1, -2])]
     drawn = [[s[:, 0].tolist() for s in c.get_segments()] for c in fig.axes[1].collections]
-    assert drawn == list(ends.values())
+    assert np.array(drawn) == pytest.approx(np.array([[[-1, 5], [15, 28]], [[0.5, 2], [-4, 1]]]))
     assert "dark: min-max 0.00 percent clipped and 22.0 points lost (from 15.0 to 28.0)" in alt
     assert {t.get_text() for t in fig.axes[1].texts} >= {"min-max", "percentile", "+22.0", "-2.0"}
 
@@ -121,7 +122,7 @@ def test_the_frame_shows_what_was_measured(shown):
     assert "on flash pictures 0.50 % of the input values clipped" in readout
     assert "top-1 70.0 % (FP32 60.0 %)" in readout
     assert "0.50 percent of the values" in alt
-    figure = shown.figure
+    figure = shown.artists
     light = 100 * STD + MEAN
     assert list(figure.edge.get_xdata()) == pytest.approx([light] * 2)
     assert figure.kept.get_x() + figure.kept.get_width() == pytest.approx(light)
@@ -140,9 +141,9 @@ def test_the_slider_takes_the_nearest_size_that_was_measured(shown):
 
 def test_live_pictures_change_with_the_shift(shown):
     shown.set(shift="standard")
-    standard = shown.figure.live.get_data().values.copy()
+    standard = shown.artists.live.get_data().values.copy()
     shown.set(shift="flash")
-    flash = shown.figure.live.get_data().values
+    flash = shown.artists.live.get_data().values
     bright = widget.EDGES[:-1] > 3
     assert flash[bright].sum() > 50 > 1 > standard[bright].sum()
     assert standard.sum() == pytest.approx(100, abs=0.1)
@@ -154,3 +155,72 @@ def test_a_measurement_that_is_missing_is_named():
         widget.SamplesAndShift(
             (1,), {"standard": [0.0], "dark": [0.0]}, {"standard": 1.0, "dark": 1.0}, measured
         )
+
+
+def test_the_examples_are_of_every_kind():
+    modes = np.array(["normal"] * 3 + ["flash"] * 4 + ["night"] * 3)
+    peaks = np.array([150.0, 3.0, 20.0, 90.0, 136.0, 99.0, 1.0, 0.1, 0.2, 0.3])
+    split = Split(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.zeros(10), modes)
+    fig, _ = figures.examples(split, peaks)
+    titles = [ax.get_title(loc="center") for ax in fig.axes]
+    assert titles == [
+        "flash, 90", "flash, 136", "flash, 99", "normal, 150", "normal, 3",
+        "night, 0.1", "night, 0.2", "night, 0.3",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exam() -> trials.Exam:
+    modes = np.array(["normal"] * 1100)
+    modes[[5, 1050]], modes[1060] = "night", "flash"
+    images = torch.zeros(1100, 3, 4, 4, dtype=torch.uint8)
+    images[:, 0] = torch.arange(1100)[:, None, None] % 2 * 200
+    return trials.Exam(Split(images, torch.arange(1100) % 2, modes))
+
+
+def test_the_exam_asks_a_thousand_and_every_rare_picture(exam: trials.Exam):
+    counts = {kind: int(mask.sum()) for kind, mask in exam.groups.items()}
+    assert counts == {"all pictures": 1000, "night": 2, "flash": 1}
+    right = exam.answers(lambda x: torch.stack([-x[:, 0, 0, 0], x[:, 0, 0, 0]], 1))
+    assert right.shape == (1002,)
+    assert exam.accuracy(right) == 100
+    wrong = right.clone()
+    wrong[:250] = 0
+    assert exam.accuracy(wrong) == 75
+    assert exam.change(right, wrong)[0] == -0.25
+    assert exam.change(right, wrong, "night")[0] == -0.5
+
+
+def test_the_table_has_a_place_for_each_order_and_size(exam: trials.Exam):
+    full, none = torch.ones(1002), torch.zeros(1002)
+    right = {("kl", 0, 1): full, ("kl", 1, 1): none, ("kl", 0, 10): none}
+    found = trials.table(exam, right, ("kl",), (1, 10))["kl"]["flash"]
+    np.testing.assert_array_equal(found, [[100, 0], [0, np.nan]])
+
+
+def test_coverage_and_missed_agree_with_counting():
+    values = np.arange(10.0)
+    singles = [MinMax() for _ in values]
+    for single, value in zip(singles, values, strict=True):
+        single.update(torch.tensor([value]))
+
+    def summary_of(pictures):
+        merged = MinMax()
+        for i in pictures:
+            merged.merge(singles[i])
+        return merged
+
+    rng = np.random.default_rng(0)
+    live = torch.tensor([1.0, 20.0, 30.0, 2.0])
+    highs, clipped = trials.coverage(summary_of, live, (10,), rng, draws=3, pictures=10)
+    assert highs.tolist() == [[9.0]] * 3
+    assert clipped.tolist() == [[50.0]] * 3
+    assert trials.missed(values > 8, (1, 10), rng) == [pytest.approx(0.9, abs=0.05), 0.0]
+
+
+def test_an_election_flatters_its_winner():
+    rng = np.random.default_rng(0)
+    equals = torch.from_numpy(rng.random((20, 1000)) < 0.9).double()
+    lead, later = trials.election(equals, 100, rng)
+    assert lead > later + 2
+    assert abs(later) < 1
