@@ -108,3 +108,8 @@ def row_repeats(layer: nn.Module) -> int:
 def output_channels(layer: nn.Module) -> int:
     """How many output channels a layer has."""
     return layer.weight.shape[channel_axis(layer)] * row_repeats(layer)
+
+
+def swap_last(x: Tensor) -> Tensor:
+    """x with its last two dimensions swapped; a vector as it is. w @ x is a layer between two."""
+    return x.transpose(-2, -1) if x.dim() > 1 else x

@@ -23,9 +23,10 @@ from ptq_course.errors import UnsupportedError
 from ptq_course.graph.aliasing import InPlaceProxy, unalias
 from ptq_course.graph.attention import expand_dot_product_attention
 from ptq_course.graph.copying import prepared_copy
-from ptq_course.graph.functional import rewrite_functional_layers
+from ptq_course.graph.functional import erase_unused_constants, rewrite_functional_layers
 from ptq_course.graph.kinds import WEIGHTED_MODULES
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
+from ptq_course.graph.products import rewrite_products
 
 SECOND_CALL = "__call"  # fc, fc__call2: a layer that the model calls twice
 
@@ -71,6 +72,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     expand_dot_product_attention(traced)
     _name_clamps(traced)
     rewrite_functional_layers(traced)
+    rewrite_products(traced)
+    erase_unused_constants(traced)
     _name_repeated_calls(traced)
     _drop_unused(traced)
     for node in traced.graph.nodes:
