@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ptq_course.graph.layer_types import LAYER_TYPES, rescales, swap_last
+from ptq_course.graph.layer_types import LAYER_TYPES, plain_type, rescales, swap_last
 from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
 
 # Activations that a runtime may compute inside the layer before them.
@@ -151,7 +151,7 @@ def operation_of(module: nn.Module, node: fx.Node) -> Operation:
     if not node.op.startswith("call"):
         return None
     if node.op == "call_module":
-        return type(module.get_submodule(node.target))
+        return plain_type(type(module.get_submodule(node.target)))
     if node.target is getattr and len(node.args) == 2 and node.args[1] in TENSOR_ATTRIBUTES:
         return node.args[1]
     return node.target
@@ -194,6 +194,11 @@ def _setting(module: nn.Module, node: fx.Node, name: str, position: int, default
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
+
+
+def is_known(kind: type[nn.Module]) -> bool:
+    """Whether a module computes as a class that the tables know."""
+    return plain_type(kind) in KINDS or plain_type(kind) in _WHY
 
 
 def _name(operation: Operation) -> str:

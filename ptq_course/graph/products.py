@@ -19,10 +19,11 @@ from torch import Tensor, fx, nn
 
 from ptq_course.graph.functional import constant, insert_layer
 from ptq_course.graph.kinds import ADDITIONS
-from ptq_course.graph.layer_types import swap_last
+from ptq_course.graph.layer_types import LAYER_TYPES, layer_type, swap_last
 
 _MATMUL = (torch.matmul, operator.matmul, operator.imatmul, "matmul", torch.mm, "mm", torch.mv,
            "mv", torch.dot, "dot")  # fmt: skip
+_LINEAR = LAYER_TYPES[nn.Linear]
 _ADDMM = (torch.addmm, "addmm")
 _EINSUM = (torch.einsum, torch.functional.einsum)
 
@@ -80,7 +81,7 @@ def rewrite_products(traced: fx.GraphModule) -> None:
     counts = Counter(n.target for n in calls)
     for node in calls:
         layer = traced.get_submodule(str(node.target))
-        if type(layer) is nn.Linear and layer.bias is None and counts[node.target] == 1:
+        if layer_type(layer) is _LINEAR and layer.bias is None and counts[node.target] == 1:
             _absorb_added_constant(traced, node, layer, "n", {"n": layer.out_features})
 
 
