@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
 
@@ -124,7 +125,7 @@ def _check_layer(name: str, layer: QuantizedLayer, target: Target) -> None:
 
 def _check_groups(name: str, layer: QuantizedLayer, target: Target) -> None:
     bits = layer.weight_grid.bits
-    linear = type(layer.float_layer) is nn.Linear
+    linear = layer_type(layer.float_layer).module is nn.Linear
     if target.weight_only and linear and bits <= 4:
         return
     kind = type(layer.float_layer).__name__

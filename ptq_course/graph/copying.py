@@ -6,7 +6,7 @@ import copy
 import warnings
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ptq_course.errors import UnsupportedError
@@ -43,15 +43,18 @@ def plain_module(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode, without hooks. UnsupportedError where it cannot be copied."""
+    """A deep copy in evaluation mode, without hooks but those that compute a weight.
+
+    UnsupportedError where it cannot be copied.
+    """
     model = plain_module(model)
+    computed = [t for part in model.modules() for t in vars(part).values() if _is_computed(t)]
     try:
-        twin = copy.deepcopy(model).eval()
+        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed}).eval()
     except Exception as error:
         raise UnsupportedError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Make "
-            "computed weights plain first: torch.nn.utils.remove_weight_norm, "
-            "remove_spectral_norm, prune.remove."
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Take out "
+            "of it what Python's copy.deepcopy() cannot copy."
         ) from error
     _remove_hooks(twin)
     for old, new in zip(model.modules(), twin.modules(), strict=True):
@@ -62,9 +65,10 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def prepared_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode, its attention rewritten, its parametrizations computed."""
+    """A deep copy in evaluation mode, its attention rewritten, its computed weights plain."""
     model = copied(model)
     for module in list(model.modules()):
+        _run_weight_hooks(module)
         if parametrize.is_parametrized(module):
             _compute_parametrizations(module)
     return rewrite_attention(model)
@@ -74,15 +78,16 @@ def _remove_hooks(model: nn.Module) -> None:
     """Hooks belong to the user's model: a graph would skip some, and calibration fire the rest."""
     found = []
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            found.append(name or "(the model itself)")
-        for hooks in (
+        before = (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+        behind = (
             module._forward_hooks,
             module._forward_hooks_with_kwargs,
             module._forward_hooks_always_called,
-            module._forward_pre_hooks,
-            module._forward_pre_hooks_with_kwargs,
-        ):
+        )
+        removed = behind if hooked_weights(module) else (*before, *behind)
+        if any(removed):
+            found.append(name or "(the model itself)")
+        for hooks in removed:
             hooks.clear()
     if found:
         warnings.warn(
@@ -90,6 +95,49 @@ def _remove_hooks(model: nn.Module) -> None:
             "what the module computes, move it into a module's forward().",
             stacklevel=3,
         )
+
+
+def _is_computed(value: object) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None
+
+
+def hooked_weights(module: nn.Module) -> list[str]:
+    """The weights that a hook computes before each call, and writes where a parameter was.
+
+    torch.nn.utils.weight_norm, spectral_norm and prune do so, and keep what they compute it from
+    as ``weight_g`` or ``weight_orig``.
+    """
+    if not module._forward_pre_hooks:
+        return []
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+        and (name in ("weight", "bias") or {f"{name}_orig", f"{name}_g"} & {*module._parameters})
+    ]
+
+
+def _run_weight_hooks(module: nn.Module) -> None:
+    """Compute such weights once more, now, and make plain parameters of them.
+
+    What the attribute holds was computed at the last call, before a checkpoint was loaded.
+    """
+    names = hooked_weights(module)
+    if not names:
+        return
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            hook(module, ())
+    module._forward_pre_hooks.clear()
+    module._state_dict_hooks.clear()
+    module._load_state_dict_pre_hooks.clear()
+    for name in names:
+        value = getattr(module, name).detach().clone()
+        delattr(module, name)
+        for suffix in ("orig", "g", "v", "u", "mask"):
+            module._parameters.pop(f"{name}_{suffix}", None)
+            module._buffers.pop(f"{name}_{suffix}", None)
+        setattr(module, name, nn.Parameter(value))
 
 
 def _compute_parametrizations(module: nn.Module) -> None:

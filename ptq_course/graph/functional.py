@@ -31,11 +31,11 @@ def rewrite_functional_layers(traced: fx.GraphModule) -> None:
         layer = _layer(traced, node)
         if layer is None:
             continue
-        path = _free_path(traced, node)
-        traced.add_submodule(path, layer)
-        node.args, node.kwargs = (_given(node)["input"],), {}
-        node.op, node.target = "call_module", path
-    _erase_unused_constants(traced)
+        with traced.graph.inserting_before(node):
+            given = _given(node)
+            value = insert_layer(traced, layer, given["input"], given["weight"], node)
+        node.replace_all_uses_with(value)
+        traced.graph.erase_node(node)
 
 
 def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -67,7 +67,7 @@ def _given(node: fx.Node) -> dict[str, Any]:
 
 def constant(traced: fx.GraphModule, value: Any) -> Tensor | None:
     """The tensor at a node that depends on parameters only, computed if need be; else None."""
-    if not isinstance(value, fx.Node):
+    if not isinstance(value, fx.Node) or _reads_data(value):
         return None
     if value.op == "get_attr":
         found = attribute(traced, str(value.target))
@@ -90,6 +90,18 @@ def constant(traced: fx.GraphModule, value: Any) -> Tensor | None:
     return result if isinstance(result, Tensor) else None
 
 
+def _reads_data(node: fx.Node) -> bool:
+    """Whether an input of the network reaches a node."""
+    seen, pending = {node}, [node]
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder":
+            return True
+        pending += [n for n in node.all_input_nodes if n not in seen]
+        seen.update(node.all_input_nodes)
+    return False
+
+
 def _parameter(tensor: Tensor) -> nn.Parameter:
     if isinstance(tensor, nn.Parameter):
         return tensor  # shared with whoever else uses it
@@ -102,8 +114,13 @@ def _is_number(setting: Any) -> bool:
     return setting is None or isinstance(setting, (int, float, str))
 
 
-def _free_path(traced: fx.GraphModule, node: fx.Node) -> str:
-    weight = _given(node)["weight"]
+def insert_layer(
+    traced: fx.GraphModule, layer: nn.Module, x: fx.Node, weight: fx.Node, node: fx.Node
+) -> fx.Node:
+    """The call of a new layer that stands for ``node``, at the graph's present place.
+
+    Its path is that of the first parameter of ``weight``, its name that of the operation.
+    """
     while weight.op != "get_attr":  # computed from parameters: named after the first of them
         weight = weight.all_input_nodes[0]
     parent = str(weight.target).rpartition(".")[0]
@@ -111,12 +128,13 @@ def _free_path(traced: fx.GraphModule, node: fx.Node) -> str:
     joint = "." if parent else ""
     if parent and type(owner).__module__.startswith("torch.nn"):
         joint = "_"  # beside a layer that other nodes may call, not inside it
-    base = path = f"{parent}{joint}{node.target.__name__}"
+    base = path = f"{parent}{joint}{getattr(node.target, '__name__', node.target)}"
     count = 1
     while _exists(traced, path):
         count += 1
         path = f"{base}_{count}"
-    return path
+    traced.add_submodule(path, layer)
+    return traced.graph.call_module(path, (x,))
 
 
 def _exists(traced: fx.GraphModule, path: str) -> bool:
@@ -124,7 +142,7 @@ def _exists(traced: fx.GraphModule, path: str) -> bool:
     return hasattr(traced.get_submodule(parent), name)
 
 
-def _erase_unused_constants(traced: fx.GraphModule) -> None:
+def erase_unused_constants(traced: fx.GraphModule) -> None:
     """Remove what computed the weights of the new modules."""
     for node in reversed(list(traced.graph.nodes)):
         if not node.users and constant(traced, node) is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ptq_course.graph.layer_types import LAYER_TYPES, rescales
+from ptq_course.graph.layer_types import LAYER_TYPES, plain_type, rescales, swap_last
 from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
 
 # Activations that a runtime may compute inside the layer before them.
@@ -92,7 +92,7 @@ MAX_POOLS: dict[Operation, tuple[int, tuple[str, ...]]] = {
 }
 # They move codes, or choose among them, whatever the scale: the same numbers in another shape or
 # order, or the largest of them.
-MOVES = frozenset(MAX_POOLS) | _every_form(
+MOVES = {swap_last, *MAX_POOLS} | _every_form(
     "flatten reshape view transpose permute squeeze unsqueeze contiguous clone detach chunk split "
     "tensor_split unbind t T mT swapaxes swapdims movedim moveaxis expand expand_as view_as "
     "reshape_as repeat tile repeat_interleave roll flip narrow select index_select getitem "
@@ -109,7 +109,7 @@ _BORDERS = _PADDING | {ZeroPadding} | _modules(  # zero is on every grid
     "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d "
     "ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d"
 )  # fmt: skip
-_CONTRACTIONS = _every_form("matmul imatmul mm bmm mv dot addmm baddbmm")
+CONTRACTIONS = _every_form("matmul imatmul mm bmm mv dot addmm baddbmm")
 _CURVES = DIVISIONS | _every_form(
     "hardswish hardsigmoid silu sigmoid sigmoid_ tanh tanh_ leaky_relu leaky_relu_ hardtanh clamp "
     "clamp_ clip clamp_min clamp_max neg abs sum"
@@ -118,7 +118,7 @@ KINDS: dict[Operation, Kind] = {
     operation: kind
     for operations, kind in (
         (_AVERAGING | _RESIZING | _BORDERS | MOVES | CONVERSIONS, Kind.INHERIT),
-        (ADDITIONS | SUBTRACTIONS | PRODUCTS | JOINS | _CONTRACTIONS, Kind.BINARY),
+        (ADDITIONS | SUBTRACTIONS | PRODUCTS | JOINS | CONTRACTIONS, Kind.BINARY),
         (_every_form("stack hstack vstack dstack maximum minimum"), Kind.BINARY),
         (_CURVES, Kind.CURVE),
         (ACTIVATIONS["relu"] | ACTIVATIONS["relu6"], Kind.CLAMP),
@@ -151,7 +151,7 @@ def operation_of(module: nn.Module, node: fx.Node) -> Operation:
     if not node.op.startswith("call"):
         return None
     if node.op == "call_module":
-        return type(module.get_submodule(node.target))
+        return plain_type(type(module.get_submodule(node.target)))
     if node.target is getattr and len(node.args) == 2 and node.args[1] in TENSOR_ATTRIBUTES:
         return node.args[1]
     return node.target
@@ -194,6 +194,11 @@ def _setting(module: nn.Module, node: fx.Node, name: str, position: int, default
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
+
+
+def is_known(kind: type[nn.Module]) -> bool:
+    """Whether a module computes as a class that the tables know."""
+    return plain_type(kind) in KINDS or plain_type(kind) in _WHY
 
 
 def _name(operation: Operation) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,9 +86,35 @@ LAYER_TYPES: dict[type[nn.Module], LayerType] = {
 }  # fmt: skip
 
 
+# What a subclass may define again and still compute the same.
+_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "__doc__", "__module__"}
+
+
+@cache
+def plain_type(kind: type[nn.Module]) -> type[nn.Module]:
+    """torch.nn's class that a subclass computes as; itself, where it computes in its own way."""
+    for depth, base in enumerate(kind.__mro__):
+        if base.__module__.startswith("torch.nn."):
+            own = {name for part in kind.__mro__[:depth] for name in vars(part)} - _HARMLESS
+            changed = {"weight", "bias"} & own or any(
+                name in vars(part) for name in own for part in base.__mro__[:-1]
+            )
+            return kind if changed else base
+    return kind
+
+
 def layer_type(layer: nn.Module) -> LayerType | None:
     """The row of a layer, None where it is none of the table."""
-    return LAYER_TYPES.get(type(layer))
+    return LAYER_TYPES.get(plain_type(type(layer)))
+
+
+def own_forward(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model that are subclasses of a layer and compute in their own way."""
+    return {
+        name or type(part).__name__: part
+        for name, part in model.named_modules()
+        if isinstance(part, tuple(LAYER_TYPES)) and layer_type(part) is None
+    }
 
 
 def rescales(layer: nn.Module) -> bool:
@@ -97,7 +124,7 @@ def rescales(layer: nn.Module) -> bool:
 
 def channel_axis(layer: nn.Module) -> int:
     """Axis of a layer's weight that holds its output channels: 1 for ConvTranspose, else 0."""
-    return LAYER_TYPES[type(layer)].channel_axis
+    return LAYER_TYPES[plain_type(type(layer))].channel_axis
 
 
 def row_repeats(layer: nn.Module) -> int:
@@ -108,3 +135,8 @@ def row_repeats(layer: nn.Module) -> int:
 def output_channels(layer: nn.Module) -> int:
     """How many output channels a layer has."""
     return layer.weight.shape[channel_axis(layer)] * row_repeats(layer)
+
+
+def swap_last(x: Tensor) -> Tensor:
+    """x with its last two dimensions swapped; a vector as it is. w @ x is a layer between two."""
+    return x.transpose(-2, -1) if x.dim() > 1 else x

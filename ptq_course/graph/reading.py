@@ -17,6 +17,7 @@ from ptq_course.graph.kinds import (
     ACTIVATIONS,
     ALWAYS_FUSED,
     ARITHMETIC,
+    CONTRACTIONS,
     CONVERSIONS,
     CREATING,
     DIVISIONS,
@@ -34,6 +35,9 @@ from ptq_course.graph.kinds import (
 from ptq_course.graph.layer_types import layer_type
 from ptq_course.graph.masks import ScoreMask
 
+_BATCH_OF_MATRICES = (
+    "its constant operand holds several matrices; multiply by one at a time, or use a layer"
+)
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
 
 
@@ -167,6 +171,8 @@ class _Reader:
         if kind in (Kind.BINARY, Kind.CURVE, Kind.SOFTMAX, Kind.CLAMP):
             if all(n in self.constants for n in sources):
                 return Kind.FLOAT, "computed from constants only, not from the input"
+            if operation in CONTRACTIONS and any(n in self.constants for n in sources):
+                return Kind.FLOAT, _BATCH_OF_MATRICES
             if node in self.formulas:
                 return Kind.FLOAT, "part of a formula that is computed in floating point"
             if node in self.masked:

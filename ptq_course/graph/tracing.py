@@ -11,7 +11,7 @@ import contextlib
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,42 +20,46 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.aliasing import InPlaceProxy, unalias
+from ptq_course.graph.aliasing import unalias
 from ptq_course.graph.attention import expand_dot_product_attention
 from ptq_course.graph.copying import prepared_copy
-from ptq_course.graph.functional import rewrite_functional_layers
-from ptq_course.graph.kinds import WEIGHTED_MODULES
+from ptq_course.graph.example import ExampleTracer
+from ptq_course.graph.functional import erase_unused_constants, rewrite_functional_layers
+from ptq_course.graph.kinds import WEIGHTED_MODULES, is_known
+from ptq_course.graph.layer_types import own_forward
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
+from ptq_course.graph.products import rewrite_products
 
 SECOND_CALL = "__call"  # fc, fc__call2: a layer that the model calls twice
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ExampleTracer):
     """torch.fx's tracer, which keeps every module of torch.nn as one node."""
 
     proxy_buffer_attributes = True  # self.position_ids[:, : x.size(1)] depends on x
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return InPlaceProxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         ours = (ScoreMask, MaskedSoftmax, ZeroPadding)
         if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, *ours)):
             return True
+        if is_known(type(module)):  # a subclass that computes as its base
+            return True
         return super().is_leaf_module(module, qualified_name)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, example: Sequence[torch.Tensor] | None = None) -> fx.GraphModule:
     """A traced deep copy of ``model`` in evaluation mode; the model itself is left alone.
 
     A layer that the model calls twice is given a second name for its second call (``fc``,
     ``fc__call2``; the weight is shared), because its two inputs are two values with two scales.
     Arguments with a default keep it: the network is traced for the call without them.
+    example: inputs on which Python's questions about shapes are answered (a layer that pads by its
+    input's size); the graph then holds for inputs that have the same answers.
     Raises UnsupportedError with torch.fx's reason where the model's Python depends on its data.
     """
     prepared = prepared_copy(model)
     _check_signature(prepared)
-    tracer = _Tracer()
+    tracer = _Tracer(example)
     try:
         with _creation_follows_proxies():
             graph = tracer.trace(prepared, concrete_args=optional_arguments(prepared))
@@ -64,6 +68,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}). "
             "Its forward() branches on values or shapes, asserts them, or calls what a graph "
             "cannot hold; move such code out of the model, or accept module-level quantization."
+            + _subclasses(prepared, example)
         ) from error
     traced = fx.GraphModule(tracer.root, graph, class_name=type(model).__name__)
     _drop_optional_arguments(traced)
@@ -71,6 +76,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     expand_dot_product_attention(traced)
     _name_clamps(traced)
     rewrite_functional_layers(traced)
+    rewrite_products(traced)
+    erase_unused_constants(traced)
     _name_repeated_calls(traced)
     _drop_unused(traced)
     for node in traced.graph.nodes:
@@ -78,6 +85,17 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
+
+
+def _subclasses(model: nn.Module, example: Sequence[torch.Tensor] | None) -> str:
+    """What to do about layers with a forward() of their own, where a model has some."""
+    parts = [f"{name} ({type(part).__name__})" for name, part in own_forward(model).items()]
+    if not parts:
+        return ""
+    remedy = "pass example=, an input by which they can ask for its shape"
+    if example is not None:
+        remedy = "let forward() ask for shapes only, or make them plain layers behind F.pad"
+    return f" Layers with a forward() of their own: {', '.join(parts)}; {remedy}."
 
 
 @contextlib.contextmanager

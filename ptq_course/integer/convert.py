@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ptq_course.errors import QuantizationError, UnsupportedError, whole
@@ -251,7 +252,11 @@ class _Converter:
         padding = zero_padding(module, node)
         if padding and isinstance(values[0], Codes):
             source = values[0]
-            new = self.call(name, IntegerPad(padding, source.qparams), source.node)
+            if any(isinstance(width, fx.Node) for width in padding):  # computed from a shape
+                widths, value = fx.map_arg(padding, self.known.get), int(source.qparams.zero_point)
+                new = self.graph.call_function(F.pad, (source.node, widths), {"value": value})
+            else:
+                new = self.call(name, IntegerPad(padding, source.qparams), source.node)
             return Codes(new, source.qparams)
         return self.combined(node, module, target)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ptq_course.graph.layer_types import LAYER_TYPES
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.grids.affine import QParams
 from ptq_course.grids.int32_bound import Range, differences, sum_ranges
 from ptq_course.integer.operations import int_conv2d, int_linear
@@ -64,22 +64,22 @@ class IntegerLayer(IntegerOp):
         if weight.block_size is None:
             acc_scale = acc_scale.reshape(())
         super().__init__(layer.name, acc_scale)
-        self.layer_kind = type(layer.float_layer)
+        self.layer_type = layer_type(layer.float_layer)
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8))
         zero_points = weight.zero_point.flatten().expand(len(layer.weight_codes)).clone()
         self.register_buffer("weight_zero_points", zero_points if bool(zero_points.any()) else None)
         self.register_buffer("bias_codes", layer.bias_codes)
         self.input_zero_point = int(source.zero_point)
         self.input_range = differences(source)
-        self.axis = -LAYER_TYPES[self.layer_kind].token_dimensions
-        if self.layer_kind is not nn.Linear:
+        self.axis = -self.layer_type.token_dimensions
+        if self.layer_type.module is not nn.Linear:
             self.settings = _conv_settings(layer.float_layer)
 
     def accumulate(self, xq: Tensor) -> Tensor:
         given = (self.weight_codes, self.input_zero_point, self.bias_codes, self.weight_zero_points)
-        if self.layer_kind is nn.Linear:
+        if self.layer_type.module is nn.Linear:
             return int_linear(xq, *given)
-        if self.layer_kind is nn.Conv1d:  # a picture of height 1
+        if self.layer_type.module is nn.Conv1d:  # a picture of height 1
             weight = given[0].unsqueeze(2)
             return int_conv2d(xq.unsqueeze(2), weight, *given[1:], **self.settings).squeeze(2)
         return int_conv2d(xq, *given, **self.settings)
@@ -90,7 +90,7 @@ class IntegerLayer(IntegerOp):
 
     @property
     def kind(self) -> str:
-        return self.layer_kind.__name__
+        return self.layer_type.module.__name__
 
     def accumulator_range(self) -> Range:
         low, high = self.ranges_by_channel()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.kinds import MAX_POOLS, MEANS, NOT_TENSORS
-from ptq_course.graph.layer_types import LAYER_TYPES
+from ptq_course.graph.layer_types import layer_type, plain_type
 from ptq_course.grids.affine import QParams
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
 from ptq_course.simulation.bias import scale_per_output
@@ -25,10 +25,10 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
 
     quantized: whether its input arrives as codes.
     """
-    kind, name = type(layer.float_layer), layer.name
+    kind, name = layer_type(layer.float_layer), layer.name
     reason = None
-    if not LAYER_TYPES[kind].integer:
-        reason = f"{kind.__name__} has no integer form here"
+    if not kind.integer:
+        reason = f"{kind.module.__name__} has no integer form here"
     elif not quantized:
         reason = "its input is not quantized (activation_bits=None?)"
     elif getattr(layer.float_layer, "padding_mode", "zeros") != "zeros":
@@ -64,7 +64,7 @@ def averaging_of(
     module: nn.Module | None, node: fx.Node
 ) -> Callable[[str, QParams], IntegerAveraging] | None:
     """How to make the integer average of a node, None where the node is no average."""
-    target = node.target if module is None else type(module)
+    target = node.target if module is None else plain_type(type(module))
     if target in MEANS:
         arguments = bound(node, ("input", "dim", "keepdim"))
         dims, keepdim = arguments.get("dim"), arguments.get("keepdim", False)
@@ -120,7 +120,7 @@ def _fixed_windows(
 
 def max_pooling(module: nn.Module | None, node: fx.Node) -> dict[str, Any] | None:
     """The settings of `IntegerMaxPool`, None where the node pools no maximum."""
-    target = node.target if module is None else type(module)
+    target = node.target if module is None else plain_type(type(module))
     if target not in MAX_POOLS:
         return None
     dims, names = MAX_POOLS[target]

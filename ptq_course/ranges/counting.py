@@ -145,8 +145,7 @@ def sums_below(shift: int, share: np.ndarray) -> tuple[int, int, list[np.ndarray
     left = []
     for chunk in pieces(share, SUMMED):
         whole, fraction, magnitudes = (
-            memory[: len(chunk)]
-            for memory in (scratch.whole, scratch.fraction, scratch.magnitudes)
+            memory[: len(chunk)] for memory in (scratch.whole, scratch.fraction, scratch.magnitudes)
         )
         np.left_shift(chunk.view(np.uint32), 1, out=magnitudes)
         np.subtract(magnitudes, 1, out=magnitudes)  # 0 becomes the largest

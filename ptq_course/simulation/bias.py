@@ -7,12 +7,14 @@ Networks for Efficient Integer-Arithmetic-Only Inference", 2018, section 2.4).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.layer_types import channel_axis, row_repeats
-from ptq_course.grids.affine import SCALE_FLOOR, QParams, QTensor
+from ptq_course.grids.affine import SCALE_FLOOR, QParams, QTensor, block_minmax
 from ptq_course.grids.int32_bound import (
     INT32_MAX,
     differences,
@@ -24,6 +26,8 @@ from ptq_course.grids.int32_bound import (
 
 # Bias codes stay below half of int32, which leaves the other half to the sum of products.
 BIAS_LIMIT = 2**30
+# The bias of a channel of zeros is one of its outputs: finer than the step of 16-bit activations.
+SILENT_BIAS = 2**16
 
 
 def scale_per_output(layer: nn.Module, scale: Tensor) -> Tensor | None:
@@ -58,32 +62,28 @@ def quantize_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> tu
 def room_for_bias(
     layer: nn.Module, qparams: QParams, input_qparams: QParams
 ) -> tuple[QParams, int]:
-    """Weight QParams under which every bias code stays below 2^30, and how many scales grew.
+    """Weight QParams under which int32 codes can express every bias, and how many scales grew.
 
     Folding batch norm leaves "dead channels": weights near zero beside an ordinary bias, whose code
-    bias / (s_x * s_w) would not fit int32. A larger weight scale costs such a channel nothing.
+    bias / (s_x * s_w) would not fit int32; a larger weight scale, which keeps it below 2^30, costs
+    such a channel nothing. Pruning, or a gamma of 0, leaves channels of zeros, which any scale
+    decodes: theirs shrinks until the bias, which is all that they give, has a code of 2^16.
     """
     bias = getattr(layer, "bias", None)
     scale = scale_per_output(layer, qparams.scale)
     if bias is None or scale is None or len(scale) != len(bias):
         return qparams, 0
-    needed = bias.detach().double().abs() / (input_qparams.scale.double() * BIAS_LIMIT)
-    raised = int((needed > scale.double()).sum())
-    if not raised:
-        return qparams, 0
-    needed = needed * (1 + 2**-20)  # a little more, so that rounding to float32 cannot undo it
-    if qparams.scale.dim() == 0:
-        grown = torch.maximum(qparams.scale.double(), needed.max())
-    else:
-        # Outputs that share a scale (groups of a ConvTranspose) take the largest of their needs.
-        rows = qparams.scale.numel()
-        shape = [1] * layer.weight.dim()
-        shape[channel_axis(layer)] = rows
-        axis_first = needed.reshape(-1, layer.weight.shape[channel_axis(layer)]).amax(0)
-        grown = torch.maximum(
-            qparams.scale.double(), axis_first.reshape(rows, -1).amax(1).reshape(shape)
-        )
-    return QParams(grown.float(), qparams.zero_point, qparams.grid, qparams.block_size), raised
+    codes = bias.detach().double().abs() / input_qparams.scale.double()  # for a weight scale of 1
+    needed = codes / BIAS_LIMIT * (1 + 2**-20)  # a little more than the float32 rounding takes
+    raised = int((codes / BIAS_LIMIT > scale.double()).sum())
+    # Outputs that share a scale (groups of a ConvTranspose) take the largest of their needs.
+    rows = needed.reshape(row_repeats(layer), -1).amax(0)
+    shared = rows.reshape(max(1, qparams.scale.numel()), -1).amax(1).reshape(qparams.scale.shape)
+    low, high = block_minmax(layer.weight.detach(), qparams.block_size)
+    silent = (low == 0) & (high == 0) & (shared > 0)
+    finest = torch.where(silent, shared * (BIAS_LIMIT / SILENT_BIAS), torch.inf)
+    adapted = qparams.scale.double().clamp(max=finest).clamp(min=shared.clamp(min=SCALE_FLOOR))
+    return replace(qparams, scale=adapted.float()), raised
 
 
 def check_accumulator(

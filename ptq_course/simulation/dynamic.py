@@ -11,6 +11,7 @@ and Affordable Post-Training Quantization for Large-Scale Transformers", 2022.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, flag
 from ptq_course.graph import Kind, kinds_of
-from ptq_course.graph.layer_types import LAYER_TYPES
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.grids.affine import QTensor
 from ptq_course.simulation.dynamic_layers import (
     DynamicLayer,
@@ -38,6 +39,7 @@ def quantize_dynamic(
     weights_only: bool = False,
     *,
     config: QConfig | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> DynamicModel | QuantizedModel:
     """Quantize a trained model without data: its weights now, its activations at run time.
 
@@ -52,6 +54,8 @@ def quantize_dynamic(
     weights_only: leave the activations in floating point. The result is then a QuantizedModel, as
     `PTQQuantizer.quantize_weights` gives it.
 
+    example: an input, for layers whose forward() asks for its shape (see `PTQQuantizer`).
+
     Raises QuantizationError for an unknown granularity or a config without weight bits, and
     UnsupportedError, naming the layer, where a sum of products could exceed int32.
     """
@@ -63,7 +67,8 @@ def quantize_dynamic(
     check_granularity(granularity)
     if flag("weights_only", weights_only):
         config = replace(config, activation_bits=None)
-    ahead = PTQQuantizer(model, config=replace(config, activation_bits=None)).quantize_weights()
+    weights = replace(config, activation_bits=None)
+    ahead = PTQQuantizer(model, config=weights, example=example).quantize_weights()
     return ahead if config.activation_bits is None else round_inputs(ahead, config, granularity)
 
 
@@ -79,7 +84,7 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
     for path, layer in list(module.named_modules(remove_duplicate=False)):
         if not isinstance(layer, QuantizedLayer):
             continue
-        kind = LAYER_TYPES[type(layer.float_layer)]
+        kind = layer_type(layer.float_layer)
         if not kind.token_dimensions:
             left_in_float[path] = f"only the weights of {kind.module.__name__} are integers"
             continue

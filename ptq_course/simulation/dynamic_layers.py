@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
-from ptq_course.graph.layer_types import LAYER_TYPES, row_repeats
+from ptq_course.graph.layer_types import layer_type, row_repeats
 from ptq_course.grids.affine import (
     IntGrid,
     QParams,
@@ -147,7 +147,7 @@ class DynamicLayer(LayerStandIn):
         In float32 where that is exact, else in float64 (`exact.exact_product`).
         """
         layer = self.quantized.float_layer
-        operation = LAYER_TYPES[type(layer)].compute
+        operation = layer_type(layer).compute
         return exact_product(
             lambda given, w: operation(layer, given, w, None),
             x, weight, self.bound, self.quantizer.largest,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError, whole
-from ptq_course.graph.layer_types import LAYER_TYPES, channel_axis, layer_type
+from ptq_course.graph.layer_types import channel_axis, layer_type
 from ptq_course.grids.affine import (
     IntGrid,
     QParams,
@@ -203,7 +203,7 @@ class QuantizedLayer(LayerStandIn):
         layer, (weight, bias) = self.float_layer, self._decoded()
         check_call(layer, self.name, input, options)
         bias = getattr(layer, "bias", None) if bias is None else bias
-        return LAYER_TYPES[type(layer)].compute(layer, input, weight, bias)
+        return layer_type(layer).compute(layer, input, weight, bias)
 
     def extra_repr(self) -> str:
         if self.codebook is not None:
@@ -223,7 +223,7 @@ def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, obj
             f"layer {name!r} is called with {', '.join(options)}, which has no integer form; keep "
             "it in floating point (float_layers)."
         )
-    rows = LAYER_TYPES[type(layer)].token_dimensions == 1
+    rows = layer_type(layer).token_dimensions == 1
     if rows and hasattr(layer, "folded_gamma") and x.dim() != 2:
         raise UnsupportedError(
             f"layer {name!r}: the batch norm behind it was folded, which needs an input [N, "

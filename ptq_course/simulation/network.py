@@ -29,8 +29,9 @@ class TracedNetwork:
         model: nn.Module,
         float_layers: Collection[str] = (),
         fused_activations: Collection[str] = ALWAYS_FUSED,
+        example: Sequence[Tensor] | None = None,
     ) -> None:
-        self.module: fx.GraphModule = fuse(trace(model))
+        self.module: fx.GraphModule = fuse(trace(model, example))
         self.optional_names = list(optional_arguments(plain_module(model)))
         self._plan_again(float_layers, fused_activations)
 

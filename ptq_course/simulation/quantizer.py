@@ -12,6 +12,7 @@ Chapters 00 and 06.
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -21,12 +22,13 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.graph import copied, plain_module, stays_float
+from ptq_course.graph.layer_types import own_forward
 from ptq_course.grids.affine import QParams
 from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
-from ptq_course.simulation.observe import run
+from ptq_course.simulation.observe import model_inputs, run
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel, check_float
 from ptq_course.simulation.report import Report, make_report
@@ -45,6 +47,8 @@ class PTQQuantizer:
     `QConfig.onnxruntime()`), and its own bits count where ``bits`` is not given.
     steps: functions ``(graph_module, quantizer) -> graph_module`` run after fusion, before
     observation (equalization, SmoothQuant: chapters 11 and 12).
+    example: an input, or several, for layers whose forward() asks for the shape of its input; else
+    the first batch that is observed is it.
 
     A model that torch.fx cannot trace gets quantization layer by layer, without fusion;
     ``left_in_float`` then says what stays in floating point.
@@ -60,29 +64,27 @@ class PTQQuantizer:
         bits: int | None = None,
         config: QConfig | None = None,
         steps: Sequence[Step] = (),
+        example: Tensor | Sequence[Tensor] | None = None,
     ) -> None:
         check_float(model)
         self.model = model
         model = plain_module(model)
         config = config or QConfig.onnxruntime()
         self.config = config if bits is None else config.with_bits(bits)
+        self._unfused: nn.Module = copied(model)
+        self._needs_example = False
         try:
-            self.network = TracedNetwork(
-                model, self.config.float_layers, self.config.fused_activations
-            )
+            self.network = self._traced([example] if isinstance(example, Tensor) else example)
         except UnsupportedError as error:
             if steps:
                 raise UnsupportedError(f"steps need a traced graph. {error}") from error
             self.network = UntracedNetwork(model, self.config.float_layers)
+            self._needs_example = bool(own_forward(model)) and example is None
             warnings.warn(f"Quantizing layer by layer. {error}", stacklevel=2)
-        if not self.network.plan.layers:
-            raise UnsupportedError(
-                f"{type(model).__name__} has no layer to quantize (Conv, ConvTranspose, Linear or "
-                "Embedding)."
-            )
+        if not self._needs_example:
+            self._check_layers()
         for step in steps:
             self.network.apply(lambda module, step=step: step(module, self))
-        self._unfused: nn.Module = copied(model)
         self.statistics = Statistics()
         self.qparams: dict[str, QParams] = {}
         self._calibrators: dict[str, Calibrator] = {}  # by value, as qparams
@@ -104,6 +106,8 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
+        if self._needs_example and not self.num_batches:
+            loader = self._resolve_shapes(loader)
         statistics = self.statistics.copy()
         if not statistics.summaries:
             values = self.network.full_plan.values.items()
@@ -137,6 +141,29 @@ class PTQQuantizer:
         """`merge` with the quantizers of all processes of ``torch.distributed``."""
         self.statistics = self.statistics.all_reduce(group)
         return self
+
+    def _traced(self, example: Sequence[Tensor] | None) -> TracedNetwork:
+        config = self.config
+        return TracedNetwork(self._unfused, config.float_layers, config.fused_activations, example)
+
+    def _resolve_shapes(self, loader: Iterable) -> Iterable:
+        """Trace again, with the first batch as the example that answers questions about shapes."""
+        batches = iter(loader)
+        first = list(itertools.islice(batches, 1))
+        example = [model_inputs(batch, self.network.input_names) for batch in first]
+        try:
+            self.network = self._traced(*example)
+            self._needs_example = False
+        except UnsupportedError as error:
+            self._check_layers(str(error))
+        return itertools.chain(first, batches) if batches is loader else loader
+
+    def _check_layers(self, why: str = "") -> None:
+        if not self.network.plan.layers:
+            raise UnsupportedError(
+                f"{type(self._unfused).__name__} has no layer to quantize (Conv, ConvTranspose, "
+                f"Linear or Embedding). {why}".rstrip()
+            )
 
     def _check_fusion(self, inputs: list[Tensor]) -> None:
         """The fused graph must compute what the user's model computes."""
@@ -183,6 +210,7 @@ class PTQQuantizer:
         return self._build(self.qparams)
 
     def _build(self, qparams: dict[str, QParams]) -> QuantizedModel:
+        self._check_layers("Layers with a forward() of their own need example=.")
         config, plan = self.config, self.network.plan
         layers = {}
         if config.weight_bits is not None:

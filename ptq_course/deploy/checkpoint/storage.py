@@ -18,6 +18,7 @@ model computes the same outputs. `storage_report.size_report` says where the byt
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -95,9 +96,12 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
     return path
 
 
-def load(path: str | Path, model: nn.Module) -> QuantizedModel | DynamicModel:
+def load(
+    path: str | Path, model: nn.Module, example: Sequence[Tensor] | None = None
+) -> QuantizedModel | DynamicModel:
     """The quantized model that was saved at ``path``, in the structure of ``model``.
 
+    example: inputs, for layers whose forward() asks for their shape (see `PTQQuantizer`).
     model: the float architecture, with any weights; it is copied and left alone. The float weights
     are not in the file: ``float_layer`` of each layer holds what its codes stand for.
     Raises DataIntegrityError, naming file and tensor, where a byte has changed or a tensor is not
@@ -108,7 +112,7 @@ def load(path: str | Path, model: nn.Module) -> QuantizedModel | DynamicModel:
     path = Path(path)
     header, tensors = read(path)
     try:
-        return _assemble(header, tensors, model)
+        return _assemble(header, tensors, model, example)
     except QuantizationError as error:
         raise type(error)(f"load {path}: {error}") from error
 
@@ -127,15 +131,16 @@ def float_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _assemble(
-    header: Header, tensors: dict[str, Tensor], model: nn.Module
-) -> QuantizedModel | DynamicModel:
+    header: Header, tensors: dict[str, Tensor], model: nn.Module,
+    example: Sequence[Tensor] | None,
+) -> QuantizedModel | DynamicModel:  # fmt: skip
     if not isinstance(model, nn.Module):
         raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
     try:
         config = header.qconfig
     except TypeError as error:
         raise DataIntegrityError(f"the header's config is none ({error}).") from error
-    network = _network(header, model)
+    network = _network(header, model, example)
     try:
         loaded = _filled(header, tensors, network, config)
     except QuantizationError:
@@ -172,10 +177,10 @@ def _filled(
     return round_inputs(ahead, config, header.granularity)
 
 
-def _network(header: Header, model: nn.Module) -> Network:
+def _network(header: Header, model: nn.Module, example: Sequence[Tensor] | None) -> Network:
     config = header.qconfig
     if header.traced:
-        return TracedNetwork(model, config.float_layers, config.fused_activations)
+        return TracedNetwork(model, config.float_layers, config.fused_activations, example)
     return UntracedNetwork(model, config.float_layers)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.deploy.targets import has_groups
-from ptq_course.graph.layer_types import LAYER_TYPES
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.grids.affine import QParams, fake_quantize
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
@@ -45,7 +45,7 @@ class ExportedLayer(nn.Module):
         super().__init__()
         self.axis = layer.channel_axis
         # Not copy.copy(): torch.export must see the operation without the float weights.
-        self.operation = LAYER_TYPES[type(layer.float_layer)].compute
+        self.operation = layer_type(layer.float_layer).compute
         self.settings = _Settings(layer.float_layer)
         self.is_linear = isinstance(layer.float_layer, nn.Linear)
         scale = layer.weight_scale.flatten() if layer.weight_scale.dim() else layer.weight_scale
