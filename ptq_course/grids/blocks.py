@@ -58,7 +58,10 @@ def checked_block_size(block_size: BlockSize, parameter: Tensor) -> BlockSize:
 
     Raises QuantizationError otherwise. NumPy's integers become int.
     """
-    if block_size is None:
+    if block_size is None or block_size in (
+        (),
+        [],
+    ):  # of a tensor without dimensions: one block, too
         if parameter.ndim != 0:
             raise QuantizationError(
                 f"one block (block_size None) has 0-d parameters, got {tuple(parameter.shape)}: "

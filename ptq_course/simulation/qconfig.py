@@ -5,6 +5,7 @@ Chapters 05, 06 and 15.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from ptq_course.errors import QuantizationError, flag, whole
@@ -68,13 +69,12 @@ class QConfig:
         if self.weight_granularity not in ("per_tensor", "per_channel"):
             length = whole(GROUP_LENGTH, self.weight_granularity, 1)
             object.__setattr__(self, "weight_granularity", length)
-        if isinstance(self.float_layers, str):
+        if not _are_names(self.float_layers):
             raise QuantizationError(
-                f"float_layers is a tuple of names, got the string {self.float_layers!r}; "
-                f"write ({self.float_layers!r},)."
+                f"float_layers is a tuple of names, got {self.float_layers!r}; one name alone is "
+                f"({str(self.float_layers)!r},)."
             )
-        unknown = [name for name in self.fused_activations if name not in FUSABLE]
-        if unknown or isinstance(self.fused_activations, str):
+        if not _are_names(self.fused_activations) or set(self.fused_activations) - set(FUSABLE):
             raise QuantizationError(
                 f"fused_activations is a tuple of names from {', '.join(FUSABLE)}, "
                 f"got {self.fused_activations!r}."
@@ -124,3 +124,8 @@ class QConfig:
     def arm(cls) -> QConfig:
         """Affine int8 activations, narrow int8 weights per channel: LiteRT and CMSIS-NN kernels."""
         return cls(activation_signed=True, target="arm")
+
+
+def _are_names(given: object) -> bool:
+    is_collection = isinstance(given, Collection) and not isinstance(given, str)
+    return is_collection and all(isinstance(name, str) for name in given)

@@ -106,7 +106,7 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
-        if self._needs_example and not self.num_batches:
+        if self._needs_example and not self.statistics.num_batches:
             loader = self._resolve_shapes(loader)
         statistics = self.statistics.copy()
         if not statistics.summaries:

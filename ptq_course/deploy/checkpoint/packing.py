@@ -1,20 +1,29 @@
-"""Codes of a few bits as bytes: two INT4 codes to a byte, eight codes of 3 bits to three bytes.
+"""A quantized layer as the tensors of a checkpoint, its codes of a few bits packed, and back.
 
-Chapters 05 and 13. Codes form one stream of bits, the first code in the lowest bits of the first
-byte (as ONNX stores INT4). So every width from 1 to 7 bits costs exactly that many bits, whether it
-divides 8 or not; only the last byte is filled up with zeros. 8 bits are bytes, 9 to 16 are int16.
+Chapters 05 and 13. Two INT4 codes take a byte, eight codes of 3 bits take three. Codes form one
+stream of bits, the first code in the lowest bits of the first byte (as ONNX stores INT4). So every
+width from 1 to 7 bits costs exactly that many bits, whether it divides 8 or not; only the last byte
+is filled up with zeros. 8 bits are bytes, 9 to 16 are int16.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ptq_course.errors import QuantizationError, whole
+from ptq_course.deploy.checkpoint.format import LayerEntry
+from ptq_course.errors import DataIntegrityError, QuantizationError, whole
+from ptq_course.grids.affine import FLOAT_DTYPES, IntGrid, QParams, QTensor
+from ptq_course.simulation.bias import scale_per_output
+from ptq_course.simulation.layers import QuantizedLayer
 
 AT_ONCE = 8  # eight codes of b bits fill b bytes, and with b < 8 they fit into one int64
+PART = 2**17  # so many eights at a time, because int64 takes eight times the memory of a code
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -27,21 +36,25 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     bits = whole("pack: bits", bits, 1, 16)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise QuantizationError(f"pack: codes must be integers, got {codes.dtype}; quantize first.")
-    flat = codes.detach().cpu().flatten().long()
+    flat = codes.detach().cpu().flatten()
     if flat.numel():
         low, high = (int(v) for v in torch.aminmax(flat))
         if low < -(2 ** (bits - 1)) or high >= 2**bits or (low < 0 and high >= 2 ** (bits - 1)):
             raise QuantizationError(f"pack: codes from {low} to {high} do not fit {bits} bits.")
-    flat = flat & (2**bits - 1)  # two's complement in `bits` bits
+    parts = [_packed(part.long() & (2**bits - 1), bits) for part in flat.split(AT_ONCE * PART)]
+    packed = torch.cat(parts)
+    return packed if bits > 8 else packed[: math.ceil(flat.numel() * bits / 8)].clone()
+
+
+def _packed(flat: Tensor, bits: int) -> Tensor:
+    """Codes as bit patterns, int64, in two's complement."""
     if bits > 8:
         return torch.where(flat >= 2**15, flat - 2**16, flat).to(torch.int16)
     if bits == 8:
         return flat.to(torch.uint8)
-    count = flat.numel()
-    rows = torch.nn.functional.pad(flat, (0, -count % AT_ONCE)).reshape(-1, AT_ONCE)
+    rows = torch.nn.functional.pad(flat, (0, -flat.numel() % AT_ONCE)).reshape(-1, AT_ONCE)
     words = (rows << _shifts(AT_ONCE, bits)).sum(1, keepdim=True)
-    stored = (words >> _shifts(bits, 8)) & 255
-    return stored.to(torch.uint8).flatten()[: math.ceil(count * bits / 8)].clone()
+    return ((words >> _shifts(bits, 8)) & 255).to(torch.uint8).flatten()
 
 
 def unpack(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> Tensor:
@@ -57,18 +70,149 @@ def unpack(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> T
             f"unpack: {count} codes of {bits} bits are stored as {dtype} [{length}], got "
             f"{stored.dtype} {list(stored.shape)}."
         )
-    flat = stored.long()
+    parts = [_unpacked(part.long(), bits, signed) for part in stored.split(bits * PART)]
+    return torch.cat(parts)[:count].reshape(shape)
+
+
+def _unpacked(flat: Tensor, bits: int, signed: bool) -> Tensor:
     if bits < 8:
-        rows = torch.nn.functional.pad(flat, (0, -length % bits)).reshape(-1, bits)
+        rows = torch.nn.functional.pad(flat, (0, -flat.numel() % bits)).reshape(-1, bits)
         words = (rows << _shifts(bits, 8)).sum(1, keepdim=True)
-        flat = (words >> _shifts(AT_ONCE, bits)).flatten()[:count]
+        flat = (words >> _shifts(AT_ONCE, bits)).flatten()
     flat = flat & (2**bits - 1)
     if signed:
         flat = torch.where(flat >= 2 ** (bits - 1), flat - 2**bits, flat)
-        return flat.reshape(shape).to(torch.int8 if bits <= 8 else torch.int16)
+        return flat.to(torch.int8 if bits <= 8 else torch.int16)
     wide = torch.int16 if bits < 16 else torch.int32
-    return flat.reshape(shape).to(torch.uint8 if bits <= 8 else wide)
+    return flat.to(torch.uint8 if bits <= 8 else wide)
 
 
 def _shifts(count: int, step: int) -> Tensor:
     return torch.arange(count) * step
+
+
+# --- layers ------------------------------------------------------------------------------------
+
+FLOAT16 = torch.finfo(torch.float16)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
+STORED_AS = {
+    "codes": INTEGERS, "scale": FLOAT_DTYPES, "zero_point": INTEGERS, "codebook": FLOAT_DTYPES,
+    "bias_codes": (torch.int32,), "bias_scale": (torch.float32,), "bias": FLOAT_DTYPES,
+}  # fmt: skip
+
+
+def check_stored(
+    name: str, tensor: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...],
+    shape: Sequence[int] | None,
+) -> None:  # fmt: skip
+    """DataIntegrityError where a stored tensor has another type or shape (None: no place)."""
+    allowed = dtype if isinstance(dtype, tuple) else (dtype,)
+    if tensor.dtype not in allowed or shape is None or tuple(tensor.shape) != tuple(shape):
+        wanted = f"{allowed[0]} {list(shape)}" if shape is not None else "nothing"
+        raise DataIntegrityError(
+            f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, expected {wanted}; save the "
+            "model again."
+        )
+
+
+def layer_to_tensors(
+    layer: QuantizedLayer, values: Mapping[str, QParams], scale_dtype: torch.dtype
+) -> tuple[LayerEntry, dict[str, Tensor]]:
+    """What the file holds of a layer; ``scale_dtype`` is that of its weight scales."""
+    q, p = layer.weight_qtensor, layer.weight_qparams
+    bits = p.grid.bits if p is not None else max(1, math.ceil(math.log2(len(layer.codebook))))
+    entry = LayerEntry(
+        kind=type(layer.float_layer).__name__,
+        shape=list(q.shape),
+        bits=bits,
+        grid=None if p is None else list(astuple(p.grid)),
+        block_size=None if p is None else p.block_size and list(p.block_size),
+        dtype=str(layer.float_layer.weight.dtype).removeprefix("torch."),
+        raised_channels=layer.raised_channels,
+    )
+    stored = {"codes": pack(q.codes, bits)}
+    growth = None  # what float16 makes of each output's scale, as a factor
+    if p is None:
+        stored["codebook"] = q.codebook
+    else:
+        stored["scale"] = scale = _scale_as(p.scale, scale_dtype)
+        if not p.symmetric:
+            stored["zero_point"] = p.zero_point.to(p.grid.dtype)
+        if scale.dtype != torch.float32:
+            growth = scale_per_output(layer.float_layer, scale.float() / p.scale)
+    if layer.bias_codes is not None:
+        stored["bias_codes"] = layer.bias_codes
+        entry.bias, entry.bias_from = "int32", _input_value(layer, values)
+        if entry.bias_from is None:
+            factor = 1.0 if growth is None else growth
+            stored["bias_scale"] = (layer.bias_scale * factor).float()
+    elif layer.bias is not None:
+        entry.bias = "float"
+        stored["bias"] = layer.bias
+    return entry, stored
+
+
+def _scale_as(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    outside = dtype == torch.float16 and bool(
+        ((scale < FLOAT16.smallest_normal) | (scale > FLOAT16.max)).any()
+    )
+    return scale if outside else scale.to(dtype)
+
+
+def _input_value(layer: QuantizedLayer, values: Mapping[str, QParams]) -> str | None:
+    """The value whose scale times the weight's gives the bias scale, bit for bit."""
+    p = layer.weight_qparams
+    scale = None if p is None else scale_per_output(layer.float_layer, p.scale)
+    if scale is None or not values:
+        return None
+    # All values at once by the first channel; few are left to compare in full.
+    products = torch.stack([v.scale.flatten()[0] for v in values.values()]) * scale[0]
+    for number in (products == layer.bias_scale[0]).nonzero().flatten().tolist():
+        name, value = list(values.items())[number]
+        if value.block_size is None and torch.equal(value.scale * scale, layer.bias_scale):
+            return name
+    return None
+
+
+def layer_from_tensors(
+    name: str, entry: LayerEntry, stored: dict[str, Tensor], module: nn.Module,
+    values: Mapping[str, QParams],
+) -> QuantizedLayer:  # fmt: skip
+    """The layer that `layer_to_tensors` stored, around a copy of that of the float ``module``."""
+    prefix, layer = f"layers/{name}/", module.get_submodule(name)
+    shape, dtype = tuple(entry.shape), DTYPES[entry.dtype]
+    biases = {None: set(), "float": {"bias"}, "int32": {"bias_codes", "bias_scale"}}[entry.bias]
+    explained = {"bias_scale"} if entry.bias_from is not None else set()
+    if biases - explained != {part for part in stored if part.startswith("bias")}:
+        raise DataIntegrityError(f"layer {name!r} has another bias than the header says.")
+    outputs = getattr(layer.bias, "shape", None) if hasattr(layer, "bias") else None
+    for part, tensor in stored.items():
+        allowed = STORED_AS.get(part)
+        if allowed is None:
+            raise DataIntegrityError(f"tensor {prefix + part!r} belongs to no layer.")
+        fixed = outputs if part.startswith("bias") else tensor.shape
+        check_stored(prefix + part, tensor, allowed, fixed)
+    if entry.grid is None:
+        weight = QTensor(
+            unpack(stored["codes"], entry.bits, shape, False), None, stored["codebook"]
+        )
+    else:
+        grid, scale = IntGrid(*entry.grid), stored["scale"].float()
+        zero_point = stored.get("zero_point", torch.zeros_like(scale)).to(torch.int32)
+        codes = unpack(stored["codes"], entry.bits, shape, grid.signed)
+        weight = QTensor(codes, QParams(scale, zero_point, grid, entry.block_size))
+    layer = copy.deepcopy(layer)
+    layer.weight = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
+    bias_codes, bias_scale = stored.get("bias_codes"), stored.get("bias_scale")
+    if entry.bias_from is not None:
+        bias_scale = values[entry.bias_from].scale * scale_per_output(layer, scale)
+    if bias_codes is not None:
+        decoded = (bias_codes.double() * bias_scale.double()).to(dtype)
+        layer.bias = nn.Parameter(decoded, requires_grad=False)
+    elif entry.bias is not None:
+        check_stored(f"{prefix}bias", stored["bias"], dtype, outputs)
+        layer.bias = nn.Parameter(stored["bias"], requires_grad=False)
+    quantized = QuantizedLayer(layer, weight, bias_codes, bias_scale, name=name)
+    quantized.raised_channels = entry.raised_channels
+    return quantized

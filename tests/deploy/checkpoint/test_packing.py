@@ -76,3 +76,12 @@ def test_refusals():
         unpack(torch.zeros(4, dtype=torch.uint8), 4, (5,), True)
     with pytest.raises(QuantizationError, match=r"int16"):
         unpack(torch.zeros(5, dtype=torch.uint8), 12, (5,), True)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8, 11])
+def test_parts_of_a_large_tensor_make_one_stream(monkeypatch, bits):
+    codes = torch.randint(0, 2**bits, (1003,), generator=torch.Generator().manual_seed(0))
+    whole = pack(codes, bits)
+    monkeypatch.setattr("ptq_course.deploy.checkpoint.packing.PART", 2)
+    assert torch.equal(pack(codes, bits), whole)
+    assert torch.equal(unpack(whole, bits, (1003,), False).long(), codes)

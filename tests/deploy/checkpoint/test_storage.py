@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ptq_classroom.pictures.models import load_model, resnet
-from ptq_course.deploy.checkpoint.header import VERSION, read
-from ptq_course.deploy.checkpoint.report import size_report
-from ptq_course.deploy.checkpoint.storage import load, save
+from ptq_course.deploy.checkpoint import load, save, size_report
+from ptq_course.deploy.checkpoint.format import VERSION, read
 from ptq_course.errors import DataIntegrityError, QuantizationError, UnsupportedError
 from ptq_course.grids.affine import QTensor
 from ptq_course.simulation.dynamic import DynamicModel, quantize_dynamic
@@ -335,7 +334,7 @@ def test_truncated_foreign_and_missing_files(tmp_path):
 
 def test_a_later_version_is_named(tmp_path, monkeypatch):
     path, model = small(tmp_path)
-    monkeypatch.setattr("ptq_course.deploy.checkpoint.header.VERSION", VERSION + 1)
+    monkeypatch.setattr("ptq_course.deploy.checkpoint.format.VERSION", VERSION + 1)
     with pytest.raises(UnsupportedError, match=rf"version {VERSION}, .*reads {VERSION + 1}"):
         load(path, model)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
+import random
+from functools import reduce
+from operator import getitem
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -12,10 +18,10 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
+import ptq_course
 from ptq_course import PTQQuantizer, QConfig, quantize_dynamic
-from ptq_course.deploy.checkpoint.header import digest
-from ptq_course.deploy.checkpoint.storage import load, save
-from ptq_course.deploy.checkpoint.structure import structure_digest
+from ptq_course.deploy.checkpoint import load, save, size_report
+from ptq_course.deploy.checkpoint.format import digest, structure_digest
 from ptq_course.errors import DataIntegrityError, QuantizationError
 from tests.networks import DataDependent
 
@@ -163,3 +169,138 @@ def test_crafted_tensors_are_refused(path, name):
 def test_an_untouched_copy_still_loads(path):
     craft(path)
     assert load(path, network())(X).shape == (4, 5)
+
+
+# --- any header ----------------------------------------------------------------------------------
+
+MUTANTS = int(os.environ.get("PTQ_MUTANTS", "60"))
+ODD = (
+    None, True, 0, -1, 3, 2**40, 10**400, 0.5, float("nan"), "", "x", "float64", "per_token",
+    "int32", [], [None], [1, -1], ["0"], {}, {"0": None}, {"scale": 1},
+)  # fmt: skip
+
+
+def places(tree, at=()):
+    """Every place of a JSON tree as a path of keys, the root left out."""
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in inside:
+        yield (*at, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*at, key))
+
+
+def mutated(header, rng):
+    """One to three places of a header replaced, removed, doubled or swapped for another one."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        spots = [place for place in places(header) if place[0] != "digests"]
+        *above, last = rng.choice(spots)
+        parent = reduce(getitem, above, header)
+        kind = rng.randrange(4)
+        if kind == 0:
+            del parent[last]
+        elif kind == 1:
+            parent[last] = copy.deepcopy(reduce(getitem, rng.choice(spots), header))
+        elif kind == 2 and isinstance(parent, dict):
+            parent[f"{last}{rng.choice(('.', '0', 'x'))}"] = parent.pop(last)
+        else:
+            parent[last] = copy.deepcopy(rng.choice(ODD))
+
+
+def survives(path, made):
+    """Load and run; refusals by name are welcome, nothing else is."""
+    try:
+        made()(X)
+        str(size_report(path))
+    except QuantizationError as refusal:
+        return str(path) in str(refusal) and "refused"
+    return "loaded"
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_mutated_header_is_refused_or_does_no_harm(path, dynamic):
+    if dynamic:
+        save(quantize_dynamic(network()), path)
+    good, rng, loaded = path.read_bytes(), random.Random(0), 0
+    for _ in range(MUTANTS):
+        path.write_bytes(good)
+        try:
+            craft(path, lambda header: mutated(header, rng))
+        except (LookupError, TypeError):  # two mutations that exclude each other
+            continue
+        found = survives(path, lambda: load(path, network()))
+        assert found
+        loaded += found == "loaded"
+    assert 0 < loaded < MUTANTS / 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 5000 + "]" * 5000, '{"layers":' * 5000, "null", "[]", '"x"', "NaN", "1" * 5000, ""],
+)
+def test_a_header_that_is_no_object(path, text):
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+        stored = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    metadata |= {"header": text, "header_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    path.write_bytes(safetensors.torch.save(stored, metadata))
+    for read in (lambda: load(path, network()), lambda: size_report(path)):
+        with pytest.raises(DataIntegrityError, match=r"q\.safetensors"):
+            read()
+
+
+def test_a_layer_of_another_format_is_refused_when_loaded(path):
+    """It would load, and fail in forward()."""
+    craft(path, layer(dtype="float64"))
+    with pytest.raises(QuantizationError, match=r"'3' computes in float32 in it.*float64"):
+        load(path, network())
+
+
+def test_layers_of_several_formats_come_back_into_a_model_that_has_them(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2).double()
+
+        def forward(self, x):
+            return self.b(self.a(x).double())
+
+    made = quantize_dynamic(Mixed(), weights_only=True)
+    path, x = save(made, tmp_path / "m"), torch.randn(3, 4)
+    assert torch.equal(load(path, Mixed())(x), made(x))
+
+
+# --- files and names of before -------------------------------------------------------------------
+
+BEFORE = Path(__file__).parent / "written_before"  # files of ptq_course 0.1.0, format version 2
+OUTPUTS = {
+    "static": [[-0.6836090, 0.0823263], [0.7558887, -1.3046380]],
+    "dynamic": [[-0.7039818, 0.1747123], [0.7716428, -1.3516260]],
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_files_that_were_written_before_still_load(name):
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.LayerNorm(12),
+        nn.Linear(12, 2),
+    )  # fmt: skip
+    file = BEFORE / f"{name}.safetensors"
+    x = torch.linspace(-1, 1, 64).reshape(2, 2, 4, 4)
+    torch.testing.assert_close(load(file, model)(x), torch.tensor(OUTPUTS[name]))
+    assert size_report(file).package == ""
+    assert "an early ptq_course" in str(size_report(file))
+
+
+def test_a_file_says_which_version_wrote_it(path):
+    report = size_report(path)
+    assert report.package == ptq_course.__version__
+    assert f"ptq_course {ptq_course.__version__}" in str(report)
+
+
+def test_storage_is_another_name_of_checkpoint():
+    from ptq_course.deploy import checkpoint, storage
+
+    assert storage is checkpoint
+    assert (storage.save, storage.load, storage.size_report) == (save, load, size_report)
+    with pytest.raises(ImportError, match="nothing"):
+        from ptq_course.deploy import nothing  # noqa: F401

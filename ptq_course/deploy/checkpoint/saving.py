@@ -1,42 +1,31 @@
-"""Quantized checkpoints on disk: integer codes, scales and zero points in a safetensors file.
-
-Chapters 00, 05, 07 and 13. `save` writes what `PTQQuantizer.convert`, `quantize_weights` or
-`quantize_dynamic` gave; `load` puts it into the float architecture again, bit for bit: the loaded
-model computes the same outputs. `storage_report.size_report` says where the bytes went.
-
-    layers/<name>/codes         up to 7 bits: packed bit by bit; 8: bytes; 9 to 16: int16
-    layers/<name>/scale         float32 (or float16), one for each block
-    layers/<name>/zero_point    where they are not all 0
-    layers/<name>/codebook      instead of scales, where a codebook decodes the codes
-    layers/<name>/bias_codes    int32
-    layers/<name>/bias_scale    only where it is not the product of the scales of input and weight
-    layers/<name>/bias          the bias, where it stays in floating point
-    values/scale, zero_point    of all activations
-    float/<name>                every other parameter or buffer of the fused network
-"""
+"""Saving and loading quantized models, and counting what their files hold. Chapters 00, 07."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.deploy.checkpoint.header import (
+from ptq_course.deploy.checkpoint.format import (
     Header,
+    LayerEntry,
     ValueEntry,
     digest,
-    grid_entry,
-    listed,
     read,
-    tupled,
+    structure_digest,
 )
-from ptq_course.deploy.checkpoint.layers import check_tensor, layer_from_tensors, layer_to_tensors
-from ptq_course.deploy.checkpoint.structure import structure_digest
+from ptq_course.deploy.checkpoint.packing import (
+    DTYPES,
+    check_stored,
+    layer_from_tensors,
+    layer_to_tensors,
+)
 from ptq_course.deploy.files import write_atomically
 from ptq_course.errors import DataIntegrityError, QuantizationError
 from ptq_course.grids.affine import IntGrid, QParams
@@ -46,6 +35,7 @@ from ptq_course.simulation.network import TracedNetwork
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.untraced import UntracedNetwork
+from ptq_course.tables import text_table
 
 SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 Network = TracedNetwork | UntracedNetwork
@@ -76,6 +66,7 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         traced=isinstance(model.module, fx.GraphModule),
         granularity=getattr(model, "granularity", None),
         structure=structure_digest(model.module),
+        package=importlib.import_module("ptq_course").__version__,
     )
     qparams: dict[str, QParams] = getattr(model, "qparams", {})
     tensors = {f"float/{name}": tensor for name, tensor in float_state(model.module).items()}
@@ -85,7 +76,7 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         tensors |= {f"layers/{name}/{part}": tensor for part, tensor in stored.items()}
     if qparams:
         header.values = {
-            name: ValueEntry(grid_entry(q.grid), listed(q.block_size), list(q.scale.shape))
+            name: ValueEntry(list(astuple(q.grid)), q.block_size, list(q.scale.shape))
             for name, q in qparams.items()
         }
         tensors["values/scale"] = torch.cat([q.scale.flatten() for q in qparams.values()])
@@ -136,11 +127,11 @@ def _assemble(
 ) -> QuantizedModel | DynamicModel:  # fmt: skip
     if not isinstance(model, nn.Module):
         raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
-    try:
-        config = header.qconfig
-    except TypeError as error:
-        raise DataIntegrityError(f"the header's config is none ({error}).") from error
-    network = _network(header, model, example)
+    config = header.qconfig
+    if header.traced:
+        network = TracedNetwork(model, config.float_layers, config.fused_activations, example)
+    else:
+        network = UntracedNetwork(model, config.float_layers)
     try:
         loaded = _filled(header, tensors, network, config)
     except QuantizationError:
@@ -161,10 +152,18 @@ def _assemble(
 def _filled(
     header: Header, tensors: dict[str, Tensor], network: Network, config: QConfig
 ) -> QuantizedModel | DynamicModel:
-    _check_layers(header, network)
+    _check_layers(header, network, config)
     qparams = _values_from_tensors(header, tensors, network)
+    stored: dict[str, dict[str, Tensor]] = {name: {} for name in header.layers}
+    for path, tensor in tensors.items():
+        room, _, rest = path.partition("/")
+        name, _, part = rest.rpartition("/")
+        if room == "layers" and name in stored:
+            stored[name][part] = tensor
+        elif room not in ("values", "float"):
+            raise DataIntegrityError(f"tensor {path!r} belongs to no layer.")
     layers = {
-        name: layer_from_tensors(name, entry, tensors, network.module.get_submodule(name), qparams)
+        name: layer_from_tensors(name, entry, stored[name], network.module, qparams)
         for name, entry in header.layers.items()
     }
     quantizers = {name: ActivationQuantizer(q, name=name) for name, q in qparams.items()}
@@ -177,19 +176,13 @@ def _filled(
     return round_inputs(ahead, config, header.granularity)
 
 
-def _network(header: Header, model: nn.Module, example: Sequence[Tensor] | None) -> Network:
-    config = header.qconfig
-    if header.traced:
-        return TracedNetwork(model, config.float_layers, config.fused_activations, example)
-    return UntracedNetwork(model, config.float_layers)
-
-
-def _check_layers(header: Header, network: Network) -> None:
+def _check_layers(header: Header, network: Network, config: QConfig) -> None:
     """Raise for the first layer, in the order of the network, that the file does not fit."""
+    formats: dict[torch.dtype, str] = {}  # of the model's layers, and of the file's
     for name in network.plan.layers:
         layer, entry = network.module.get_submodule(name), header.layers.get(name)
         if entry is None:
-            if header.layers and name not in header.qconfig.float_layers:
+            if header.layers and name not in config.float_layers:
                 raise QuantizationError(f"layer {name!r} of the model is not in it.")
             continue
         here, there = tuple(layer.weight.shape), tuple(entry.shape)
@@ -197,6 +190,14 @@ def _check_layers(header: Header, network: Network) -> None:
             raise QuantizationError(
                 f"layer {name!r} is {entry.kind} with a weight of {there} in it and "
                 f"{type(layer).__name__} with {here} in the model."
+            )
+        if entry.dtype not in DTYPES:
+            raise DataIntegrityError(f"layer {name!r} computes in {entry.dtype!r} by the header.")
+        computed = formats.setdefault(layer.weight.dtype, entry.dtype)
+        if computed != entry.dtype:
+            raise QuantizationError(
+                f"layer {name!r} computes in {entry.dtype} in it, another one in {computed}, and "
+                "in the model both are alike: give them the formats that were saved."
             )
         if (getattr(layer, "bias", None) is None) != (entry.bias is None):
             where = "model" if entry.bias is None else "file"
@@ -219,14 +220,14 @@ def _values_from_tensors(
     count = sum(math.prod(entry.shape) for entry in header.values.values())
     for part, tensor in stored.items():
         dtype = torch.float32 if part == "scale" else torch.int32
-        check_tensor(f"values/{part}", tensor, dtype, (count,))
+        check_stored(f"values/{part}", tensor, dtype, (count,))
     qparams, start = {}, 0
     for name, entry in header.values.items():
         end = start + math.prod(entry.shape)
         scale, zero_point = (
             stored[part][start:end].reshape(entry.shape).clone() for part in ("scale", "zero_point")
         )
-        qparams[name] = QParams(scale, zero_point, IntGrid(*entry.grid), tupled(entry.block_size))
+        qparams[name] = QParams(scale, zero_point, IntGrid(*entry.grid), entry.block_size)
         start = end
     return qparams
 
@@ -240,3 +241,127 @@ def _load_float_state(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         if here != there:
             raise QuantizationError(f"parameter {name!r} is {there} in it, {here} in the model.")
     module.load_state_dict(saved, strict=False, assign=True)
+
+
+# --- where the bytes go --------------------------------------------------------------------------
+
+DECODERS = ("scale", "zero_point", "codebook")
+FP32 = 4  # bytes a number
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Bytes of one layer's weight, and what its bias takes."""
+
+    name: str
+    bits: int
+    weights: int  # how many
+    code_bytes: int
+    scale_bytes: int  # scales, zero points, codebook
+    bias_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of storage for one weight, its share of scales included."""
+        return 8 * (self.code_bytes + self.scale_bytes) / max(1, self.weights)
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """Bytes of a checkpoint. ``print(report)`` gives the table.
+
+    ``fp32_bytes``: the same numbers (weights, biases and other parameters of the fused network) at
+    four bytes each, without any header. ``activation_bytes``: scales and zero points of the
+    activations. ``other_bytes``: parameters that stay in floating point. ``header_bytes``: the
+    safetensors header with config and digests.
+    """
+
+    path: Path
+    layers: tuple[LayerSize, ...]
+    fp32_bytes: int
+    file_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    header_bytes: int
+    package: str  # the version of ptq_course that wrote it, "" where the file does not say
+
+    @property
+    def ratio(self) -> float:
+        """File over FP32: 0.25 is four times smaller."""
+        return self.file_bytes / max(1, self.fp32_bytes)
+
+    @property
+    def scale_bytes(self) -> int:
+        """What the weights' scales, zero points and codebooks cost."""
+        return sum(layer.scale_bytes for layer in self.layers)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all quantized layers, scales included."""
+        stored = sum(layer.code_bytes + layer.scale_bytes for layer in self.layers)
+        return 8 * stored / max(1, sum(layer.weights for layer in self.layers))
+
+    def __str__(self) -> str:
+        numbers = ("weights", "code_bytes", "scale_bytes", "bias_bytes")
+        rows = [
+            (
+                s.name,
+                str(s.bits),
+                *(f"{getattr(s, n):,}" for n in numbers),
+                f"{s.bits_per_weight:.2f}",
+            )
+            for s in self.layers
+        ]
+        columns = ("layer", "bits", "weights", "codes", "scales", "bias", "bits/weight")
+        return (
+            f"{text_table(columns, rows)}\n"
+            f"activation scales {self.activation_bytes:,} bytes, other parameters "
+            f"{self.other_bytes:,}, header {self.header_bytes:,}\n"
+            f"file {self.file_bytes:,} bytes, FP32 {self.fp32_bytes:,}: {self.ratio:.3f} of it, "
+            f"written by {f'ptq_course {self.package}' if self.package else 'an early ptq_course'}"
+        )
+
+
+def size_report(path: str | Path) -> SizeReport:
+    """Read a checkpoint that `save` wrote and count its bytes.
+
+    Raises what `load` raises for a missing or damaged file.
+    """
+    path = Path(path)
+    header, tensors = read(path)
+    layers = tuple(_layer_size(name, entry, tensors) for name, entry in header.layers.items())
+    stored = {name: _bytes(tensor) for name, tensor in tensors.items()}
+    floats = [t for name, t in tensors.items() if name.startswith("float/")]
+    biases = [t for name, t in tensors.items() if name.endswith(("/bias_codes", "/bias"))]
+    numbers = sum(layer.weights for layer in layers)
+    numbers += sum(t.numel() for t in [*floats, *biases])
+    file_bytes = path.stat().st_size
+    return SizeReport(
+        path=path,
+        layers=layers,
+        fp32_bytes=FP32 * numbers,
+        file_bytes=file_bytes,
+        activation_bytes=sum(b for name, b in stored.items() if name.startswith("values/")),
+        other_bytes=sum(b for name, b in stored.items() if name.startswith("float/")),
+        header_bytes=file_bytes - sum(stored.values()),
+        package=header.package,
+    )
+
+
+def _layer_size(name: str, entry: LayerEntry, tensors: dict[str, Tensor]) -> LayerSize:
+    def of(*parts: str) -> int:
+        names = [f"layers/{name}/{part}" for part in parts]
+        return sum(_bytes(tensors[n]) for n in names if n in tensors)
+
+    return LayerSize(
+        name=name,
+        bits=entry.bits,
+        weights=math.prod(entry.shape),
+        code_bytes=of("codes"),
+        scale_bytes=of(*DECODERS),
+        bias_bytes=of("bias_codes", "bias_scale", "bias"),
+    )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
