@@ -36,7 +36,7 @@ UNASKED = ("optimization.disable_specified_optimizers", "WeightBiasQuantization"
 WEIGHTS_APART = "session.optimized_model_external_initializers_file_name"
 STOP_SPINNING = ("session.force_spinning_stop", "1")
 MAX_THREADS = 256  # more is a mistake, not a machine
-SILENT = 3  # ONNX Runtime's level for errors only
+SILENT = 4  # of ONNX Runtime's levels: what goes wrong is raised, and need not be printed too
 
 
 class Session:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ptq_course.errors import CalibrationError
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
+from ptq_course.grids.tensors import is_real
 from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
 from ptq_course.ranges.rules import Range, kl_range, minmax_range, mse_range, percentile_range
 from ptq_course.ranges.summaries import MinMax, MovingAverage, Summary
@@ -150,8 +151,8 @@ class PercentileCalibrator(Calibrator):
         summary: Summary | None = None,
         name: str | None = None,
     ) -> None:
-        if not 50 < percentile <= 100:
-            raise CalibrationError(f"percentile must lie in (50, 100], got {percentile}")
+        if not is_real(percentile) or not 50 < percentile <= 100:
+            raise CalibrationError(f"percentile must lie in (50, 100], got {percentile!r}")
         super().__init__(summary=summary, name=name)
         self.percentile = percentile
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ptq_course.errors import CalibrationError
+from ptq_course.grids.tensors import is_real
 from ptq_course.ranges.counting import SMALLEST_EXPONENT, count_on_lattice, count_upper_halves
 from ptq_course.ranges.mse import folded
 from ptq_course.ranges.reduction import agree_on_extremes, check_group, sum_over_processes
@@ -49,8 +50,8 @@ class FloatBitHistogram(Summary):
         larger of the two in magnitude; 0 and 100 are the exact extremes.
         Raises CalibrationError for p outside 0..100 and before the first update.
         """
-        if not 0 <= p <= 100:
-            raise CalibrationError(f"percentile must lie in [0, 100], got {p}")
+        if not is_real(p) or not 0 <= p <= 100:
+            raise CalibrationError(f"percentile must lie in [0, 100], got {p!r}")
         self.require_data()
         rank = p / 100 * (self.count - 1)
         lower, upper = (self._order_statistic(f(rank)) for f in (math.floor, math.ceil))

@@ -32,6 +32,7 @@ Method: Szymon Migacz, "8-bit Inference with TensorRT", NVIDIA GPU Technology Co
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -69,8 +70,8 @@ def requantized_histogram(
     Raises QuantizationError for fewer than 1 of levels and where clipped_histogram does.
     """
     _check_levels(levels)
-    inside = np.asarray(counts)[start:stop]
     filled = clipped_histogram(counts, stop, start) > 0
+    inside = np.asarray(counts)[start:stop]
     bins = len(inside)
     q = np.zeros(bins)
     for g in range(levels):
@@ -252,13 +253,16 @@ def _checked_windows(
 
 
 def _check_levels(levels: int) -> None:
-    if levels < 1:
-        raise QuantizationError(f"levels must be at least 1, got {levels}")
+    if not isinstance(levels, Integral) or levels < 1:
+        raise QuantizationError(f"levels must be at least 1, got {levels!r}: give an integer")
 
 
 def _check_windows(bins: int, starts: NDArray, stops: NDArray) -> None:
     if not len(stops):
         raise QuantizationError("there is no window to try: give at least one stop")
+    for name, bound in (("start", starts), ("stop", stops)):
+        if bound.dtype.kind not in "iu" or bound.ndim != 1:
+            raise QuantizationError(f"{name} counts bins: give integers, got {bound.dtype}")
     if not ((starts >= 0) & (starts < stops) & (stops <= bins)).all():
         raise QuantizationError(
             f"every window needs 0 <= start < stop <= {bins} bins, got starts "

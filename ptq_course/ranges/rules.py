@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.tensors import is_real
 from ptq_course.ranges.sweeps import CANDIDATES, Range, Sweep, kl_sweep, mse_sweep
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def percentile_range(
     absolute value, or [0, T] for data without negative values.
     Raises QuantizationError for a percentile outside (50, 100], CalibrationError before any data.
     """
-    if not 50 < percentile <= 100:
-        raise QuantizationError(f"percentile must lie in (50, 100], got {percentile}")
+    if not is_real(percentile) or not 50 < percentile <= 100:
+        raise QuantizationError(f"percentile must lie in (50, 100], got {percentile!r}")
     low, high = hist.percentile(100 - percentile), hist.percentile(percentile)
     if not symmetric:
         return Range(low, high)

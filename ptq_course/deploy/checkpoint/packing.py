@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.tensors import INTEGER_DTYPES, check_tensor
 
 AT_ONCE = 8  # eight codes of b bits fill b bytes, and with b < 8 they fit into one int64
 
@@ -25,8 +26,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Raises QuantizationError for other bits, floating-point codes, or a code that does not fit.
     """
     _check_bits(bits)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise QuantizationError(f"pack: codes must be integers, got {codes.dtype}; quantize first.")
+    check_tensor(codes, "pack (of what quantize returns)", INTEGER_DTYPES)
     flat = codes.detach().cpu().flatten().long()
     if flat.numel():
         low, high = (int(v) for v in torch.aminmax(flat))
@@ -47,9 +47,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> Tensor:
     """The codes that `pack` stored, in the smallest dtype that holds every code of ``bits``.
 
-    Raises QuantizationError where ``stored`` has another type or length than ``shape`` needs.
+    Raises QuantizationError where ``stored`` has another type or length than ``shape`` needs, or
+    ``shape`` holds anything but sizes.
     """
     _check_bits(bits)
+    check_tensor(stored, "unpack", INTEGER_DTYPES)
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise QuantizationError(f"unpack: shape must hold sizes of at least 0, got {shape}.")
     count = math.prod(shape)
     dtype, length = (torch.int16, count) if bits > 8 else (torch.uint8, math.ceil(count * bits / 8))
     if stored.dtype != dtype or stored.shape != (length,):
