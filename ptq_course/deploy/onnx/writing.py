@@ -11,14 +11,13 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
-from ptq_course.deploy.onnx.compact import compact
-from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
 from ptq_course.deploy.onnx.graph import drop_implied_clamps, use_global_average_pool
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
 from ptq_course.deploy.onnx.ops import translation_table
@@ -30,6 +29,9 @@ from ptq_course.graph.fusion import fuse
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.quantized import QuantizedModel
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["TARGETS", "Session", "export", "session"]
 
@@ -87,11 +89,7 @@ def export(
         check_target(model.module, model.config, runtime)
     _check_dtype(model, examples)
     module = _exportable(model, examples, runtime.integer_bias)
-    proto = _to_onnx(module, examples)
-    strip(proto)
-    own_weights(proto)
-    pack_four_bits(proto)
-    compact(proto)
+    proto = finished(_to_onnx(module, examples))
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # of the checker, or of its inference of shapes and types
@@ -170,7 +168,7 @@ def _exportable(
     return module.eval()
 
 
-def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto:
+def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> ir.Model:
     batch = torch.export.Dim("batch")
     four_bit = any(isinstance(part, FourBitLinear) for part in module.modules())
     opset = FOUR_BIT_OPSET if four_bit else OPSET
@@ -197,7 +195,20 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto
         ) from error
     finally:
         logging.disable(level)
-    return program.model_proto
+    return program.model
+
+
+def finished(model: ir.Model) -> onnx.ModelProto:
+    """The file of what torch.onnx.export made: without what it can do without, weights packed."""
+    # Imported late, as torch.onnx does: onnx_ir takes a second.
+    import onnx_ir as ir
+
+    from ptq_course.deploy.onnx.compact import compact
+    from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
+
+    for change in (strip, own_weights, pack_four_bits, compact):
+        change(model)
+    return ir.to_proto(model)
 
 
 def _reason(error: BaseException) -> str:
