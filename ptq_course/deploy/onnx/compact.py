@@ -22,6 +22,7 @@ from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize, prun
 
 # Defaults that ONNX's schema only describes in words.
 WRITTEN_DEFAULTS = {"strides": 1, "dilations": 1, "pads": 0}
+WITH_AXIS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def compact(model: ir.Model) -> None:
@@ -100,7 +101,7 @@ def drop_defaults(model: ir.Model) -> None:
         if node.domain:
             continue
         schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""], "")
-        scale = constant(node.inputs[1]) if node.op_type.endswith("eLinear") else None
+        scale = constant(node.inputs[1]) if node.op_type in WITH_AXIS else None
         for name, given in list(node.attributes.items()):
             scalar = name == "axis" and scale is not None and not len(scale.shape)
             if scalar or _is_default(given, schema, node.op_type):
