@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ FOUR_BIT_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 UNASKED = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
 # Threads that wait by spinning stop when a call returns. Otherwise an idle session takes processor
 # time from the next one: FP32 measured twice as slow beside an INT8 session as without it.
+WEIGHTS_APART = "session.optimized_model_external_initializers_file_name"
 STOP_SPINNING = ("session.force_spinning_stop", "1")
 MAX_THREADS = 256  # more is a mistake, not a machine
-SILENT = 3  # ONNX Runtime's level for errors only
+SILENT = 4  # of ONNX Runtime's levels: what goes wrong is raised, and need not be printed too
 
 
 class Session:
@@ -47,7 +48,7 @@ class Session:
     runs the known-answer test and chooses; True and False force a mode. ``saturation_guard`` says
     what was chosen.
     Raises QuantizationError for a missing file or one that ONNX Runtime cannot open, for threads
-    outside 1 to 256, and for another number of inputs.
+    outside 1 to 256, and for inputs that the file does not take.
     """
 
     def __init__(self, path: str | Path, threads: int = 2, exact: bool | None = None) -> None:
@@ -58,16 +59,12 @@ class Session:
         self.path = path
         self.threads = threads
         self.saturation_guard = products_saturate() if exact is None else exact
-        with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            try:
-                self._session = _open(path, threads, self.saturation_guard, optimized)
-            except Exception as error:  # ONNX Runtime has a type for each of a dozen reasons
-                raise QuantizationError(
-                    f"session: ONNX Runtime cannot open {path}: {error}. Is it an ONNX file?"
-                ) from error
-            nodes = onnx.load(optimized, load_external_data=False).graph.node
-        self._operators = collections.Counter(node.op_type for node in nodes)
+        try:
+            self._session = _open(path, threads, self.saturation_guard)
+        except Exception as error:  # ONNX Runtime has a type for each of a dozen reasons
+            raise QuantizationError(
+                f"session: ONNX Runtime cannot open {path}: {error}. Is it an ONNX file?"
+            ) from error
         self._names = [given.name for given in self._session.get_inputs()]
 
     def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
@@ -78,15 +75,37 @@ class Session:
                 f"({', '.join(self._names)}), got {len(inputs)}."
             )
         arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in inputs]
-        outputs = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
-        if isinstance(inputs[0], Tensor):
-            outputs = [torch.from_numpy(output) for output in outputs]
+        try:
+            outputs = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        except Exception as error:  # as above: of the inputs, or of a node in the middle
+            wanted = [f"{x.name}: {x.type} {x.shape}" for x in self._session.get_inputs()]
+            got = [f"{getattr(x, 'dtype', type(x).__name__)} {np.shape(x)}" for x in arrays]
+            raise QuantizationError(
+                f"session: {self.path.name} cannot be run on {', '.join(got)}; it takes "
+                f"{', '.join(wanted)}. ONNX Runtime says: {error}"
+            ) from error
+        if any(isinstance(x, Tensor) for x in inputs):
+            outputs = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    @property
+    @cached_property
     def operators(self) -> dict[str, int]:
-        """How often each operator occurs after the runtime's fusions (QLinearConv, Conv, ...)."""
-        return dict(sorted(self._operators.items()))
+        """How often each operator occurs after the runtime's fusions (QLinearConv, Conv, ...).
+
+        The file is opened a second time, and the optimized graph written to the temporary folder.
+        Raises QuantizationError where that has no room.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            try:
+                _open(self.path, self.threads, self.saturation_guard, optimized)
+                nodes = onnx.load(optimized, load_external_data=False).graph.node
+            except Exception as error:
+                raise QuantizationError(
+                    f"session: the optimized graph of {self.path.name} cannot be written to "
+                    f"{folder}: {error}. Make room there, or set TMPDIR to another folder."
+                ) from error
+        return dict(sorted(collections.Counter(node.op_type for node in nodes).items()))
 
     @property
     def size(self) -> int:
@@ -200,15 +219,22 @@ def products_saturate() -> bool:
     return bool((run.run(None, {"x": inputs})[0] != exact).any())
 
 
-def _open(path: Path, threads: int, exact: bool, optimized: Path) -> ort.InferenceSession:
+def _open(
+    path: Path, threads: int, exact: bool, optimized: Path | None = None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = SILENT
-    options.optimized_model_filepath = str(optimized)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        # Weights apart, since one file holds at most 2 GB.
+        options.add_session_config_entry(WEIGHTS_APART, "weights")
     options.add_session_config_entry(FOUR_BIT_ACCURACY, "1")
     options.add_session_config_entry(*UNASKED)
     options.add_session_config_entry(*STOP_SPINNING)
     if exact:
         options.add_session_config_entry(EXACT_MODE, "1")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )

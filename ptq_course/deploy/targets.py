@@ -7,12 +7,14 @@ its preset in `QConfig`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph.layer_types import layer_type
+from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
 
@@ -68,6 +70,40 @@ def check_target(module: nn.Module, config: QConfig, target: Target) -> None:
             _check_activation(getattr(part, "name", "") or path, part, target)
         elif isinstance(part, QuantizedLayer):
             _check_layer(part.name or path, part, target)
+
+
+def check_dynamic(model: DynamicModel, target: Target) -> None:
+    """Raise UnsupportedError where a file cannot hold a dynamically quantized network.
+
+    A file rounds each input to uint8, affine, with one scale for the whole tensor
+    (DynamicQuantizeLinear); a model that was made otherwise is written so, with a warning.
+    """
+    if target.name != "onnxruntime":
+        raise UnsupportedError(
+            f"export: {target.name} has no form for scales that are chosen at run time; quantize "
+            f"statically with QConfig.{target.name}(), or export with target='onnxruntime'."
+        )
+    grid = model.config.activation_grid
+    if grid.bits != 8:
+        raise UnsupportedError(
+            f"export: inputs are rounded to {grid.bits} bits at run time, and files know 8 only; "
+            "use activation_bits=8."
+        )
+    for name, layer in model.quantized_layers().items():
+        _check_layer(name, layer, replace(target, integer_bias=False))
+        if has_groups(layer):
+            raise UnsupportedError(
+                f"export: {name} has weights per group, for which {target.name} has no integer "
+                "product with inputs rounded at run time; use weight_granularity='per_channel'."
+            )
+    if model.granularity != "per_tensor" or grid.signed or model.config.activation_symmetric:
+        warnings.warn(
+            "export: the file rounds the input of each layer to uint8 with one scale for the whole "
+            f"tensor, and the model was made {model.granularity}"
+            f"{', symmetric' if model.config.activation_symmetric else ''}. To see what the file "
+            "computes, simulate quantize_dynamic(model, granularity='per_tensor').",
+            stacklevel=3,
+        )
 
 
 def _check_activation(name: str, part: ActivationQuantizer, target: Target) -> None:

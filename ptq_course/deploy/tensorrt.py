@@ -24,7 +24,7 @@ from ptq_course.deploy.onnx.reading import (
     label,
     load,
 )
-from ptq_course.errors import needs
+from ptq_course.errors import QuantizationError, needs
 
 with needs("onnx"):
     import onnx
@@ -90,14 +90,23 @@ def check_tensorrt(path: str | Path, max_opset: int = MAX_OPSET) -> Breaches:
     """Every breach of TensorRT's explicit-quantization rules that can be read from the file.
 
     max_opset: the newest operator set that your release reads (its support matrix says which).
-    Raises QuantizationError where the file is missing or is not ONNX. See the module's text for
-    what this cannot know.
+    Raises QuantizationError where the file is missing, is not ONNX or is damaged: nodes in a
+    circle, inputs that are missing, constants whose data do not fit. Weights that the file keeps in
+    another file are not read. See the module's text for what this cannot know.
     """
     proto = load(path)
-    graphs = list(GraphReader(proto.graph).subgraphs())
-    breaches = Breaches(_model_rules(proto, graphs, max_opset))
-    for graph in graphs:
-        breaches += _graph_rules(graph)
+    try:
+        graphs = list(GraphReader(proto.graph, Path(path).parent).subgraphs())
+        breaches = Breaches(_model_rules(proto, graphs, max_opset))
+        for graph in graphs:
+            breaches += _graph_rules(graph)
+    except QuantizationError as error:
+        raise QuantizationError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged byte can turn a constant or an attribute into anything
+        raise QuantizationError(
+            f"{path}: a constant or an attribute is damaged ({type(error).__name__}: {error}); "
+            "export the model again."
+        ) from error
     return breaches
 
 
@@ -165,7 +174,7 @@ def _grid_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
         )  # fmt: skip
     scale = graph.constant(node.input[1])
     if scale is None or not np.all(np.isfinite(scale) & (scale > 0)):
-        what = "is computed" if scale is None else f"holds {float(np.min(scale)):g}"
+        what = "is no constant here" if scale is None else f"holds {float(np.min(scale)):g}"
         yield Breach(
             "scale", label(node), f"the scale {what}", "Make every scale a positive constant."
         )  # fmt: skip
@@ -197,7 +206,7 @@ def _code_type(graph: GraphReader, node: NodeProto) -> str | None:
 
 
 def _pair_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
-    for reader in graph.readers[node.output[0]]:
+    for reader in graph.readers(node.output[0]):
         if reader.op_type != DEQUANTIZE:
             yield Breach(
                 "pair", label(node), f"its codes go to {label(reader)}",
@@ -235,8 +244,8 @@ def _fusion_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
     before = graph.producer.get(node.input[0])
     if before is None or before.op_type not in WEIGHTED:
         return
-    for pair in graph.readers[node.output[0]]:
-        for after in graph.readers[pair.output[0]] if pair.op_type == DEQUANTIZE else ():
+    for pair in graph.readers(node.output[0]):
+        for after in graph.readers(pair.output[0]) if pair.op_type == DEQUANTIZE else ():
             if after.op_type in _ACTIVATIONS:
                 yield Breach(
                     "fusion", label(node), f"it separates {label(before)} from {label(after)}",
@@ -275,7 +284,7 @@ def _layer_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
             "input", label(node), "the weight is quantized, the input is not",
             "Quantize the activation too (activation_bits=8).",
         )  # fmt: skip
-    if len(graph.readers[dequantize.output[0]]) > 1:
+    if len(graph.readers(dequantize.output[0])) > 1:
         yield Breach(
             "weight", label(node), f"{label(dequantize)} serves several layers",
             "Give each layer a DequantizeLinear of its own.",
@@ -325,7 +334,9 @@ def _output_axis(
         axis = {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 2 if left else rank - 1}[
             node.op_type
         ]
-    return axis if perm is None else perm[axis]
+    if perm is None:
+        return axis
+    return perm[axis] if perm else rank - 1 - axis
 
 
 def _add_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
@@ -348,10 +359,7 @@ def _add_rules(graph: GraphReader, node: NodeProto) -> Iterator[Breach]:
 
 def _is_dequantized(graph: GraphReader, name: str) -> bool:
     """Whether a tensor comes from a DQ, also through operations that only move values."""
-    node = graph.producer.get(name)
-    while node is not None and _moves(node):
-        node = graph.producer.get(node.input[0])
-    return node is not None and node.op_type == DEQUANTIZE
+    return graph.comes_from(graph.origin(name, _moves), DEQUANTIZE) is not None
 
 
 def _moves(node: NodeProto) -> bool:
@@ -361,14 +369,14 @@ def _moves(node: NodeProto) -> bool:
 
 
 def _feeds_quantize(graph: GraphReader, node: NodeProto) -> bool:
-    readers = graph.readers[node.output[0]]
-    behind = [r for n in readers if n.op_type in _ACTIVATIONS for r in graph.readers[n.output[0]]]
+    readers = graph.readers(node.output[0])
+    behind = [r for n in readers if n.op_type in _ACTIVATIONS for r in graph.readers(n.output[0])]
     return any(reader.op_type == QUANTIZE for reader in [*readers, *behind])
 
 
 def _is_bias(graph: GraphReader, node: NodeProto) -> bool:
     """Whether a Q or DQ belongs to a bias (the third input of a layer, or a constant in an Add)."""
-    for reader in graph.readers[node.output[0]]:
+    for reader in graph.readers(node.output[0]):
         if reader.op_type == DEQUANTIZE and node.op_type == QUANTIZE:
             return _is_bias(graph, reader)
         if reader.op_type in WEIGHTED and list(reader.input).index(node.output[0]) == 2:

@@ -24,8 +24,9 @@ from ptq_course.simulation.quantized import QuantizedModel
 
 BATCHES = (1, 32)
 CHUNK = 100  # examples at a time where speed is not measured
-_INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "NhwcMaxPool")
-_BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
+_INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "NhwcMaxPool",
+            "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")  # fmt: skip
+_BOUNDARY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _MOVING = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Pad",
     "Concat", "Identity", "Shape", "MaxPool", "ReorderInput", "ReorderOutput", "DepthToSpace",

@@ -14,6 +14,7 @@ saturation comes before the cast to an integer, as ONNX's QuantizeLinear specifi
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,8 @@ from ptq_course.grids.blocks import (
     parameter_for_blocks,
     split_into_blocks,
 )
+from ptq_course.grids.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT32_MAX = torch.finfo(torch.float32).max
 ZERO = torch.zeros((), device="cpu")  # of any device and dtype to what is added to it
 SCALE_FLOOR = torch.finfo(torch.float32).tiny  # smallest normal float32: 1 / SCALE_FLOOR is finite
@@ -95,16 +96,9 @@ class QParams:
 
     def __post_init__(self) -> None:
         scale, zero_point = self.scale, self.zero_point
-        if not (isinstance(scale, Tensor) and isinstance(zero_point, Tensor)):
-            raise QuantizationError(
-                f"scale and zero_point must be tensors, got {type(scale).__name__} and "
-                f"{type(zero_point).__name__}: call choose_qparams, or wrap them in torch.tensor"
-            )
-        if scale.dtype != torch.float32 or zero_point.dtype != torch.int32:
-            raise QuantizationError(
-                f"scale must be float32 and zero_point int32, got {scale.dtype} and "
-                f"{zero_point.dtype}: convert them, or call choose_qparams"
-            )
+        check_grid(self.grid)
+        check_tensor(scale, "scale (choose_qparams makes one)", (torch.float32,))
+        check_tensor(zero_point, "zero_point (choose_qparams makes one)", (torch.int32,))
         if scale.shape != zero_point.shape:
             raise QuantizationError(
                 f"scale has shape {tuple(scale.shape)}, zero_point {tuple(zero_point.shape)}: they "
@@ -154,6 +148,7 @@ def choose_qparams(
     Raises QuantizationError for bounds that are no real numbers, NaN, infinite, beyond float32, or
     low > high.
     """
+    check_grid(grid)
     device = low.device if isinstance(low, Tensor) else torch.device("cpu")
     low, high = _as_bounds(low, high)
     if symmetric:
@@ -181,11 +176,10 @@ def block_minmax(x: Tensor, block_size: BlockSize = None) -> tuple[Tensor, Tenso
     """Smallest and largest value of each block, shaped "number of blocks in each dimension".
 
     x: floating point, not empty. block_size None gives two 0-d tensors. NaN comes out as NaN.
-    Raises QuantizationError for an integer or empty x, or a block_size that does not fit x.
+    Raises QuantizationError for an empty x or one that `check_tensor` refuses, and for a block_size
+    that does not fit x.
     """
-    _check_floating(x, "block_minmax")
-    if x.numel() == 0:
-        raise QuantizationError(f"block_minmax: x is empty (shape {tuple(x.shape)})")
+    check_tensor(x, "block_minmax", filled=True)
     if block_size is None:
         low, high = torch.aminmax(x)
         return low, high
@@ -210,8 +204,7 @@ def dequantize(codes: Tensor, qparams: QParams, dtype: torch.dtype = torch.float
     else in float32; a value that float16 or bfloat16 cannot hold becomes their largest finite one.
     Raises QuantizationError for codes that are no integers and for a dtype other than these four.
     """
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise QuantizationError(f"dequantize: codes must be integers, got {codes.dtype}")
+    check_tensor(codes, "dequantize", INTEGER_DTYPES)
     return _decode(codes.to(_compute_dtype(dtype)), qparams, dtype)
 
 
@@ -226,7 +219,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     Rounding has gradient zero, so no gradient comes through. Learning through it takes the
     straight-through estimator: chapter 14.
     """
-    _check_floating(x, "quantize")
+    check_tensor(x, "quantize")
     if qparams.block_size is not None or x.requires_grad or torch.compiler.is_compiling():
         return _decode(_codes_as_float(x, qparams), qparams, x.dtype)
     # The same numbers in fewer passes over x, for the activations of a simulation: codes less their
@@ -257,15 +250,14 @@ class QTensor:
             raise QuantizationError("QTensor needs either qparams or codebook, and not both")
         if self.qparams is not None:
             lowest, highest = self.qparams.grid.qmin, self.qparams.grid.qmax
-        elif self.codebook.ndim == 1 and self.codebook.is_floating_point() and len(self.codebook):
-            lowest, highest = 0, len(self.codebook) - 1
         else:
-            raise QuantizationError(
-                "codebook must be a floating-point tensor of shape [K], got "
-                f"{self.codebook.dtype} of shape {tuple(self.codebook.shape)}"
-            )
-        if self.codes.is_floating_point() or self.codes.dtype == torch.bool:
-            raise QuantizationError(f"codes must be integers, got {self.codes.dtype}")
+            check_tensor(self.codebook, "codebook", filled=True)
+            if self.codebook.ndim != 1:
+                raise QuantizationError(
+                    f"codebook has shape {tuple(self.codebook.shape)}, needs [K]: one value a code"
+                )
+            lowest, highest = 0, len(self.codebook) - 1
+        check_tensor(self.codes, "codes", INTEGER_DTYPES)
         if self.codes.numel():
             found_low, found_high = (int(v) for v in torch.aminmax(self.codes))
             if found_low < lowest or found_high > highest:
@@ -311,7 +303,7 @@ def unclamped_codes(x: Tensor, qparams: QParams) -> Tensor:
 
 def _codes_as_float(x: Tensor, qparams: QParams) -> Tensor:
     """The codes as floats, which is all that fake_quantize needs."""
-    _check_floating(x, "quantize")
+    check_tensor(x, "quantize")
     codes = unclamped_codes(x, qparams)
     codes.clamp_(qparams.grid.qmin, qparams.grid.qmax)  # saturate, then cast: never the other way
     if not torch.compiler.is_compiling():  # a NaN stays a NaN there
@@ -366,10 +358,10 @@ def _largest_scale(zero_point: Tensor, grid: IntGrid) -> Tensor:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def _check_floating(x: Tensor, where: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise QuantizationError(f"{where}: x must be a floating-point tensor, got {found}")
+def check_grid(grid: IntGrid) -> None:
+    """Raise QuantizationError for what is no IntGrid (a number of bits, say)."""
+    if not isinstance(grid, IntGrid):
+        raise QuantizationError(f"grid must be an IntGrid, got {grid!r}: IntGrid(bits=8)")
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -380,14 +372,16 @@ def _check_dtype(dtype: torch.dtype) -> None:
 
 def _as_bounds(low: float | Tensor, high: float | Tensor) -> tuple[Tensor, Tensor]:
     """Both as float64 on the CPU (some devices have no float64), checked."""
-    low, high = (b.detach().cpu() if isinstance(b, Tensor) else b for b in (low, high))
-    if any(isinstance(b, Tensor) and b.is_complex() for b in (low, high)):
-        raise QuantizationError("low and high must be real, got complex tensors")
+    for name, bound in (("low", low), ("high", high)):
+        if isinstance(bound, Tensor):
+            check_tensor(bound, name, (*FLOAT_DTYPES, *INTEGER_DTYPES))
+    bounds = (b.detach().cpu() if isinstance(b, Tensor) else b for b in (low, high))
     try:
-        low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (low, high))
-    except (TypeError, ValueError, RuntimeError):
+        low, high = (torch.as_tensor(b, dtype=torch.float64) for b in bounds)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise QuantizationError(
-            f"low and high must be real numbers or tensors of them, got {low!r} and {high!r}"
+            "low and high must be real numbers, or tensors of them, that float64 holds; got "
+            f"{reprlib.repr(low)} and {reprlib.repr(high)}"
         ) from None
     if low.shape != high.shape:
         raise QuantizationError(

@@ -69,8 +69,8 @@ def requantized_histogram(
     Raises QuantizationError for fewer than 1 of levels and where clipped_histogram does.
     """
     _check_levels(levels)
-    inside = np.asarray(counts)[start:stop]
     filled = clipped_histogram(counts, stop, start) > 0
+    inside = np.asarray(counts)[start:stop]
     bins = len(inside)
     q = np.zeros(bins)
     for g in range(levels):
@@ -258,6 +258,9 @@ def _check_levels(levels: int) -> None:
 def _check_windows(bins: int, starts: NDArray, stops: NDArray) -> None:
     if not len(stops):
         raise QuantizationError("there is no window to try: give at least one stop")
+    for name, bound in (("start", starts), ("stop", stops)):
+        if bound.dtype.kind not in "iu" or bound.ndim != 1:
+            raise QuantizationError(f"{name} counts bins: give integers, got {bound.dtype}")
     if not ((starts >= 0) & (starts < stops) & (stops <= bins)).all():
         raise QuantizationError(
             f"every window needs 0 <= start < stop <= {bins} bins, got starts "

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ptq_course.errors import CalibrationError, UnsupportedError, number
+from ptq_course.grids.tensors import check_tensor
 from ptq_course.ranges.counting import SMALLEST_EXPONENT, exact_sums
 from ptq_course.ranges.reduction import check_group
 
@@ -237,18 +238,7 @@ def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
     two numbers checks them all. A zero extreme is +0.0 (min(-0.0, 0.0) depends on the order).
     Raises CalibrationError, beginning with `label`, for data that cannot be calibrated on.
     """
-    if not isinstance(x, Tensor):
-        raise CalibrationError(f"{label}: expected a torch tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise CalibrationError(
-            f"{label}: calibration needs floating-point values, got {x.dtype} of shape "
-            f"{tuple(x.shape)}: observe what the layer computes, not labels or indices, or convert "
-            "with x.float()"
-        )
-    if x.numel() == 0:
-        raise CalibrationError(
-            f"{label}: the tensor is empty (shape {tuple(x.shape)}): leave it out"
-        )
+    check_tensor(x, label, filled=True, error=CalibrationError)
     values = x.detach().to(torch.float32)
     low, high = torch.stack(torch.aminmax(values)).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):

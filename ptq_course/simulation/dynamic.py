@@ -50,7 +50,8 @@ def quantize_dynamic(
     symmetric ones). ``activation_range`` is not used: the range of the present input is the range.
     granularity: of the activations. "per_tensor": one scale for all of a layer's input.
     "per_token": one for each row along the last dimension of a Linear's input, one for each picture
-    (or sequence) of a convolution's. Weights have ``config.weight_granularity``.
+    (or sequence) of a convolution's. ONNX files have one scale for the tensor, whichever was
+    simulated (`deploy.onnx.export`). Weights have ``config.weight_granularity``.
     weights_only: leave the activations in floating point. The result is then a QuantizedModel, as
     `PTQQuantizer.quantize_weights` gives it.
 

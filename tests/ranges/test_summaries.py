@@ -110,7 +110,7 @@ BAD = {
     "integers": (torch.arange(6).reshape(2, 3), r"torch.int64 of shape \(2, 3\).*x.float\(\)"),
     "bool": (torch.tensor([True]), "torch.bool"),
     "complex": (torch.zeros(2, dtype=torch.complex64), "torch.complex64"),
-    "list": ([1.0, 2.0], "expected a torch tensor, got list"),
+    "list": ([1.0, 2.0], "got list, needs a tensor"),
     "none": (None, "got NoneType"),
     "numpy": (np.zeros(3), "got ndarray"),
 }

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ptq_course.deploy.checkpoint.format import LayerEntry
 from ptq_course.errors import DataIntegrityError, QuantizationError, whole
-from ptq_course.grids.affine import FLOAT_DTYPES, IntGrid, QParams, QTensor
+from ptq_course.grids.affine import IntGrid, QParams, QTensor
+from ptq_course.grids.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
 from ptq_course.simulation.bias import scale_per_output
 from ptq_course.simulation.layers import QuantizedLayer
 
@@ -34,8 +35,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Raises QuantizationError for other bits, floating-point codes, or a code that does not fit.
     """
     bits = whole("pack: bits", bits, 1, 16)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise QuantizationError(f"pack: codes must be integers, got {codes.dtype}; quantize first.")
+    check_tensor(codes, "pack (of what quantize returns)", INTEGER_DTYPES)
     flat = codes.detach().cpu().flatten()
     if flat.numel():
         low, high = (int(v) for v in torch.aminmax(flat))
@@ -60,9 +60,13 @@ def _packed(flat: Tensor, bits: int) -> Tensor:
 def unpack(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> Tensor:
     """The codes that `pack` stored, in the smallest dtype that holds every code of ``bits``.
 
-    Raises QuantizationError where ``stored`` has another type or length than ``shape`` needs.
+    Raises QuantizationError where ``stored`` has another type or length than ``shape`` needs, or
+    ``shape`` holds anything but sizes.
     """
     bits = whole("unpack: bits", bits, 1, 16)
+    check_tensor(stored, "unpack", INTEGER_DTYPES)
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise QuantizationError(f"unpack: shape must hold sizes of at least 0, got {shape}.")
     count = math.prod(shape)
     dtype, length = (torch.int16, count) if bits > 8 else (torch.uint8, math.ceil(count * bits / 8))
     if stored.dtype != dtype or stored.shape != (length,):

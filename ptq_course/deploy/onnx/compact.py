@@ -1,4 +1,4 @@
-"""What a finished ONNX file says twice, or says though it is the default, and can do without.
+"""What a finished ONNX graph says twice, or says though it is the default, and can do without.
 
 Weights of a byte make everything else count: in a small network of 50 layers, names and second
 copies of scales weigh a quarter of the file. Nothing here changes what the file computes.
@@ -12,157 +12,129 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+
+from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize, prune
 
 # Defaults that ONNX's schema only describes in words.
 WRITTEN_DEFAULTS = {"strides": 1, "dilations": 1, "pads": 0}
+WITH_AXIS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def compact(proto: onnx.ModelProto) -> None:
-    """Write the same graph with fewer bytes; `own_weights` has run."""
-    drop_zero_points(proto)
-    multiply_bias_scales(proto)
-    drop_defaults(proto)
-    shorten_names(proto)
+def compact(model: ir.Model) -> None:
+    """The same graph, written with fewer bytes; `own_weights` has run."""
+    drop_zero_points(model)
+    multiply_bias_scales(model)
+    drop_defaults(model)
+    prune(model)
+    shorten_names(model)
 
 
-def drop_zero_points(proto: onnx.ModelProto) -> None:
+def drop_zero_points(model: ir.Model) -> None:
     """Remove the zero points, all 0, of biases and of the weights of integer convolutions.
 
     They are optional in ONNX. Gemm keeps them: without them ONNX Runtime does not fuse it. So does
     a convolution in floating point: there ONNX Runtime's exact mode, which rewrites int8 weights as
     uint8, gives a weight without a zero point one that is too short.
     """
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    convolved = {node.input[1] for node in _integer_convolutions(proto)}
-    for node in proto.graph.node:
-        codes = constants.get(node.input[0]) if _is_dequantize(node) else None
-        if codes is None or len(node.input) < 3 or node.input[2] not in constants:
+    for node in filter(is_dequantize, all_nodes(model)):
+        codes = constant(node.inputs[0])
+        zeros = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if codes is None or zeros is None or zeros.numpy().any():
             continue
-        optional = codes.data_type == TensorProto.INT32 or node.output[0] in convolved
-        if optional and not numpy_helper.to_array(constants[node.input[2]]).any():
-            del node.input[2]
-    _prune(proto)
+        readers = node.outputs[0].consumers()
+        if codes.dtype == ir.DataType.INT32 or (
+            len(readers) == 1
+            and _is_integer_convolution(readers[0])
+            and readers[0].inputs[1] is node.outputs[0]
+        ):
+            node.resize_inputs(2)
 
 
-def _integer_convolutions(proto: onnx.ModelProto) -> Iterator[NodeProto]:
-    """The Conv nodes that become one integer kernel, whatever else is in the network.
+def _is_integer_convolution(node: ir.Node) -> bool:
+    """Whether it becomes one integer kernel, whatever else is in the network.
 
     DQ in front, one Q behind, an int32 bias, and uint8 on both sides: on x86 the runtime has no
     kernel for int8 activations, and rewrites them as uint8 only where it can.
     """
-    nodes = proto.graph.node
-    unsigned = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.UINT8}
-    producer = {name: node for node in nodes for name in node.output}
-    readers: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in nodes:
-        for name in node.input:
-            readers[name].append(node)
-    outputs = {value.name for value in proto.graph.output}
-    for node in nodes:
-        if node.op_type != "Conv" or node.output[0] in outputs:
-            continue
-        before = [producer.get(name) for name in node.input]
-        if all(n is not None and _is_dequantize(n) for n in before):
-            behind = readers[node.output[0]]
-            pair = [before[0], *behind]
-            if [n.op_type for n in behind] == ["QuantizeLinear"] and all(
-                len(n.input) > 2 and n.input[2] in unsigned for n in pair
-            ):
-                yield node
+    if node.op_type != "Conv" or node.outputs[0].is_graph_output():
+        return False
+    before = [value.producer() for value in node.inputs if value is not None]
+    behind = node.outputs[0].consumers()
+    if not all(map(is_dequantize, before)) or [n.op_type for n in behind] != ["QuantizeLinear"]:
+        return False
+    zeros = [constant(n.inputs[2]) if len(n.inputs) > 2 else None for n in (before[0], *behind)]
+    return all(z is not None and z.dtype == ir.DataType.UINT8 for z in zeros)
 
 
-def multiply_bias_scales(proto: onnx.ModelProto) -> None:
+def multiply_bias_scales(model: ir.Model) -> None:
     """Compute the scale of an int32 bias, s_x * s_w, in the file: a Mul instead of a constant.
 
     The runtime folds it when it opens the file. Only where the product is the scale to the bit.
     """
-    graph = proto.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    producer = {name: node for node in graph.node for name in node.output}
-    before: dict[str, NodeProto] = {}  # the Mul in front of a bias's DequantizeLinear
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+    for node in list(all_nodes(model)):
+        if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
             continue
-        x = producer.get(node.input[0])
+        x, weight, bias = (value and value.producer() for value in node.inputs[:3])
         while x is not None and x.op_type in ("Reshape", "Flatten", "Transpose"):
-            x = producer.get(x.input[0])
-        chain = [x, *(producer.get(name) for name in node.input[1:3])]
-        if not all(n is not None and _is_dequantize(n) for n in chain):
+            x = x.inputs[0].producer()
+        if not all(map(is_dequantize, (x, weight, bias))):
             continue
-        scales = [constants.get(n.input[1]) for n in chain]
-        bias = chain[2]
-        if bias.output[0] in before or any(scale is None for scale in scales):
+        scales = [constant(n.inputs[1]) for n in (x, weight, bias)]
+        if any(scale is None for scale in scales):
             continue
-        s_x, s_w, s_bias = map(numpy_helper.to_array, scales)
+        s_x, s_w, s_bias = (scale.numpy() for scale in scales)
         if np.array_equal(s_x * s_w, s_bias):
-            names, output = [n.input[1] for n in chain[:2]], f"{bias.input[1]}_of_{bias.output[0]}"
-            before[bias.output[0]] = helper.make_node("Mul", names, [output])
-            bias.input[1] = output
-    nodes = [n for node in graph.node for n in (before.get(node.output[0]), node) if n is not None]
-    _replace(graph.node, nodes)
-    _prune(proto)
+            product = ir.Node("", "Mul", [x.inputs[1], weight.inputs[1]])
+            bias.graph.insert_before(bias, product)
+            bias.replace_input_with(1, product.outputs[0])
+    prune(model)
 
 
-def drop_defaults(proto: onnx.ModelProto) -> None:
+def drop_defaults(model: ir.Model) -> None:
     """Remove attributes that hold the default of their operator."""
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx"):
+    for node in all_nodes(model):
+        if node.domain:
             continue
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-        scalar = (_is_dequantize(node) or node.op_type == "QuantizeLinear") and (
-            node.input[1] in constants and not constants[node.input[1]].dims
-        )
-        kept = [
-            a
-            for a in node.attribute
-            if not _is_default(a, schema, node.op_type) and not (scalar and a.name == "axis")
-        ]
-        _replace(node.attribute, kept)
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""], "")
+        scale = constant(node.inputs[1]) if node.op_type in WITH_AXIS else None
+        for name, given in list(node.attributes.items()):
+            scalar = name == "axis" and scale is not None and not len(scale.shape)
+            if scalar or _is_default(given, schema, node.op_type):
+                del node.attributes[name]
 
 
-def _is_default(given: AttributeProto, schema: onnx.defs.OpSchema, op_type: str) -> bool:
+def _is_default(given: ir.Attr, schema: onnx.defs.OpSchema, op_type: str) -> bool:
     if op_type == "Conv" and given.name in WRITTEN_DEFAULTS:
-        return all(n == WRITTEN_DEFAULTS[given.name] for n in given.ints)
+        return all(n == WRITTEN_DEFAULTS[given.name] for n in given.as_ints())
     known = schema.attributes.get(given.name)
-    default = known.default_value if known is not None else None
-    if default is None or default.type == AttributeProto.UNDEFINED or default.type != given.type:
+    if known is None or not known.default_value.type or given.is_ref():
         return False
-    return helper.get_attribute_value(default) == helper.get_attribute_value(given)
+    default = ir.from_proto(known.default_value)
+    return default.type == given.type and default.value == given.value
 
 
-def shorten_names(proto: onnx.ModelProto) -> None:
+def shorten_names(model: ir.Model) -> None:
     """Name each weight as its layer, other tensors by letters, and no node."""
-    graph = proto.graph
-    if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-           for node in graph.node for a in node.attribute):  # fmt: skip
-        return  # branches and loops read tensors of the graph around them
-    names = {value.name: value.name for value in [*graph.input, *graph.output]} | {"": ""}
-    for tensor in graph.initializer:
-        if len(tensor.dims) > 1 and tensor.name not in names:
-            name = tensor.name.removesuffix("_codes")
-            names[tensor.name] = tensor.name if name in names.values() else name
-    taken = set(names.values())
+    values = dict.fromkeys(v for node in all_nodes(model) for v in (*node.inputs, *node.outputs))
+    values = [value for value in values if value is not None and value.name]
+    taken = {value.name for value in [*values, *model.graph.inputs, *model.graph.outputs]}
     letters = (name for name in _letters() if name not in taken)
-
-    def renamed(name: str) -> str:
-        if name not in names:
-            names[name] = next(letters)
-        return names[name]
-
-    for node in graph.node:
-        node.ClearField("name")
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-    for tensor in graph.initializer:
-        tensor.name = renamed(tensor.name)
+    for value in values:
+        tensor = constant(value)
+        if tensor is not None and len(tensor.shape) > 1:
+            name = value.name.removesuffix("_codes")
+            if name not in taken:
+                value.name = name
+                taken.add(name)
+        elif not (value.is_graph_output() or value.is_graph_input()):
+            value.name = next(letters)
+    for node in all_nodes(model):
+        node.name = None
 
 
 def _letters() -> Iterator[str]:
@@ -170,25 +142,3 @@ def _letters() -> Iterator[str]:
     for length in itertools.count(1):
         for letters in itertools.product(string.ascii_letters, repeat=length):
             yield "".join(letters)
-
-
-def _is_dequantize(node: NodeProto) -> bool:
-    return node.op_type == "DequantizeLinear"
-
-
-def _prune(proto: onnx.ModelProto) -> None:
-    """Remove constants that nothing reads."""
-    graph = proto.graph
-    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
-
-
-def _replace(field: object, items: list) -> None:
-    """Put ``items`` into a repeated field of a protocol buffer (copies, since they may be its)."""
-    copies = []
-    for item in items:
-        copy = type(item)()
-        copy.CopyFrom(item)
-        copies.append(copy)
-    del field[:]
-    field.extend(copies)

@@ -1,76 +1,107 @@
-"""What is changed in a finished ONNX file: traces of this machine, zero points, 4-bit weights."""
+"""What is changed in a finished ONNX graph: traces of this machine, shared weights, 4-bit weights.
+
+The passes here and in `compact` work on onnx_ir's graph, the one that torch.onnx.export fills: a
+value knows who reads it, branches and loops included, so that nothing walks the graph to find out.
+"""
 
 from __future__ import annotations
 
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from collections.abc import Iterator
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 
-def strip(proto: onnx.ModelProto) -> None:
-    """Remove stack traces and paths of this machine, which can outweigh the weights."""
-    graph = proto.graph
-    parts = [*graph.node, *graph.initializer, *graph.input, *graph.output]
-    for item in [proto, graph, *parts]:
-        item.ClearField("doc_string")
-        del item.metadata_props[:]
-    del graph.value_info[:]
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the graph, those in its branches and loops, and those of its functions."""
+    for graph in (model.graph, *model.functions.values()):
+        yield from ir.traversal.RecursiveGraphIterator(graph)
 
 
-def own_weights(proto: onnx.ModelProto) -> None:
+def is_dequantize(node: ir.Node | None) -> bool:
+    """Whether this is a DequantizeLinear; None is no node."""
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a constant of the file; None for what is computed, and for no value."""
+    return value.const_value if value is not None and value.is_initializer() else None
+
+
+def strip(model: ir.Model) -> None:
+    """Remove stack traces and paths of this machine, which can outweigh the weights.
+
+    So can the shapes of what is computed in between, which a runtime infers.
+    """
+    ClearMetadataAndDocStringPass()(model)
+    for part in (model, model.graph, *model.graph.inputs, *model.graph.outputs):
+        part.doc_string = None
+        part.metadata_props.clear()
+    for node in all_nodes(model):
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.type = value.shape = None
+
+
+def own_weights(model: ir.Model) -> None:
     """Give every DequantizeLinear of a constant its own zero point, and its codes if shared.
 
     torch.onnx.export stores equal constants once. On x86 without VNNI, ONNX Runtime's exact mode
     rewrites int8 weights as uint8, each with its zero point, and fails where two share one.
     TensorRT wants a DequantizeLinear of its own for each layer.
     """
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    _separate_readers(proto, constants)
-    used: set[str] = set()
-    for number, node in enumerate(proto.graph.node):
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
-            continue
+    _separate_readers(model)
+    used: set[ir.Value] = set()
+    for node in _of_constants(model):
         for position in (0, 2):
-            name = node.input[position] if len(node.input) > position else ""
-            if not name:
-                continue
-            if name in used:
-                own = onnx.TensorProto()
-                own.CopyFrom(constants[name])
-                own.name = f"{name}_of{number}_{position}"
-                proto.graph.initializer.append(own)
-                node.input[position] = own.name
-            used.add(name)
+            value = node.inputs[position] if len(node.inputs) > position else None
+            if value in used and constant(value) is not None:
+                value = _copied(value, f"{node.outputs[0].name}_own{position}")
+                node.replace_input_with(position, value)
+            used.add(value)
 
 
-def _separate_readers(proto: onnx.ModelProto, constants: dict[str, onnx.TensorProto]) -> None:
+def _of_constants(model: ir.Model) -> list[ir.Node]:
+    found = [node for node in all_nodes(model) if is_dequantize(node)]
+    return [node for node in found if constant(node.inputs[0]) is not None]
+
+
+def _copied(value: ir.Value, name: str) -> ir.Value:
+    """A constant of its own with the same tensor, in the same graph."""
+    tensor = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
+    own = ir.Value(name=name, const_value=tensor, type=value.type, shape=value.shape)
+    value.graph.register_initializer(own)
+    return own
+
+
+def _separate_readers(model: ir.Model) -> None:
     """Copy a DequantizeLinear of a constant for each further node that reads it."""
-    nodes = list(proto.graph.node)
-    for node in nodes:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
-            continue
-        readers = [reader for reader in nodes if node.output[0] in reader.input]
-        for number, reader in enumerate(readers[1:], start=1):
-            own = onnx.NodeProto()
-            own.CopyFrom(node)
-            suffix = f"_reader{number}"
-            own.name, own.output[0] = node.name + suffix, node.output[0] + suffix
-            proto.graph.node.insert(list(proto.graph.node).index(node) + 1, own)
-            position = list(reader.input).index(node.output[0])
-            reader.input[position] = own.output[0]
+    for node in _of_constants(model):
+        output = node.outputs[0]
+        for number, (reader, position) in enumerate(output.uses()[1:], start=1):
+            name = f"{output.name}_reader{number}"
+            own = ir.Node(
+                "", node.op_type, node.inputs, node.attributes.values(),
+                outputs=[ir.Value(name=name)],
+            )  # fmt: skip
+            node.graph.insert_after(node, own)
+            reader.replace_input_with(position, own.outputs[0])
 
 
-def pack_four_bits(proto: onnx.ModelProto) -> None:
+def pack_four_bits(model: ir.Model) -> None:
     """Store the codes of every DequantizeLinear with blocks as INT4, two to a byte."""
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        blocks = any(a.name == "block_size" and a.i for a in node.attribute)
-        if node.op_type != "DequantizeLinear" or not blocks:
-            continue
-        tensor = constants[node.input[0]]
-        if tensor.data_type == TensorProto.INT8:
-            codes = numpy_helper.to_array(tensor)
-            packed = helper.make_tensor(tensor.name, TensorProto.INT4, codes.shape, codes.flatten())
-            raw = bytes(packed.int32_data) if packed.int32_data else packed.raw_data
-            packed.ClearField("int32_data")  # a varint would take two bytes for many of them
-            packed.raw_data = raw
-            tensor.CopyFrom(packed)
+    for node in _of_constants(model):
+        value, blocks = node.inputs[0], node.attributes.get("block_size")
+        if blocks is not None and blocks.as_int() and constant(value).dtype == ir.DataType.INT8:
+            codes = constant(value).numpy().astype(ir.DataType.INT4.numpy())
+            value.const_value = ir.Tensor(codes, dtype=ir.DataType.INT4, name=value.name)
+            value.dtype = ir.DataType.INT4
+
+
+def prune(model: ir.Model) -> None:
+    """Remove constants that nothing reads, in no graph."""
+    for graph in model.graphs():
+        for value in list(graph.initializers.values()):
+            if not value.uses() and not value.is_graph_output():
+                del graph.initializers[value.name]

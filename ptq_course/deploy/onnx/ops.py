@@ -1,4 +1,4 @@
-"""PyTorch operators that stand for ONNX's QuantizeLinear and DequantizeLinear.
+"""PyTorch operators that stand for ONNX's on integers: Q, DQ, and products of what Q makes.
 
 PyTorch's own fake-quantize operators export with float weights and cannot express narrow or 4-bit
 ranges. These custom operators carry integer codes, so that the file does as well.
@@ -6,13 +6,15 @@ ranges. These custom operators carry integer codes, so that the file does as wel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from ptq_course.errors import needs
+
+FLOAT = 1  # ONNX's number of float32 (importing onnx for it would be slow)
 
 
 @torch.library.custom_op("ptq::quantize_dequantize", mutates_args=())
@@ -45,6 +47,43 @@ def global_average_pool(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
+@torch.library.custom_op("ptq::dynamic_linear", mutates_args=())
+def dynamic_linear(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """DynamicQuantizeLinear and MatMulInteger: x [..., K] rounded to uint8, codes [K, N]."""
+    integers, s_x = _rounded(x)
+    weight = codes.double() if zero_point is None else codes.double() - zero_point.double()
+    return (integers @ weight).to(x.dtype) * (s_x * scale)
+
+
+@torch.library.custom_op("ptq::dynamic_conv", mutates_args=())
+def dynamic_conv(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, strides: list[int],
+    pads: list[int], dilations: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """DynamicQuantizeLinear and ConvInteger: uint8 codes [out, in, ...], scale [out, 1, ...].
+
+    pads: at the beginning of each dimension, then at the end of each, as ONNX has them.
+    """
+    integers, s_x = _rounded(x)
+    sides = zip(pads[: len(strides)], pads[len(strides) :], strict=True)
+    given = torch.nn.functional.pad(integers, [n for side in reversed(list(sides)) for n in side])
+    weight = codes.double() - zero_point.double()
+    zeros = [0] * len(strides)
+    sums = torch.convolution(
+        given, weight, None, strides, zeros, dilations, False, zeros, groups
+    )  # fmt: skip
+    return sums.to(x.dtype) * (s_x * scale)
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What DynamicQuantizeLinear makes of x: codes less the zero point, float64, and the scale."""
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    zero_point = (-low / scale).round().clamp(0, 255)
+    return ((x / scale).round() + zero_point).clamp(0, 255).double() - zero_point, scale
+
+
 @quantize_dequantize.register_fake
 def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.empty_like(x)
@@ -63,6 +102,26 @@ def _(codes: Tensor, scale: Tensor, block: int) -> Tensor:
 @global_average_pool.register_fake
 def _(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], *[1] * (x.dim() - 2)))
+
+
+@dynamic_linear.register_fake
+def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[1]))
+
+
+@dynamic_conv.register_fake
+def _(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, strides: list[int],
+    pads: list[int], dilations: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    count = len(strides)
+    sizes = [
+        (x.shape[2 + d] + pads[d] + pads[d + count] - dilations[d] * (codes.shape[2 + d] - 1) - 1)
+        // strides[d]
+        + 1
+        for d in range(count)
+    ]
+    return x.new_empty((x.shape[0], codes.shape[0], *sizes))
 
 
 @cache
@@ -88,9 +147,27 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
     def translate_global_average_pool(x):
         return op.GlobalAveragePool(x)
 
+    def translate_dynamic_linear(x, codes, scale, zero_point):
+        integers, s_x, z_x = op.DynamicQuantizeLinear(x)
+        sums = op.MatMulInteger(integers, codes, z_x, zero_point)
+        return op.Mul(op.Cast(sums, to=FLOAT), op.Mul(s_x, scale))
+
+    def translate_dynamic_conv(
+        x, codes, scale, zero_point, strides: Sequence[int], pads: Sequence[int],
+        dilations: Sequence[int], groups: int,
+    ):  # fmt: skip
+        integers, s_x, z_x = op.DynamicQuantizeLinear(x)
+        sums = op.ConvInteger(
+            integers, codes, z_x, zero_point,
+            strides=strides, pads=pads, dilations=dilations, group=groups,
+        )  # fmt: skip
+        return op.Mul(op.Cast(sums, to=FLOAT), op.Mul(s_x, scale))
+
     return {
         torch.ops.ptq.quantize_dequantize.default: translate_quantize_dequantize,
         torch.ops.ptq.dequantize.default: translate_dequantize,
         torch.ops.ptq.dequantize_blocks.default: translate_dequantize_blocks,
+        torch.ops.ptq.dynamic_linear.default: translate_dynamic_linear,
+        torch.ops.ptq.dynamic_conv.default: translate_dynamic_conv,
         torch.ops.ptq.global_average_pool.default: translate_global_average_pool,
     }

@@ -1,29 +1,38 @@
-"""Reading an ONNX graph: who computes a tensor, who reads it, what a constant holds."""
+"""Reading an ONNX graph: who computes a tensor, who reads it, what a constant holds.
+
+The file may come from anybody. Weights that lie beside it are not loaded; questions about a tensor
+are answered by one pass forward over the nodes, so that long chains cost no more than short ones.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
 from ptq_course.errors import QuantizationError
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 THROUGH = (QUANTIZE, DEQUANTIZE, "Transpose", "Identity")  # what a constant stays constant behind
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+SMALL = 2**20  # bytes of a scale or zero point that are read from a file beside the graph's
 
 
 def load(path: str | Path) -> onnx.ModelProto:
-    """The model in a file; QuantizationError where there is none or it is not ONNX."""
+    """The model in a file, without the data that it keeps in other files.
+
+    Raises QuantizationError where there is none or it is not ONNX.
+    """
     path = Path(path)
     if not path.is_file():
         raise QuantizationError(f"there is no file {path}; export the model first.")
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own error types differ between versions
         raise QuantizationError(f"{path} is not an ONNX file ({error}).") from error
     if not proto.graph.node:
@@ -34,26 +43,58 @@ def load(path: str | Path) -> onnx.ModelProto:
 class GraphReader:
     """Look-ups in a graph; tensors are addressed by name, those of the graph around it included.
 
-    outer: the graph around a branch or loop. Nodes without a name get one, for messages: a layer
-    that of its weight, another node that of the layer, or the input, which it follows.
+    folder: where data outside the file lie. outer: the graph around a branch or loop, whose readers
+    count the nodes in there. Nodes without a name get one, for messages: a layer that of its
+    weight, another node that of the layer, or the input, which it follows.
+    Raises QuantizationError for nodes in a circle or out of order, or without the inputs they need.
     """
 
-    def __init__(self, graph: onnx.GraphProto, outer: GraphReader | None = None) -> None:
+    def __init__(
+        self, graph: onnx.GraphProto, folder: Path = Path(), outer: GraphReader | None = None
+    ) -> None:
         self.nodes: list[NodeProto] = list(graph.node)
-        self.initializers = {} if outer is None else dict(outer.initializers)
-        self.initializers |= {tensor.name: tensor for tensor in graph.initializer}
-        self.producer: dict[str, NodeProto] = {} if outer is None else dict(outer.producer)
-        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
+        self.folder, self.outer = folder, outer
+        self.initializers: ChainMap[str, TensorProto] = _inside(outer and outer.initializers)
+        self.producer: ChainMap[str, NodeProto] = _inside(outer and outer.producer)
+        self._readers: ChainMap[str, list[NodeProto]] = _inside(outer and outer._readers)
+        self._origins: dict[Callable, ChainMap[str, str]] = {}
+        self.initializers.update({tensor.name: tensor for tensor in graph.initializer})
+        inputs = [value.name for value in graph.input]
+        for name in [*inputs, *self.initializers.maps[0]]:
+            self._readers.maps[0][name] = []
+        self._connect()
+        self._name_nodes(inputs)
+        self.inner = [
+            GraphReader(inner, folder, self)
+            for node in self.nodes
+            for given in node.attribute
+            for inner in ([given.g] if given.HasField("g") else given.graphs)
+        ]
+
+    def _connect(self) -> None:
+        """Note who computes and who reads each tensor, in the order of the nodes."""
+        later = {name for node in self.nodes for name in node.output}
         for node in self.nodes:
+            least = 2 if node.op_type in (QUANTIZE, DEQUANTIZE, *WEIGHTED) else 0
+            if len(node.input) < least or not node.output:
+                raise QuantizationError(
+                    f"{label(node)} has {len(node.input)} inputs and {len(node.output)} outputs: "
+                    "the file is damaged; export the model again."
+                )
+            for name in dict.fromkeys(filter(None, node.input)):
+                if name in self._readers:
+                    self._readers[name].append(node)
+                elif name in later:
+                    raise QuantizationError(
+                        f"{label(node)} reads {name!r} before it is computed: the nodes form a "
+                        "circle or are out of order, which ONNX forbids; export the model again."
+                    )
             for name in node.output:
                 self.producer[name] = node
-            for name in filter(None, node.input):
-                self.readers[name].append(node)
-            if node.op_type == "Constant":
-                value = next((a.t for a in node.attribute if a.name == "value"), None)
-                if value is not None:
-                    self.initializers[node.output[0]] = value
-        self._name_nodes([value.name for value in graph.input])
+                self._readers.maps[0][name] = []
+            value = next((a.t for a in node.attribute if a.name == "value"), None)
+            if node.op_type == "Constant" and value is not None:
+                self.initializers[node.output[0]] = value
 
     def _name_nodes(self, inputs: list[str]) -> None:
         behind = dict(zip(inputs, inputs, strict=True))  # tensor -> layer or input that it follows
@@ -64,28 +105,53 @@ class GraphReader:
                 node.name = f"{'of' if weight else 'behind'} {before!r}"
             behind |= dict.fromkeys(node.output, before) if before else {}
 
+    def origin(self, name: str, passes: Callable[[NodeProto], bool]) -> str:
+        """The tensor that ``name`` comes from through nodes that ``passes`` lets through."""
+        return self._all_origins(passes).get(name, name)
+
+    def _all_origins(self, passes: Callable[[NodeProto], bool]) -> ChainMap[str, str]:
+        if passes not in self._origins:
+            found = _inside(self.outer and self.outer._all_origins(passes))
+            for node in self.nodes:
+                if node.input and passes(node):
+                    start = found.get(node.input[0], node.input[0])
+                    found.update(dict.fromkeys(node.output, start))
+            self._origins[passes] = found
+        return self._origins[passes]
+
     def weight_name(self, node: NodeProto) -> str:
         """The layer that a node belongs to, told by the name of its weight; "" for none."""
-        names = node.input[:2] if node.op_type in WEIGHTED else node.input[:1]
-        for name in names:
-            while name in self.producer and self.producer[name].op_type in THROUGH:
-                name = self.producer[name].input[0]
+        for name in node.input[:2] if node.op_type in WEIGHTED else node.input[:1]:
+            name = self.origin(name, _stays_constant)
             if name in self.initializers and name.endswith(".weight"):
                 return name.removesuffix(".weight")
         return ""
 
+    def readers(self, name: str) -> list[NodeProto]:
+        """The nodes that read a tensor, those in branches and loops included."""
+        return self._readers.get(name, [])
+
     def subgraphs(self) -> Iterator[GraphReader]:
         """This graph, and those in its branches and loops."""
         yield self
-        for node in self.nodes:
-            for given in node.attribute:
-                for graph in [given.g] if given.HasField("g") else given.graphs:
-                    yield from GraphReader(graph, self).subgraphs()
+        for graph in self.inner:
+            yield from graph.subgraphs()
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The values of a constant tensor; None for one that is computed."""
+        """The values of a constant tensor; None for one that is computed, or large and elsewhere.
+
+        A scale that lies in another file is read, a weight is not.
+        """
         tensor = self.initializers.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        if tensor is None or tensor.data_location != TensorProto.EXTERNAL:
+            return None if tensor is None else numpy_helper.to_array(tensor)
+        length = ExternalDataInfo(tensor).length
+        if not length or length > SMALL:
+            return None
+        own = TensorProto()
+        own.CopyFrom(tensor)
+        load_external_data_for_tensor(own, str(self.folder))
+        return numpy_helper.to_array(own)
 
     def type_name(self, name: str) -> str | None:
         """INT8, FLOAT, ... of a constant tensor; None for one that is computed."""
@@ -99,24 +165,34 @@ class GraphReader:
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor is constant, also through Q/DQ and Transpose nodes."""
-        if name in self.initializers:
-            return True
-        node = self.producer.get(name)
-        return node is not None and node.op_type in THROUGH and self.is_constant(node.input[0])
+        return self.origin(name, _stays_constant) in self.initializers
 
     def weight_node(self, name: str) -> tuple[NodeProto | None, list[int] | None]:
         """The DequantizeLinear of a weight, and the perm of a Transpose between it and the user.
 
-        (None, None) where the weight does not come from a DequantizeLinear.
+        (None, None) where the weight does not come from a DequantizeLinear. An empty perm is that
+        of a Transpose that names none: it reverses the axes.
         """
-        perm = None
-        node = self.producer.get(name)
-        while node is not None and node.op_type in ("Transpose", "Identity"):
-            perm = perm or attribute(node, "perm")
-            node = self.producer.get(node.input[0])
-        if node is None or node.op_type != DEQUANTIZE:
-            return None, None
-        return node, perm
+        node = self.comes_from(self.origin(name, _moves_weight), DEQUANTIZE)
+        last = self.comes_from(self.origin(name, _is_identity), "Transpose")
+        return node, attribute(last, "perm", []) if node is not None and last is not None else None
+
+
+def _inside(outer: ChainMap | None) -> ChainMap:
+    """Names of a graph, behind which those of the graph around it stand."""
+    return ChainMap() if outer is None else outer.new_child()
+
+
+def _stays_constant(node: NodeProto) -> bool:
+    return node.op_type in THROUGH
+
+
+def _is_identity(node: NodeProto) -> bool:
+    return node.op_type == "Identity"
+
+
+def _moves_weight(node: NodeProto) -> bool:
+    return node.op_type in ("Transpose", "Identity")
 
 
 def attribute(node: NodeProto, name: str, default: object = None) -> object:
@@ -129,4 +205,4 @@ def attribute(node: NodeProto, name: str, default: object = None) -> object:
 
 def label(node: NodeProto) -> str:
     """Type and name of a node, for messages (`GraphReader` names the nameless)."""
-    return f"{node.op_type} {node.name or repr(node.output[0])}"
+    return f"{node.op_type} {node.name or repr(node.output[0] if node.output else '')}"

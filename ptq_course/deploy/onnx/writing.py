@@ -11,25 +11,33 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
-from ptq_course.deploy.onnx.compact import compact
-from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
 from ptq_course.deploy.onnx.graph import drop_implied_clamps, use_global_average_pool
-from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
+from ptq_course.deploy.onnx.layers import (
+    ExportedQuantizer,
+    FourBitLinear,
+    exported_dynamic_layer,
+    exported_layer,
+)
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.session import Session, session
-from ptq_course.deploy.targets import TARGETS, check_target, find_target
+from ptq_course.deploy.targets import TARGETS, check_dynamic, check_target, find_target
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.simulation.dynamic import DynamicModel
+from ptq_course.simulation.dynamic_layers import DynamicLayer
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.simulation.quantized import QuantizedModel
+from ptq_course.simulation.quantized import ConvertedModel, QuantizedModel
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["TARGETS", "Session", "export", "session"]
 
@@ -45,8 +53,9 @@ def export(
 ) -> Path:
     """Write ``model`` as an ONNX file and return its path; the first dimension is dynamic.
 
-    model: a QuantizedModel, whose weights and biases go into the file as integers, or any float
-        module, which is folded and stripped first, so that FP32 and INT8 are compared fairly.
+    model: a QuantizedModel, whose weights and biases go into the file as integers; a DynamicModel
+        (see below); or any float module, which is folded and stripped first, so that FP32 and INT8
+        are compared fairly.
     example: inputs of the model's shape (a tensor, or several), batch size of at least 2.
     target: the runtime that will read the file; quantize with the preset of the same name.
         "onnxruntime"  8-bit activations, int8 weights, int32 bias. Linear layers of 4 bits or
@@ -62,6 +71,14 @@ def export(
     convolution whose output is not rounded, for example the last layer of a network that ends with
     one (a last Linear is fused to QGemm, which returns real numbers), and 4-bit weights per group,
     also where their input has 8 bits. `deploy.validate.validate` counts them.
+
+    Scales chosen at run time (`quantize_dynamic`, target "onnxruntime"). Linear layers become
+    DynamicQuantizeLinear and MatMulInteger, which the runtime fuses to DynamicQuantizeMatMul;
+    convolutions become ConvInteger, which is smaller but no faster than FP32; transposed ones have
+    integer weights and compute in floating point. The file rounds each input to uint8 with one
+    scale for the whole tensor, as granularity="per_tensor" simulates it: a model made per token is
+    written so too, with a warning. (An encoder of MiniLM's size at random: cosine with FP32 0.9999
+    per tensor; `benchmarks/dynamic_encoder.py`.)
 
     Raises UnsupportedError by name for what the target has no form for (another preset's grids,
     9 to 16 bits, groups of 8-bit weights, codebooks, quantized models in other formats than
@@ -79,19 +96,12 @@ def export(
         raise QuantizationError(f"export: {path} is a folder; name a file in it.")
     examples = _checked_examples(example)
     if isinstance(model, DynamicModel):
-        raise UnsupportedError(
-            "export: scales chosen at run time have no Q/DQ form. Export the float model and give "
-            "its file to onnxruntime.quantization.quantize_dynamic, or quantize statically."
-        )
-    if isinstance(model, QuantizedModel):
+        check_dynamic(model, runtime)
+    elif isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
     _check_dtype(model, examples)
     module = _exportable(model, examples, runtime.integer_bias)
-    proto = _to_onnx(module, examples)
-    strip(proto)
-    own_weights(proto)
-    pack_four_bits(proto)
-    compact(proto)
+    proto = finished(_to_onnx(module, examples))
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # of the checker, or of its inference of shapes and types
@@ -122,7 +132,7 @@ def _check_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
     """Raise where the model and its example do not compute in one format, or cannot be written."""
     if not isinstance(model, nn.Module):
         raise QuantizationError(f"export: needs an nn.Module, got {type(model).__name__}.")
-    if isinstance(model, QuantizedModel):
+    if isinstance(model, ConvertedModel):
         for name, layer in model.quantized_layers().items():
             dtype = layer.float_layer.weight.dtype
             if dtype != torch.float32:
@@ -144,7 +154,7 @@ def _exportable(
     model: nn.Module, examples: tuple[Tensor, ...], integer_bias: bool = True
 ) -> nn.Module:
     """A module in which every quantized part is replaced by the operator that exports it."""
-    if isinstance(model, QuantizedModel):
+    if isinstance(model, ConvertedModel):
         module = copy.deepcopy(model.module)
         if isinstance(module, fx.GraphModule):
             drop_implied_clamps(module)
@@ -159,6 +169,8 @@ def _exportable(
     for part in module.modules():
         if isinstance(part, ActivationQuantizer):
             replaced[part] = ExportedQuantizer(part)
+        elif isinstance(part, DynamicLayer):
+            replaced[part] = exported_dynamic_layer(part)
         elif isinstance(part, QuantizedLayer):
             replaced[part] = exported_layer(part, integer_bias)
     for parent in list(module.modules()):
@@ -170,7 +182,7 @@ def _exportable(
     return module.eval()
 
 
-def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto:
+def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> ir.Model:
     batch = torch.export.Dim("batch")
     four_bit = any(isinstance(part, FourBitLinear) for part in module.modules())
     opset = FOUR_BIT_OPSET if four_bit else OPSET
@@ -197,7 +209,20 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> onnx.ModelProto
         ) from error
     finally:
         logging.disable(level)
-    return program.model_proto
+    return program.model
+
+
+def finished(model: ir.Model) -> onnx.ModelProto:
+    """The file of what torch.onnx.export made: without what it can do without, weights packed."""
+    # Imported late, as torch.onnx does: onnx_ir takes a second.
+    import onnx_ir as ir
+
+    from ptq_course.deploy.onnx.compact import compact
+    from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
+
+    for change in (strip, own_weights, pack_four_bits, compact):
+        change(model)
+    return ir.to_proto(model)
 
 
 def _reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -12,6 +13,7 @@ from torch import nn
 from ptq_course import PTQQuantizer
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.onnx import compact as onnx_compact
+from ptq_course.deploy.onnx import file as onnx_file
 from tests.networks import InvertedResidual, batches, randomize_batch_norms
 
 
@@ -20,7 +22,7 @@ def both_files(model, x, folder, monkeypatch):
     quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
     small = deploy.export(quantized, x, folder / "small.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr(deploy, "compact", lambda proto: None)
+        patch.setattr(onnx_compact, "compact", lambda model: None)
         full = deploy.export(quantized, x, folder / "full.onnx")
     return quantized, small, full
 
@@ -100,7 +102,8 @@ def tiny(*nodes, **constants):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 6, 6])],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return ir.from_proto(proto)
 
 
 INTEGER = [
@@ -131,8 +134,10 @@ PRODUCT = [*INTEGER[:3], helper.make_node("MatMul", ["dx", "dw"], ["c"]), *INTEG
 def test_only_zero_points_that_nobody_needs_are_dropped(nodes, zero, activations, dropped):
     given = {"w": np.ones((4, 4, 1, 1), np.int8), "s": np.ones(4, np.float32)}
     given |= {"sx": np.float32(0.1), "zx": activations(0), "z": np.full(4, zero, np.int8)}
-    proto = tiny(*nodes, **given)
-    onnx_compact.drop_zero_points(proto)
+    model = tiny(*nodes, **given)
+    onnx_compact.drop_zero_points(model)
+    onnx_file.prune(model)
+    proto = ir.to_proto(model)
     assert ("z" not in {t.name for t in proto.graph.initializer}) == dropped
     weight = next(node for node in proto.graph.node if node.input[0] == "w")
     assert list(weight.input) == (["w", "s"] if dropped else ["w", "s", "z"])
@@ -148,11 +153,12 @@ def test_a_bias_scale_that_is_no_product_stays(factor, products):
         helper.make_node("DequantizeLinear", ["b", "sb"], ["db"], axis=0),
         helper.make_node("Conv", ["dx", "dw", "db"], ["y"]),
     ]
-    proto = tiny(
+    model = tiny(
         *nodes, sx=s_x, sw=s_w, sb=s_x * s_w * np.float32(factor),
         w=np.ones((4, 4, 1, 1), np.int8), b=np.ones(4, np.int32),
     )  # fmt: skip
-    onnx_compact.multiply_bias_scales(proto)
+    onnx_compact.multiply_bias_scales(model)
+    proto = ir.to_proto(model)
     assert sum(node.op_type == "Mul" for node in proto.graph.node) == products
     onnx.checker.check_model(proto, full_check=True)
 
@@ -164,21 +170,89 @@ def test_defaults_are_dropped_and_choices_are_kept():
     )  # fmt: skip
     gemm = helper.make_node("Gemm", ["f", "v"], ["y"], alpha=1.0, beta=0.5, transA=0, transB=1)
     flat = helper.make_node("Flatten", ["c"], ["f"], axis=1)
-    proto = tiny(conv, flat, gemm, w=np.ones((4, 4, 1, 1), np.float32),
+    model = tiny(conv, flat, gemm, w=np.ones((4, 4, 1, 1), np.float32),
                  v=np.ones((3, 36), np.float32))  # fmt: skip
-    onnx_compact.drop_defaults(proto)
-    kept = {node.op_type: {a.name for a in node.attribute} for node in proto.graph.node}
+    onnx_compact.drop_defaults(model)
+    kept = {node.op_type: set(node.attributes) for node in model.graph}
     assert kept == {"Conv": {"strides", "kernel_shape"}, "Flatten": set(),
                     "Gemm": {"beta", "transB"}}  # fmt: skip
 
 
-def test_names_inside_branches_stay():
-    inner = helper.make_node("Identity", ["long"], ["inner"])
-    out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
-    graph = helper.make_graph([inner], "then", [], [out])
-    first = helper.make_node("Relu", ["x"], ["long"], "a name")
-    branch = helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)
-    proto = tiny(first, branch, c=np.array(True))
-    before = proto.SerializeToString()
-    onnx_compact.shorten_names(proto)
-    assert proto.SerializeToString() == before
+def branching(steps):
+    """y = f(x) where a branch reads constants of the graph around it, and has its own."""
+    codes = np.arange(16, dtype=np.int8).reshape(4, 4) - 8
+    given = {"sizes": np.array([-1, 4]), "w": codes, "s": np.full(4, 0.25, np.float32)}
+    given |= {"z": np.zeros(4, np.int8), "c": np.array(True), "a": np.float32(2)}
+    out = [helper.make_tensor_value_info("u", TensorProto.FLOAT, None)]
+    own = [numpy_helper.from_array(np.float32(3), "b")]
+    then = [
+        helper.make_node("Reshape", ["x", "sizes"], ["t"]),
+        helper.make_node("MatMul", ["t", "d"], ["v"]),
+        helper.make_node("Mul", ["v", "b"], ["u"]),
+    ]
+    other = [helper.make_node("MatMul", ["f", "d"], ["u"])]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], "unused name", axis=1),
+        helper.make_node("Reshape", ["x", "sizes"], ["f"]),
+        helper.make_node("MatMul", ["f", "d"], ["g"]),
+        helper.make_node(
+            "If", ["c"], ["h"], then_branch=helper.make_graph(then, "t", [], out, own),
+            else_branch=helper.make_graph(other, "e", [], out),
+        ),
+        helper.make_node("Add", ["g", "h"], ["i"]),
+        helper.make_node("Shape", ["x"], ["j"]),
+        helper.make_node("Reshape", ["i", "j"], ["y"]),
+    ]  # fmt: skip
+    model = tiny(*nodes, **given)
+    for step in steps:
+        step(model)
+    return ir.to_proto(model)
+
+
+def test_branches_keep_what_they_read_and_get_what_is_theirs(tmp_path):
+    steps = [onnx_file.strip, onnx_file.own_weights, onnx_compact.compact]
+    x, found = np.random.default_rng(0).normal(size=(2, 4, 6, 6)).astype(np.float32), []
+    for name, proto in (("before", branching([])), ("after", branching(steps))):
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+        found.append(deploy.session(tmp_path / f"{name}.onnx", 1)(x))
+    assert np.array_equal(*found)
+    model = ir.from_proto(proto)
+    weights = [node for node in onnx_file.all_nodes(model) if onnx_file.is_dequantize(node)]
+    assert len(weights) == 3, "one for each product, those in the branches included"
+    assert len({node.inputs[0] for node in weights}) == len({n.inputs[2] for n in weights}) == 3
+    assert all(len(node.outputs[0].uses()) == 1 for node in weights)
+    names = [v.name for node in onnx_file.all_nodes(model) for v in node.outputs]
+    assert all(len(name) <= 2 for name in names)
+    assert not any(node.name for node in onnx_file.all_nodes(model))
+
+
+def test_constants_of_functions_and_branches_are_seen():
+    """2.0 is read by nothing and goes; what only a branch reads stays."""
+    proto = branching([onnx_file.prune])
+    assert "a" not in {t.name for t in proto.graph.initializer}
+    assert {"w", "s", "z", "c", "sizes"} == {t.name for t in proto.graph.initializer}
+
+
+class Bag(nn.Module):
+    """PyTorch writes it as a loop with branches inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.fc = nn.EmbeddingBag(9, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.bag(x))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_network_with_a_loop(tmp_path, quantized):
+    torch.manual_seed(0)
+    model, x = Bag().eval(), torch.randint(0, 9, (6, 3))
+    if quantized:
+        model = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    run = deploy.session(deploy.export(model, x, tmp_path / "bag.onnx"), 1)
+    assert "Loop" in run.operators
+    assert ("QGemm" in run.operators) == quantized
+    for given in (x, x[:2]):
+        torch.testing.assert_close(run(given), model(given).detach(), atol=1e-5, rtol=1e-5)
