@@ -170,6 +170,13 @@ INTEGER_MAKING = frozenset(
         "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
     )
 )
+# Their arguments are angles, sampling addresses, sides of a comparison or what becomes an index:
+# the position of that argument, None for all. Rounding it to 8 bits would be another angle.
+ADDRESSING: dict[Operation, int | None] = {
+    **dict.fromkeys(_every_form("sin cos tan eq ne lt le gt ge argmax argmin argsort bucketize "
+                                "searchsorted floor ceil round long int bool"), None),
+    **dict.fromkeys(_every_form("grid_sample"), 1),
+}  # fmt: skip
 # x.float() of an input: integers until here, so that the scale belongs behind it.
 CONVERSIONS = frozenset(_every_form("float to type_as"))
 FLOAT_MAKING = DIVISIONS | frozenset(_every_form("float to type_as half double sigmoid mean"))

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.graph import copied, plain_module, stays_float
+from ptq_course.graph import copied, plain_module
 from ptq_course.grids.affine import QParams
 from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.ranges.summaries import Summary
@@ -67,7 +67,7 @@ class PTQQuantizer:
         self.config = config if bits is None else config.with_bits(bits)
         try:
             self._network = TracedNetwork(
-                model, self.config.float_layers, self.config.fused_activations
+                model, self.config.float_layers, self.config.fused_activations, self.config.target
             )
         except UnsupportedError as error:
             if steps:
@@ -169,7 +169,7 @@ class PTQQuantizer:
         config = self.config if config is None else config
         config = config if bits is None else config.with_bits(bits)
         network = copy.copy(self._network)
-        network.replan(config.float_layers, config.fused_activations)
+        network.replan(config.float_layers, config.fused_activations, config.target)
         rule = ranges or config.activation_range
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
         self.config, self._network, self._decided = config, network, True
@@ -193,11 +193,11 @@ class PTQQuantizer:
         layers = {}
         if config.weight_bits is not None:
             for name, site in plan.layers.items():
-                if not stays_float(name, config.float_layers):
+                if not site.kept_float:
                     source = qparams.get(site.input_value) if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
-        module = self._network.with_quantizers(layers, quantizers)
+        module = self._network.with_quantizers(layers, quantizers, config.activation_grid)
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
     def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:
@@ -263,8 +263,8 @@ class PTQQuantizer:
                 config.weight_granularity,
                 config.weight_symmetric,
             ).scale
-            for name in self._network.plan.layers
-            if not stays_float(name, config.float_layers)
+            for name, site in self._network.plan.layers.items()
+            if not site.kept_float
         }  # fmt: skip
 
     @property

@@ -16,7 +16,9 @@ from ptq_course.graph import (
     prepared_copy,
     required_inputs,
 )
+from ptq_course.graph.kernels import DEFAULT_TARGET
 from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.grids.affine import IntGrid
 from ptq_course.simulation.layers import LayerStandIn
 from ptq_course.simulation.network import replace_submodule, shallow_copy
 
@@ -34,6 +36,7 @@ class UntracedNetwork:
         model: nn.Module,
         float_layers: Collection[str] = (),
         fused_activations: Collection[str] = ALWAYS_FUSED,
+        target: str = DEFAULT_TARGET,
     ) -> None:
         self.module = prepared_copy(model)
         self.optional_names = list(optional_arguments(self.module))
@@ -42,7 +45,10 @@ class UntracedNetwork:
         self.replan(float_layers)
 
     def replan(
-        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
+        self,
+        float_layers: Collection[str],
+        fused_activations: Collection[str] | None = None,
+        target: str | None = None,
     ) -> None:
         """Plan with other choices; nothing is fused in a model without a graph."""
         self.plan = Plan({}, {}, {"(between layers)": "the model could not be traced"})
@@ -78,7 +84,10 @@ class UntracedNetwork:
         return module
 
     def with_quantizers(
-        self, layers: Mapping[str, nn.Module], quantizers: Mapping[str, nn.Module]
+        self,
+        layers: Mapping[str, nn.Module],
+        quantizers: Mapping[str, nn.Module],
+        grid: IntGrid | None = None,
     ) -> nn.Module:
         module = shallow_copy(self.module)
         for path, site in self.plan.layers.items():

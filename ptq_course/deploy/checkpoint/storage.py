@@ -163,7 +163,7 @@ def _filled(
         for name, entry in header.layers.items()
     }
     quantizers = {name: ActivationQuantizer(q, name=name) for name, q in qparams.items()}
-    module = network.with_quantizers(layers, quantizers)
+    module = network.with_quantizers(layers, quantizers, config.activation_grid)
     _load_float_state(module, tensors)
     left_in_float = dict(network.plan.left_in_float)
     if header.granularity is None:
@@ -175,7 +175,7 @@ def _filled(
 def _network(header: Header, model: nn.Module) -> Network:
     config = header.qconfig
     if header.traced:
-        return TracedNetwork(model, config.float_layers, config.fused_activations)
+        return TracedNetwork(model, config.float_layers, config.fused_activations, config.target)
     return UntracedNetwork(model, config.float_layers)
 
 
