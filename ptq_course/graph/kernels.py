@@ -59,6 +59,7 @@ FAMILIES: dict[str, tuple[Operation, ...]] = {
     "add": tuple(every_form("add add_ iadd")),
     "subtract": tuple(every_form("sub sub_ isub subtract neg")),
     "multiply": tuple(every_form("mul mul_ imul multiply")),
+    "divide": tuple(every_form("div div_ truediv itruediv divide true_divide")),  # by a number
     "concat": tuple(every_form("cat concat concatenate stack hstack vstack dstack")),
     "softmax": (*every_form("softmax"), nn.Softmax, nn.Softmax2d, MaskedSoftmax),
     "sigmoid": (*every_form("sigmoid sigmoid_"), nn.Sigmoid),
@@ -86,6 +87,7 @@ KERNELS: dict[str, dict[str, Kernel]] = {
         "product": Kernel("QLinearMatMul", rounds_output=False),  # else MatMulIntegerToFloat
         "add": Kernel("QLinearAdd"),
         "multiply": Kernel("QLinearMul"),
+        "divide": Kernel("QLinearMul"),  # by the reciprocal
         "concat": Kernel("QLinearConcat"),
         "softmax": Kernel("QLinearSoftmax"),
         "sigmoid": Kernel("QLinearSigmoid"),

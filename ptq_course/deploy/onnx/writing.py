@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
 from ptq_course.deploy.onnx.compact import compact
+from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
 from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
 from ptq_course.deploy.onnx.graph import drop_implied_clamps, use_global_average_pool
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
@@ -27,6 +28,7 @@ from ptq_course.deploy.targets import TARGETS, check_target, find_target
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
+from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.quantized import QuantizedModel
@@ -144,10 +146,13 @@ def _exportable(
     model: nn.Module, examples: tuple[Tensor, ...], integer_bias: bool = True
 ) -> nn.Module:
     """A module in which every quantized part is replaced by the operator that exports it."""
+    factors: dict[ActivationQuantizer, float] = {}
     if isinstance(model, QuantizedModel):
         module = copy.deepcopy(model.module)
         if isinstance(module, fx.GraphModule):
             drop_implied_clamps(module)
+            factors = absorb_factors(module)
+            write_numbers_as_codes(module)
     else:
         try:
             module = fuse(trace(model))
@@ -158,7 +163,9 @@ def _exportable(
     replaced: dict[nn.Module, nn.Module] = {}
     for part in module.modules():
         if isinstance(part, ActivationQuantizer):
-            replaced[part] = ExportedQuantizer(part)
+            replaced[part] = ExportedQuantizer(part, factors.get(part, 1.0))
+        elif isinstance(part, RoundedInside):
+            replaced[part] = ExportedCurve(part)
         elif isinstance(part, QuantizedLayer):
             replaced[part] = exported_layer(part, integer_bias)
     for parent in list(module.modules()):
