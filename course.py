@@ -23,12 +23,9 @@ from bootstrap import pins  # noqa: E402  (found through the line above)
 
 
 def main(arguments):
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a console may lack a character: then "?", no traceback
-        if hasattr(stream, "reconfigure"):  # from Python 3.7 on
-            stream.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        # A console may lack a character: then "?", no traceback. From Python 3.7 on.
+        getattr(stream, "reconfigure", lambda errors: None)(errors="replace")
     refusal = pins.refusal(sys.version_info[:2], sys.platform, pins.machine())
     if refusal and arguments[:1] != ["doctor"]:
         print(refusal, file=sys.stderr)
@@ -38,7 +35,7 @@ def main(arguments):
         return 2
     from bootstrap import commands
 
-    return commands.run(arguments, __doc__)
+    return commands.run(arguments, str(__doc__))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from ptq_course.ranges.calibrators import CALIBRATORS
+
 BATCHES = (10, 100, 1000)
 SHAPE = (32, 64, 6, 6)  # 73,728 values, 0.28 MiB a batch: 1000 of them are 281 MiB
-CALIBRATORS = ("minmax", "moving_average", "percentile", "kl", "mse")
 BUDGET_MIB = 2.0  # more for 1000 batches than for 10
 
 
@@ -56,8 +57,6 @@ def child(name: str, batches: int) -> None:
     import resource
 
     import torch
-
-    from ptq_course.ranges.calibrators import CALIBRATORS
 
     torch.set_num_threads(1)
     others = {"stored": Stored, "nothing": Nothing}

@@ -6,7 +6,14 @@ Names load on first use (PEP 562), so `from ptq_classroom import check, show` st
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import Any
+
+from ptq_course.errors import needs
+
+with needs("course"):
+    for _library in ("matplotlib", "ipywidgets", "pillow"):
+        metadata.distribution(_library)  # looks for it without loading it
 
 _HOME = {
     "check": "kit.checking",

@@ -1,16 +1,13 @@
 """Post-training quantization, step by step: small reference implementations that a course builds.
 
-A chapter is a module: 01 `affine`, 02 `summaries`, `histograms`, `ranges`, `calibrators`, 03 `kl`,
-04 `fusion`, `graph`, 06 `quantizer`, 07 `dynamic`, 08 `integer`. Names below are loaded on
-first use.
+A chapter is a module, and the rooms stand in the order of the work: `grids`, `ranges`, `graph`,
+`simulation`, `integer`, `deploy`, `diagnosis`. Names below are loaded on first use.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
 
 _MODULE_OF = {
     **dict.fromkeys(
@@ -97,10 +94,23 @@ __all__ = [
 ]
 
 
+def _version() -> str:
+    """What pip installed; a copy that is only on the path has no record of its version."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ptq-course")
+    except metadata.PackageNotFoundError:
+        return "0+not-installed"
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name == "__version__":
+        value = _version()
+    elif name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"ptq_course.{_MODULE_OF[name]}"), name)
+    else:
         raise AttributeError(f"module 'ptq_course' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ptq_course.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 
@@ -110,6 +120,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    __version__: str
     from ptq_course.diagnosis import ablate, compare, diagnose, sensitivity, top1_on
     from ptq_course.errors import (
         CalibrationError,

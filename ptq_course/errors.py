@@ -6,6 +6,9 @@ message names the place (layer, argument, file), what was found there, and what 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class QuantizationError(ValueError):
     """Base of every error that this package raises on purpose."""
@@ -21,3 +24,19 @@ class UnsupportedError(QuantizationError):
 
 class DataIntegrityError(QuantizationError):
     """A shipped file is not the one its manifest describes."""
+
+
+class MissingExtraError(QuantizationError, ImportError):
+    """A library that comes only with an extra of the distribution is not installed."""
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around the import of what an extra brings: `MissingExtraError` where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as problem:
+        raise MissingExtraError(
+            f"{problem.name} is not installed; it comes with the extra {extra!r} of ptq-course. "
+            f"Run: pip install 'ptq-course[{extra}]'"
+        ) from problem

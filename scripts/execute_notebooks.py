@@ -17,8 +17,9 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -27,6 +28,7 @@ from bootstrap.commands import hand_over
 from bootstrap.environment import child_variables, current
 
 if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
     from nbformat import NotebookNode
 
 BUDGET = 60  # seconds a notebook, on the reference machine
@@ -71,7 +73,7 @@ def execute(path: Path, timeout: int = 300) -> NotebookNode:
     return normalised(notebook)
 
 
-def own_kernel() -> object:
+def own_kernel() -> KernelManager:
     """A manager of the running interpreter's own kernel, whatever kernels the user registered."""
     import ipykernel.kernelspec
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -112,7 +114,7 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     text = json.dumps(notebook, ensure_ascii=False)
     for number, model_id in enumerate(widgets):  # in the order in which they were created
         text = text.replace(model_id, f"{number:032x}")
-    fixed = nbformat.from_dict(json.loads(text))
+    fixed = cast("NotebookNode", nbformat.from_dict(json.loads(text)))
     state = fixed.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     for model in state.values():
         if isinstance(model["state"].get("value"), str):
@@ -120,13 +122,13 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     return fixed
 
 
-def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
+def merged(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
     """Outputs in which what was printed in several pieces, as chance had it, is one piece."""
     whole: list[NotebookNode] = []
     for output in outputs:
-        last = whole[-1] if whole else {}
-        if output.output_type == "stream" and last.get("name") == output.name:
-            last.text += output.text
+        printed = output.output_type == "stream"
+        if printed and whole and whole[-1].get("name") == output.name:
+            whole[-1].text += output.text
         else:
             whole.append(output)
     return whole
@@ -147,7 +149,7 @@ def main(arguments: list[str]) -> int:
     if Path(sys.prefix).resolve() != environment.folder.resolve():
         words = [str(Path(word).resolve()) if Path(word).exists() else word for word in arguments]
         return hand_over(environment, [str(Path(__file__).resolve()), *words])
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
     parser.add_argument("--timeout", type=int, default=300, help="seconds a cell (default 300)")
     options = parser.parse_args(arguments)

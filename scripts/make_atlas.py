@@ -61,7 +61,7 @@ def contact_sheet(images: np.ndarray, columns: int = 12) -> Image.Image:
 
 def main() -> None:
     """Render every class and enter the file in the manifest."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--font", default=DEFAULT_FONT)
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet (PNG)")
     arguments = parser.parse_args()

@@ -57,7 +57,7 @@ def draw(count: int, seed: int) -> tuple[Planes, np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Write the splits, or compare them with what ships."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     arguments = parser.parse_args()
     for name, (count, seed) in SPLITS.items():

@@ -156,7 +156,7 @@ def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
 
 def arguments_of_a_run() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--images", type=int, default=300_000, help="pictures to learn from")
     parser.add_argument("--batch", type=int, default=128)

@@ -616,7 +616,7 @@ def _norms(count: int) -> list[str]:
     return [*(f"layers.0.norm{i + 1}" for i in range(count)), "norm"]
 
 
-NO_KERNEL = "ONNX Runtime has no integer kernel for it"
+NO_KERNEL = "ONNX Runtime has no integer kernel for"
 NOT_READ = "no integer kernel of ONNX Runtime reads its result"  # an add before a LayerNorm, say
 
 

@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 
 import pytest
 import yaml
 from bootstrap import environment, pins, setup
+
+import ptq_course
 
 TEXT = {".py", ".md", ".toml", ".yml", ".cfg", ".json", ".ipynb", ".sh", ""}
 
@@ -88,28 +91,77 @@ def test_every_dependency_says_what_it_is_for(root):
     assert [line for line in lines if not re.fullmatch(r'"[^"]+",  # .{10,}', line)] == []
 
 
+def names(requirements):
+    """The libraries that these requirements name; other extras of the course's own left out."""
+    found = {re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requirements}
+    return found - {"ptq-course"}
+
+
 def test_every_dependency_is_bounded_below(project):
+    """Or pinned: the type checker, because its errors are counted."""
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     every = [text for names in lists for text in names]
-    assert [text for text in every if ">=" not in text] == []
+    loose = [text for text in every if ">=" not in text and not text.startswith("ptq-course[")]
+    assert names(loose) == {"basedpyright"}
+    assert all("==" in text for text in loose)
 
 
-def test_the_extras_are_what_a_learner_can_do_without(project):
-    assert set(project["optional-dependencies"]) == {"test"}
+def test_an_engineer_needs_four_libraries_and_each_extra_holds_the_one_before(project):
+    extras = project["optional-dependencies"]
+    assert names(project["dependencies"]) == {"torch", "numpy", "safetensors", "tqdm"}
+    assert list(extras) == ["onnx", "course", "test"]
+    assert "ptq-course[onnx]" in extras["course"]
+    assert "ptq-course[course]" in extras["test"]
+
+
+def test_the_setup_installs_every_extra(project):
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    every = [text for texts in lists for text in texts]
+    wanted = environment.requirements()
+    assert names(wanted) == names(every)
+    assert not any(text.startswith("ptq-course") for text in wanted)
+
+
+CALLED = {"PIL": "pillow", "IPython": "ipython"}
+IMPORT = re.compile(r"^ *(?:import|from) (\w+)", flags=re.MULTILINE)
+
+
+def libraries(files):
+    """The libraries that these files import anywhere, by the names under which they are installed.
+
+    Without IPython: JupyterLab's kernel brings it, and without a kernel there is no notebook.
+    """
+    found = {name for file in files for name in IMPORT.findall(file.read_text(encoding="utf-8"))}
+    own = {"ptq_course", "ptq_classroom", "IPython"}
+    return {CALLED.get(name, name) for name in found - own - set(sys.stdlib_module_names)}
 
 
 def test_what_the_code_imports_is_declared(project, root):
     """Another library that happens to bring it along may stop doing so."""
-    names = {"PIL": "pillow", "IPython": "ipython", "ipywidgets": "ipywidgets"}
-    brought = {"IPython"}  # by JupyterLab's kernel, without which there is no notebook
-    declared = {re.match(r"[\w.-]+", text).group() for text in project["dependencies"]}
-    imported = set()
+    extras = project["optional-dependencies"]
+    base = names(project["dependencies"])
+    subject = set((root / "ptq_course").rglob("*.py"))
+    deploy = root / "ptq_course" / "deploy"
+    files = set(deploy.rglob("*.py")) - set((deploy / "checkpoint").rglob("*.py"))
+    plots = {file for file in subject if "import matplotlib" in file.read_text(encoding="utf-8")}
+    assert libraries(subject - files - plots) == base
+    assert libraries(files) <= base | names(extras["onnx"])
+    assert libraries(plots) <= base | {"matplotlib"}
+    classroom = set((root / "ptq_classroom").rglob("*.py"))
+    assert libraries(classroom) <= base | names(extras["onnx"] + extras["course"])
+
+
+def test_what_an_extra_brings_is_imported_where_its_absence_is_said(root):
+    """In the subject; inside `deploy/onnx/` its front door has said it."""
+    inside = root / "ptq_course" / "deploy" / "onnx"
+    bare = []
     for file in (root / "ptq_course").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        imported |= set(re.findall(r"^ *(?:import|from) (\w+)", text, flags=re.MULTILINE))
-    foreign = imported - set(sys.stdlib_module_names) - {"ptq_course"} - brought
-    assert "torch" in foreign
-    assert {names.get(name, name) for name in foreign} - declared == set()
+        guarded = re.sub(r"^( *)with needs\(.*(?:\n\1 +.*)+", "", text, flags=re.MULTILINE)
+        if inside not in file.parents:
+            found = re.findall(r"^ *(?:import|from) (onnx\w*|matplotlib)", guarded, re.MULTILINE)
+            bare += [f"{file.relative_to(root).as_posix()}: {name}" for name in found]
+    assert bare == []
 
 
 def test_no_lock_file_and_no_private_index(tracked):
@@ -192,7 +244,8 @@ def test_what_the_pages_point_to_is_there(root, name):
     text = (root / name).read_text(encoding="utf-8")
     folder = name.rpartition("/")[0] or "."
     links = [f"{folder}/{place}" for place in re.findall(r"\]\(([^)#:]+)\)", text)]
-    files = re.findall(r"`((?:scripts|benchmarks|tests|ptq_course|data|docs)/[\w./-]+)`", text)
+    folders = "scripts|benchmarks|tests|ptq_course|ptq_classroom|data|docs"
+    files = re.findall(rf"`((?:{folders})/[\w./-]+)`", text)
     files += re.findall(r"python ((?:scripts|benchmarks)/[\w./]+\.py)", text)
     wanted = {place for place in [*links, *files] if "NN" not in place}
     assert wanted
@@ -217,6 +270,67 @@ def test_what_is_run_is_executable(root, name):
 def test_the_ci_script_is_a_script_that_bash_accepts(root):
     checked = subprocess.run(["bash", "-n", ".ci/run"], cwd=root, capture_output=True, text=True)
     assert checked.stderr == ""
+
+
+def test_the_version_stands_in_one_place(root, project, tracked):
+    version = project["version"]
+    assert ptq_course.__version__ == metadata.version("ptq-course")
+    for file in tracked:
+        if file.suffix in {".py", ".cff", ".md", ".cfg"}:
+            assert f'"{version}"' not in file.read_text(encoding="utf-8").replace("'", '"'), file
+
+
+def test_a_copy_that_is_not_installed_says_so(monkeypatch):
+    def none(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    assert ptq_course._version() == "0+not-installed"
+
+
+def test_the_hooks_before_a_commit_run_what_ci_runs(root):
+    text = (root / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (local,) = yaml.safe_load(text)["repos"]
+    hooks = {hook["id"]: hook for hook in local["hooks"]}
+    assert list(hooks) == ["ruff", "ruff-format", "pyright"]
+    assert {hook["language"] for hook in hooks.values()} == {"system"}  # of the environment
+    ci = (root / ".ci" / "run").read_text(encoding="utf-8")
+    for command in ("-m ruff check", "-m ruff format", "scripts/check_types.py"):
+        assert f'"$runner" {command}' in ci
+        assert sum(f"python {command}" in hook["entry"] for hook in hooks.values()) == 1
+
+
+def test_the_citation_is_complete(root, project):
+    said = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "type", "authors", "license"} <= set(said)
+    assert " AND ".join(said["license"]) == project["license"]
+    assert said["authors"][0]["name"] in (root / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_forms_of_issues_are_forms(root):
+    forms = sorted((root / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    forms = [file for file in forms if file.name != "config.yml"]
+    assert len(forms) == 3
+    for file in forms:
+        form = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= set(form)
+        asked = [part for part in form["body"] if part["type"] != "markdown"]
+        ids = [part["id"] for part in asked]
+        assert len(ids) == len(set(ids))
+        assert all(part["attributes"]["label"] for part in asked)
+        assert any(part.get("validations", {}).get("required") for part in asked)
+
+
+def test_the_changelog_names_modules_that_exist(root):
+    """The right column of its table of moved modules."""
+    text = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## Unreleased$", text, flags=re.MULTILINE)
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("  | `ptq_course")]
+    assert len(rows) > 8
+    for row in rows:
+        for name in re.findall(r"`((?:ptq_course|ptq_classroom)[\w.]*)", row[2]):
+            place = root.joinpath(*name.replace("chNN", "ch01").strip(".").split("."))
+            assert place.is_dir() or place.with_suffix(".py").is_file(), name
 
 
 def test_git_ignores_what_is_made(root):

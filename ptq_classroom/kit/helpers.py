@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import textwrap
-from pathlib import Path
 
 from ptq_classroom.kit import exercises, learner
+from ptq_classroom.kit.place import course_folder
 
 _given: dict[str, int] = {}
 
@@ -76,19 +76,10 @@ def _known(id: str) -> exercises.Exercise | None:
         return None
 
 
-def root() -> Path:
-    """The course folder: the nearest one above with notebooks/ and ptq_course/."""
-    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]
-    for place in places:
-        if (place / "notebooks").is_dir() and (place / "ptq_course").is_dir():
-            return place
-    return Path(__file__).resolve().parents[2]
-
-
 def _find(id: str, tag: str) -> str | None:
     """Source of the cell tagged `tag` whose metadata says {"ptq": {"exercise": id}}."""
     chapter = id.split(".")[0]
-    folder = root() / "notebooks"
+    folder = course_folder() / "notebooks"
     for path in sorted(folder.glob(f"{chapter}*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             meta = cell.get("metadata", {})

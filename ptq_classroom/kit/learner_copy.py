@@ -133,9 +133,11 @@ def _write(path: Path, data: bytes) -> None:
 
 def main() -> int:
     """Bring my_course/ of this course folder up to date and print what was done."""
-    root = Path(__file__).resolve().parents[2]
+    from ptq_classroom.kit import place  # here: course.py loads this file without its package
+
+    root = place.course_folder()
     if not (root / "notebooks").is_dir():
-        print(f"no notebooks/ in {root}", file=sys.stderr)
+        print(f"no notebooks/ in {root}; {place.REMEDY}", file=sys.stderr)
         return 1
     done = make(root)
     print("\n".join(done) if done else "my_course/ is up to date")

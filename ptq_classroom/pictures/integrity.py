@@ -6,9 +6,10 @@ import json
 from functools import cache
 from pathlib import Path
 
+from ptq_classroom.kit import place
 from ptq_course.errors import DataIntegrityError
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = place.course_folder() / "data"
 REMEDY = "restore it with `git checkout -- data` or see data/README.md for the script that makes it"
 
 
@@ -21,6 +22,8 @@ def sha256(data: bytes) -> str:
 def read_manifest(folder: Path = DATA) -> dict:
     """data/manifest.json: {"files": {name: {"sha256", "bytes", ...}}}."""
     path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise DataIntegrityError(f"{folder} is not there; {place.REMEDY}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

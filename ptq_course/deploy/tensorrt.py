@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import NodeProto
 
 from ptq_course.deploy.onnx.reading import (
     DEQUANTIZE,
@@ -26,6 +24,11 @@ from ptq_course.deploy.onnx.reading import (
     label,
     load,
 )
+from ptq_course.errors import needs
+
+with needs("onnx"):
+    import onnx
+    from onnx import NodeProto
 
 MIN_OPSET, MAX_OPSET = 13, 20  # per-channel Q/DQ came with 13; TensorRT 10.0 reads up to 20
 

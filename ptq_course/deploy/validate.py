@@ -19,7 +19,7 @@ from ptq_course.deploy.onnx import export
 from ptq_course.deploy.session import Session, Timing, products_saturate, session, timings
 from ptq_course.errors import QuantizationError
 from ptq_course.grids.metrics import top1
-from ptq_course.simulation.observe import output_tensors
+from ptq_course.simulation.observe import outputs_over
 from ptq_course.simulation.quantized import QuantizedModel
 
 BATCHES = (1, 32)
@@ -190,11 +190,9 @@ def validate(
 
 
 def _outputs(run: Callable, examples: tuple[Tensor, ...]) -> Tensor:
-    with torch.no_grad():
-        parts = [x.split(CHUNK) for x in examples]
-        outputs = [run(*chunk) for chunk in zip(*parts, strict=True)]
+    chunks = zip(*(x.split(CHUNK) for x in examples), strict=True)
     # Agreement and top-1 are read from the first output.
-    return torch.cat([output_tensors(out)[0] for out in outputs])
+    return torch.cat([tensors[0] for tensors in outputs_over(run, chunks)])
 
 
 def _seconds(

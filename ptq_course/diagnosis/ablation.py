@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ptq_course.diagnosis.parts import Parts, partly, parts_of
@@ -27,11 +26,11 @@ from ptq_course.diagnosis.scores import (
 )
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied
-from ptq_course.grids.noise import Noise
-from ptq_course.simulation.observe import placed
+from ptq_course.simulation.observe import output_noise, outputs_over, placed
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel, check_float
 from ptq_course.simulation.quantizer import PTQQuantizer
+from ptq_course.simulation.statistics import rules_named
 from ptq_course.tables import decibels, html_table, text_table
 
 
@@ -52,7 +51,7 @@ def observed(
         check_rereadable(calibration, "calibration")
         quantizer = PTQQuantizer(model, config=config)
         config = quantizer.config
-        rules = {"minmax", "percentile", "kl", "mse", config.activation_range, ranges} - {None}
+        rules = {*rules_named(None), config.activation_range, ranges} - {None}
         quantizer.observe(calibration, ranges=sorted(rules), progress=progress)
     if config.weight_bits is None and config.activation_bits is None:
         raise QuantizationError("the config quantizes nothing: set weight or activation bits.")
@@ -130,7 +129,7 @@ def _more(quantized: QuantizedModel, parts: Parts) -> list[tuple[str, QuantizedM
 class Sensitivity:
     """One row a layer, in order of execution; `worst` sorts. ``by`` says what was measured.
 
-    rows[i].score is the score, or the output's signal-to-noise ratio in dB (``by="sqnr"``).
+    rows[i].score is the score, or the `snr_median` of the output in dB (``by="snr_median"``).
     """
 
     rows: tuple[Variant, ...]
@@ -148,8 +147,8 @@ class Sensitivity:
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         heading = "quantized alone" if self.mode == "quantize" else "left in float"
-        if self.by == "sqnr":
-            return (heading, "output dB"), [(r.name, decibels(r.score)) for r in self.rows]
+        if self.by == "snr_median":
+            return (heading, "output, median dB"), [(r.name, decibels(r.score)) for r in self.rows]
         columns = (heading, "score", "lost", "gained", "change", "95 % interval")
         return columns, [r.cells() for r in self.rows]
 
@@ -209,7 +208,10 @@ def sensitivity(
         rows.append(rate(partly(quantized, *choose([name])), name))
     unpaired = evaluate is not None and reference.examples is None
     return Sensitivity(
-        tuple(rows), mode, "sqnr" if evaluate is None else "score", (UNPAIRED,) if unpaired else ()
+        tuple(rows),
+        mode,
+        "snr_median" if evaluate is None else "score",
+        (UNPAIRED,) if unpaired else (),
     )
 
 
@@ -221,16 +223,12 @@ def _output_rater(float_model: nn.Module, data: Iterable, names: list[str]) -> A
     batches = [placed(batch, names, float_model) for batch in data]
     if not batches:
         raise CalibrationError("sensitivity: the loader gave no batch; pass at least one.")
-    with torch.no_grad():
-        expected = [float_model(*[x.clone() for x in inputs]) for inputs in batches]
-    if not isinstance(expected[0], Tensor):
+    expected = outputs_over(float_model, batches)
+    if len(expected[0]) != 1:
         raise QuantizationError("sensitivity: the model must return one tensor, or pass evaluate.")
 
     def rate(model: nn.Module, name: str) -> Variant:
-        noise = Noise()
-        with torch.no_grad():
-            for inputs, reference in zip(batches, expected, strict=True):
-                noise.add(reference, model(*[x.clone() for x in inputs]))
-        return Variant(name, float("inf") if noise.db is None else noise.db)
+        (noise,) = output_noise(expected, outputs_over(model, batches))
+        return Variant(name, float("inf") if noise.snr_median is None else noise.snr_median)
 
     return rate

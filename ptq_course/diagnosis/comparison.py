@@ -6,7 +6,8 @@ isolated    only this layer is quantized (its weights and its inputs), everythin
             floating point: what this layer does wrong itself;
 cumulative  everything up to and including this layer is quantized: what has piled up so far.
 
-Both are medians over the examples. Low isolated numbers name suspects; what a suspect costs in
+Both are medians over the examples (`snr_median`), the ratio of a weight is pooled over its values
+(`snr_pooled`), and the columns say so. Low isolated numbers name suspects; what a suspect costs in
 answers is measured by taking its quantization back (`ablation.sensitivity`).
 """
 
@@ -23,15 +24,24 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
 from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import CalibrationError, QuantizationError, needs
 from ptq_course.graph import copied, prepared_copy, required_inputs
-from ptq_course.grids.metrics import Flips, correct, flips, paired_bootstrap, rounding_limit
-from ptq_course.grids.noise import Noise
+from ptq_course.grids.metrics import (
+    Flips,
+    correct,
+    flips,
+    paired_bootstrap,
+    rounding_limit,
+    snr_median,
+)
 from ptq_course.simulation.observe import labels_of, placed
 from ptq_course.simulation.quantized import QuantizedModel, check_float
 from ptq_course.tables import decibels, html_table, points, text_table
 
-COLUMNS = ("layer", "type", "weight dB", "input dB", "isolated dB", "cumulative dB")
+COLUMNS = (
+    "layer", "type", "weight, pooled dB", "input, median dB", "isolated, median dB",
+    "cumulative, median dB",
+)  # fmt: skip
 BY_HOOKS = (
     "read by module hooks, because the model could not be traced: only its layers are compared, "
     "nothing between them"
@@ -96,7 +106,8 @@ class Comparison:
 
     def plot(self, ax: Any = None) -> Any:
         """Isolated (bars) and cumulative (line) over the layers; returns the matplotlib Axes."""
-        import matplotlib.pyplot as plt  # here, because importing it costs more than this package
+        with needs("course"):  # here, because importing it costs more than this package
+            import matplotlib.pyplot as plt
 
         rows = self.layers
         if ax is None:
@@ -111,7 +122,7 @@ class Comparison:
         ax.plot([finite(r.cumulative_db) for r in rows], at, "k.--", label="cumulative")
         ax.set_yticks(at, [r.name for r in rows])
         ax.invert_yaxis()
-        ax.set_xlabel("signal-to-noise ratio of the layer's output (dB), lower is worse")
+        ax.set_xlabel("signal-to-noise ratio of the layer's output (dB, median), lower is worse")
         ax.legend(loc="lower right")
         return ax
 
@@ -169,9 +180,7 @@ def compare(
 def _summarize(
     rows: list[LayerError], expected: Tensor, got: Tensor, labels: list, notes: tuple[str, ...]
 ) -> Comparison:
-    noise = Noise()
-    noise.add(expected, got)
-    total, output_db = len(expected), noise.db
+    total, output_db = len(expected), snr_median(expected, got)
     if expected.dim() != 2 or expected.shape[1] < 2:
         notes = (*notes, f"outputs of shape {tuple(expected.shape)} have no top-1 to compare")
         return Comparison(tuple(rows), total, output_db, notes=notes)

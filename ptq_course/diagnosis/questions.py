@@ -8,7 +8,7 @@ simulation? is it the weights or the activations? is it the range rule? which la
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,15 @@ from ptq_course.diagnosis.scores import (
 )
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied
-from ptq_course.grids.metrics import rounding_limit
-from ptq_course.grids.noise import median_db
-from ptq_course.simulation.observe import model_inputs
+from ptq_course.grids.metrics import rounding_limit, snr_median
+from ptq_course.simulation.observe import model_inputs, outputs_over
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
+from ptq_course.simulation.statistics import rules_named
 from ptq_course.tables import decibels
 
 EXAMPLES = 512  # calibration examples on which layers and runtimes are compared
-RULES = ("minmax", "percentile", "kl", "mse")
 
 
 def diagnose(
@@ -151,8 +150,8 @@ class _Case:
         if isinstance(got, str):
             return Answer(*answer, "not checked", got, recipe)
         exact = _outputs(self.float_model, self.batches)
-        own, real = median_db(exact, simulated), median_db(exact, got)
-        between = median_db(simulated, got)
+        own, real = snr_median(exact, simulated), snr_median(exact, got)
+        between = snr_median(simulated, got)
         numbers: dict[str, Any] = {
             "simulation_db": own, "runtime_db": real, "between_db": between,
         }  # fmt: skip
@@ -179,7 +178,7 @@ class _Case:
                 run = session(export(model, first, Path(folder) / "model.onnx"))
             except QuantizationError as error:
                 return f"The export was refused: {str(error).splitlines()[0]}"
-            return torch.cat([run(*[x.clone() for x in inputs]) for inputs in self.batches])
+            return _outputs(run, self.batches)
 
     def weights_or_activations(self) -> Answer:
         table = versions(self.quantizer, self.evaluate, self.reference, more=False, progress=False)
@@ -209,7 +208,7 @@ class _Case:
         if self.config.activation_bits is None:
             return Answer(*question, "no", "No activation is quantized.", recipe)
         scores: dict[str, Scores] = {}
-        for rule in RULES:
+        for rule in rules_named(None):
             if rule != used:
                 quantized = self.quantizer.fork().compute_qparams(rule, config=self.config)
                 scores[rule] = score(self.evaluate, quantized.convert(), f"ranges={rule!r}")
@@ -258,7 +257,7 @@ class _Case:
             f"{row.name} {decibels(row.isolated_db)} dB, in floating point {gains[row.name]}"
             for row in worst
         )
-        finding = f"Worst by themselves: {listed}."
+        finding = f"Worst by themselves (medians over the examples): {listed}."
         if len(names) > 1:
             finding += f" All {len(names)} in floating point: {gains[together]}."
         keep = best.split(", ")
@@ -286,12 +285,11 @@ def _some(loader: Iterable, names: list[str]) -> list[list[Tensor]]:
     return batches
 
 
-def _outputs(model: nn.Module, batches: list[list[Tensor]]) -> Tensor:
-    with torch.no_grad():
-        outputs = [model(*[x.clone() for x in inputs]) for inputs in batches]
-    if not isinstance(outputs[0], Tensor):
+def _outputs(run: Callable, batches: list[list[Tensor]]) -> Tensor:
+    outputs = outputs_over(run, batches)
+    if len(outputs[0]) != 1:
         raise QuantizationError(
-            f"diagnose: the model returns a {type(outputs[0]).__name__}; wrap it in a module that "
-            "returns the one tensor to compare."
+            f"diagnose: the model returns {len(outputs[0])} tensors; wrap it in a module that "
+            "returns the one to compare."
         )
-    return torch.cat(outputs)
+    return torch.cat([tensor for (tensor,) in outputs])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.statistics import rules_named
 
 START = "from ptq_course import PTQQuantizer, QConfig"
 
@@ -55,8 +56,9 @@ def runtime(config: QConfig) -> str:
     """The INT8 file in ONNX Runtime against the simulation in PyTorch."""
     return f"""\
 import torch
-{START}, sqnr_db
+{START}
 from ptq_course.deploy.onnx import export, session
+from ptq_course.grids.metrics import snr_median
 config = {code(config)}
 quantized = PTQQuantizer(model, config=config).observe(calibration).compute_qparams().convert()
 batch = next(iter(calibration))
@@ -64,8 +66,8 @@ x = batch if isinstance(batch, torch.Tensor) else batch[0]
 runtime = session(export(quantized, x, "int8.onnx"))  # guarded where products saturate
 with torch.no_grad():
     fp32, simulated = model.eval()(x), quantized(x)
-print(f"runtime against simulation {{sqnr_db(simulated, runtime(x)):.1f}} dB")
-print(f"simulation against FP32    {{sqnr_db(fp32, simulated):.1f}} dB")
+print(f"runtime against simulation {{snr_median(simulated, runtime(x)):.1f}} dB (median)")
+print(f"simulation against FP32    {{snr_median(fp32, simulated):.1f}} dB (median)")
 print("runs in integers:", runtime.operators)"""
 
 
@@ -96,7 +98,7 @@ def range_rule(config: QConfig, rule: str) -> str:
 {START}
 config = {code(config)}
 quantizer = PTQQuantizer(model, config=config).observe(calibration)  # one pass over the data
-for rule in ("minmax", "percentile", "kl", "mse"):
+for rule in {tuple(rules_named(None))}:
     quantized = quantizer.compute_qparams(rule).convert()
     print(rule, evaluate(quantized))
 quantized = quantizer.compute_qparams({rule!r}).convert()  # the one to keep"""

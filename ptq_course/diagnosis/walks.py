@@ -17,8 +17,7 @@ from torch.fx.node import map_arg
 from ptq_course.diagnosis.parts import Parts, parts_of
 from ptq_course.errors import QuantizationError
 from ptq_course.graph.reading import attribute
-from ptq_course.grids.metrics import sqnr_db
-from ptq_course.grids.noise import Noise
+from ptq_course.grids.metrics import Noise, snr_pooled
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.tables import decibels
@@ -28,17 +27,17 @@ from ptq_course.tables import decibels
 class LayerError:
     """The error of one layer, in dB of signal over noise: lower is worse, None was not measured.
 
-    Each number is the median over the examples. Pooling the power of all examples would let a few
-    loud ones (an over-exposed picture) speak for the rest.
+    Medians over the examples (`snr_median`) but for weight_db and pooled_db. Pooling the power of
+    all examples lets a few loud ones (an over-exposed picture) speak for the rest.
     """
 
     name: str
     kind: str
-    weight_db: float | None  # the weight alone
+    weight_db: float | None  # the weight alone, snr_pooled
     input_db: float | None  # the worst of its inputs alone
     isolated_db: float | None
     cumulative_db: float | None
-    pooled_db: float | None = None  # isolated, power of all signals over power of all errors
+    pooled_db: float | None = None  # isolated, snr_pooled
 
     def cells(self) -> tuple[str, ...]:
         measured = (self.weight_db, self.input_db, self.isolated_db, self.cumulative_db)
@@ -57,12 +56,12 @@ class _Row:
     def result(self, name: str) -> LayerError:
         weight = None
         if self.layer is not None:
-            weight = sqnr_db(self.layer.float_layer.weight.detach(), self.layer.weight.detach())
-        inputs = [noise.db for noise in self.inputs.values() if noise.db is not None]
+            weight = snr_pooled(self.layer.float_layer.weight.detach(), self.layer.weight.detach())
+        inputs = [noise.snr_median for noise in self.inputs.values()]
         return LayerError(
-            name, self.kind, weight, min(inputs, default=None),
-            self.isolated.db if self.is_quantized else None, self.cumulative.db,
-            self.isolated.pooled_db if self.is_quantized else None,
+            name, self.kind, weight, min((db for db in inputs if db is not None), default=None),
+            self.isolated.snr_median if self.is_quantized else None, self.cumulative.snr_median,
+            self.isolated.snr_pooled if self.is_quantized else None,
         )  # fmt: skip
 
 

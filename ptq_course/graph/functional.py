@@ -11,27 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.graph.reading import attribute
 
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = (
-    "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
-)  # fmt: skip
-# Function -> module, names of the function's arguments in order.
-_LAYERS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.linear: (nn.Linear, ("input", "weight", "bias")),
-    F.conv1d: (nn.Conv1d, _CONVOLUTION),
-    F.conv2d: (nn.Conv2d, _CONVOLUTION),
-    F.conv3d: (nn.Conv3d, _CONVOLUTION),
-    F.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED),
-    F.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED),
-    F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED),
-    F.embedding: (nn.Embedding, ("input", "weight", "padding_idx", "max_norm")),
-}
-
-
+_LAYERS = {row.function: row for row in LAYER_TYPES.values()}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
 
@@ -55,7 +39,7 @@ def rewrite_functional_layers(traced: fx.GraphModule) -> None:
 
 
 def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    kind, given = _LAYERS[node.target][0], _given(node)
+    kind, given = _LAYERS[node.target], _given(node)
     if not isinstance(given.get("input"), fx.Node):
         return None
     weight, bias = (constant(traced, given.get(name)) for name in ("weight", "bias"))
@@ -64,20 +48,12 @@ def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     constants = all(map(_is_number, settings.values()))
     if weight is None or weight.dim() < 2 or computed or not constants:
         return None
-    if kind is nn.Embedding:
-        if settings.get("max_norm") is not None:
-            return None
-        layer = kind(*weight.shape, settings.get("padding_idx"), device="meta")
-    elif kind is nn.Linear:
-        layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    else:
-        first, second = weight.shape[:2]
-        groups = settings.get("groups", 1)
-        transposed = node.target in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-        channels = (first, second * groups) if transposed else (second * groups, first)
-        layer = kind(
-            *channels, tuple(weight.shape[2:]), bias=bias is not None, device="meta", **settings
-        )
+    if settings.get("max_norm") is not None:  # changes its weight
+        return None
+    if "bias" in kind.arguments:
+        settings["bias"] = bias is not None
+    sizes = kind.sizes(tuple(weight.shape), settings.get("groups", 1))
+    layer = kind.module(*sizes, device="meta", **settings)
     layer.weight = _parameter(weight)
     if bias is not None:
         layer.bias = _parameter(bias)
@@ -86,7 +62,7 @@ def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def _given(node: fx.Node) -> dict[str, Any]:
     """The arguments of a layer's function by name."""
-    return {**dict(zip(_LAYERS[node.target][1], node.args, strict=False)), **node.kwargs}
+    return {**dict(zip(_LAYERS[node.target].arguments, node.args, strict=False)), **node.kwargs}
 
 
 def constant(traced: fx.GraphModule, value: Any) -> Tensor | None:

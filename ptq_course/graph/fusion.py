@@ -17,17 +17,9 @@ from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
 from ptq_course.graph.functional import constant
+from ptq_course.graph.layer_types import channel_axis, layer_type, output_channels, row_repeats
 from ptq_course.graph.tracing import SECOND_CALL
 
-FOLDABLE = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRAINING_ONLY = (
     nn.Dropout,
@@ -200,10 +192,10 @@ def _can_absorb(module: fx.GraphModule, batch_norm: _BatchNorm) -> bool:
     if before.op != "call_module" or len(before.users) != 1:
         return False
     layer = module.get_submodule(before.target)
-    if not isinstance(layer, FOLDABLE):
+    kind = layer_type(layer)
+    if kind is None or not kind.foldable:
         return False
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    if channels != len(batch_norm.mean):  # a batch norm over another axis than the channels
+    if output_channels(layer) != len(batch_norm.mean):  # it normalizes another axis
         return False
     return sum(n.op == "call_module" and n.target == before.target for n in module.graph.nodes) == 1
 
@@ -239,8 +231,8 @@ def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:
         batch_norm.gamma,
         batch_norm.beta,
         batch_norm.eps,
-        channel_axis=1 if "Transpose" in type(layer).__name__ else 0,
-        groups=getattr(layer, "groups", 1),
+        channel_axis=channel_axis(layer),
+        groups=row_repeats(layer),
     )
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)

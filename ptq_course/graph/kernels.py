@@ -11,18 +11,25 @@ TensorRT's guide on explicit quantization, the operators of LiteRT's specificati
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ptq_course.graph.masks import MaskedSoftmax
-
-Operation = Any  # type[nn.Module], a function, or a method's name
+from ptq_course.graph.kinds import (
+    ACTIVATIONS,
+    ADDITIONS,
+    AVERAGING,
+    CONTRACTIONS,
+    DIVISIONS,
+    JOINS,
+    PRODUCTS,
+    RESIZING,
+    SOFTMAXES,
+    SUBTRACTIONS,
+    Operation,
+    every_form,
+)
+from ptq_course.graph.layer_types import LAYER_TYPES
 
 
 @dataclass(frozen=True)
@@ -39,37 +46,29 @@ class Kernel:
     inner: bool = False
 
 
-def every_form(names: str) -> Iterator[Operation]:
-    """Each name as a method, and as a function of torch, torch.nn.functional and operator."""
-    for name in names.split():
-        yield name
-        for place in (torch, F, operator):
-            function = getattr(place, name, None)
-            if callable(function):
-                yield function
-
-
+_LAYERS = LAYER_TYPES.values()
 # What runtimes have kernels for, and every way to write it in PyTorch.
-FAMILIES: dict[str, tuple[Operation, ...]] = {
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    "transposed conv": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    "linear": (nn.Linear,),
-    "embedding": (nn.Embedding,),
-    "product": tuple(every_form("matmul imatmul mm bmm mv dot addmm baddbmm")),
-    "add": tuple(every_form("add add_ iadd")),
-    "subtract": tuple(every_form("sub sub_ isub subtract neg")),
-    "multiply": tuple(every_form("mul mul_ imul multiply")),
-    "divide": tuple(every_form("div div_ truediv itruediv divide true_divide")),  # by a number
-    "concat": tuple(every_form("cat concat concatenate stack hstack vstack dstack")),
-    "softmax": (*every_form("softmax"), nn.Softmax, nn.Softmax2d, MaskedSoftmax),
-    "sigmoid": (*every_form("sigmoid sigmoid_"), nn.Sigmoid),
-    "leaky relu": (*every_form("leaky_relu leaky_relu_"), nn.LeakyReLU),
-    "relu": (*every_form("relu relu_ relu6"), nn.ReLU, nn.ReLU6),
-    "tanh": (*every_form("tanh tanh_"), nn.Tanh),
-    "hardswish": (*every_form("hardswish hardswish_"), nn.Hardswish),
-    "silu": (*every_form("silu"), nn.SiLU),
-    "hardsigmoid": (*every_form("hardsigmoid"), nn.Hardsigmoid),
+FAMILIES: dict[str, frozenset[Operation]] = {
+    "conv": frozenset(r.module for r in _LAYERS if r.token_dimensions > 1 and not r.channel_axis),
+    "transposed conv": frozenset(r.module for r in _LAYERS if r.channel_axis),
+    "linear": frozenset({nn.Linear}),
+    "embedding": frozenset({nn.Embedding}),
+    "product": CONTRACTIONS,
+    "add": ADDITIONS,
+    "subtract": SUBTRACTIONS,
+    "multiply": PRODUCTS,
+    "divide": DIVISIONS,  # by a number; by a tensor it is a formula
+    "concat": JOINS | every_form("stack hstack vstack dstack"),
+    "softmax": SOFTMAXES,
+    "sigmoid": every_form("sigmoid sigmoid_") | {nn.Sigmoid},
+    "leaky relu": every_form("leaky_relu leaky_relu_") | {nn.LeakyReLU},
+    **ACTIVATIONS,
+    "hardsigmoid": every_form("hardsigmoid") | {nn.Hardsigmoid},
+    "average": AVERAGING,
+    "interpolate": RESIZING,
 }
+# Their results fill [0, 1]; nothing need be calibrated.
+IN_UNIT_RANGE = FAMILIES["softmax"] | FAMILIES["hardsigmoid"]
 FAMILY_OF = {operation: family for family, members in FAMILIES.items() for operation in members}
 
 _REAL_RESULTS = {
@@ -90,6 +89,7 @@ KERNELS: dict[str, dict[str, Kernel]] = {
         "divide": Kernel("QLinearMul"),  # by the reciprocal
         "concat": Kernel("QLinearConcat"),
         "softmax": Kernel("QLinearSoftmax"),
+        "average": Kernel("QLinearAveragePool"),
         "sigmoid": Kernel("QLinearSigmoid"),
         "leaky relu": Kernel("QLinearLeakyRelu"),
         "silu": Kernel("QLinearSigmoid, QLinearMul", inner=True),

@@ -7,7 +7,6 @@ What is in no table stays in floating point, and the plan says so.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ptq_course.graph.layer_types import OPERATIONS
+from ptq_course.graph.layer_types import LAYER_TYPES, rescales
 from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
 
 # Activations that a runtime may compute inside the layer before them.
@@ -37,150 +36,125 @@ class Kind(Enum):
     FLOAT = "stays in floating point"
 
 
-WEIGHTED_MODULES: tuple[type[nn.Module], ...] = tuple(OPERATIONS)
+WEIGHTED_MODULES: tuple[type[nn.Module], ...] = tuple(LAYER_TYPES)
 
 
-def _every_form(names: str) -> Iterator[Operation]:
+def every_form(names: str) -> frozenset[Operation]:
     """Each name as a method, and as a function of torch, torch.nn.functional and operator."""
-    for name in names.split():
-        yield name
-        for place in (torch, F, operator):
-            function = getattr(place, name, None)
-            if callable(function):
-                yield function
+    places = (torch, F, operator)
+    found = [getattr(place, name, None) for name in names.split() for place in places]
+    return frozenset(names.split()) | frozenset(filter(callable, found))
 
 
-def _modules(names: str) -> list[type[nn.Module]]:
-    return [getattr(nn, name) for name in names.split()]
+def _modules(names: str) -> frozenset[type[nn.Module]]:
+    return frozenset(getattr(nn, name) for name in names.split())
 
 
-_AVERAGING_FUNCTIONS = frozenset(
-    _every_form(
-        "mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-        "adaptive_avg_pool3d"
-    )
-)
-_AVERAGING_MODULES = frozenset(
-    _modules("AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d")
-)
-_RESIZING = {
-    F.interpolate,
-    F.upsample,
-    nn.Upsample,
-    nn.UpsamplingNearest2d,
-    nn.UpsamplingBilinear2d,
-}
+MEANS = every_form("mean")
+AVERAGING = MEANS | every_form(
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+) | _modules(
+    "AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d"
+)  # fmt: skip
+RESIZING = _modules("Upsample UpsamplingNearest2d UpsamplingBilinear2d") | {
+    F.interpolate, F.upsample
+}  # fmt: skip
 _PADDING = {F.pad}
+ADDITIONS = every_form("add add_ iadd")
+SUBTRACTIONS = every_form("sub sub_ isub subtract")
+PRODUCTS = every_form("mul mul_ imul multiply")  # element by element
+DIVISIONS = every_form("div truediv div_ itruediv divide true_divide")
+SCALINGS = DIVISIONS | PRODUCTS
+JOINS = every_form("cat concat concatenate")
 # Sums and products, as opposed to contractions (matmul) and joins (cat).
-ARITHMETIC = frozenset(
-    _every_form(
-        "add sub mul add_ sub_ mul_ iadd isub imul multiply subtract neg abs sum mean div truediv"
-    )
-)
-DIVISIONS = frozenset(_every_form("div truediv div_ itruediv divide true_divide"))
-SCALINGS = DIVISIONS | frozenset(_every_form("mul mul_ imul multiply"))
+ARITHMETIC = ADDITIONS | SUBTRACTIONS | PRODUCTS | MEANS | every_form("neg abs sum div truediv")
 # Small changes of their input are large changes of their output: rounding it would ruin a formula.
-FORMULAS = DIVISIONS | frozenset(
-    _every_form(
-        "pow square sqrt rsqrt reciprocal exp expm1 log log2 log1p var std var_mean norm logsumexp"
-    )
-) | {torch.linalg.norm, torch.linalg.vector_norm}  # fmt: skip
-SOFTMAXES = frozenset([*_every_form("softmax"), nn.Softmax, nn.Softmax2d, MaskedSoftmax])
+FORMULAS = DIVISIONS | {torch.linalg.norm, torch.linalg.vector_norm} | every_form(
+    "pow square sqrt rsqrt reciprocal exp expm1 log log2 log1p var std var_mean norm logsumexp"
+)  # fmt: skip
+SOFTMAXES = every_form("softmax") | {nn.Softmax, nn.Softmax2d, MaskedSoftmax}
 # The activations that a runtime may fuse into the layer before (QConfig.fused_activations).
 ACTIVATIONS: dict[str, frozenset[Operation]] = {
-    "relu": frozenset([*_every_form("relu relu_"), nn.ReLU]),
-    "relu6": frozenset([*_every_form("relu6"), nn.ReLU6]),
-    "hardswish": frozenset([*_every_form("hardswish"), nn.Hardswish]),
-    "silu": frozenset([*_every_form("silu"), nn.SiLU]),
+    "relu": every_form("relu relu_") | {nn.ReLU},
+    "relu6": every_form("relu6") | {nn.ReLU6},
+    "hardswish": every_form("hardswish") | {nn.Hardswish},
+    "silu": every_form("silu") | {nn.SiLU},
 }
-_INHERITING = [
-    ZeroPadding,  # zero is on every grid
-    *_AVERAGING_FUNCTIONS,
-    *_AVERAGING_MODULES,
-    *_RESIZING,
-    *_PADDING,
-    *_every_form(
-        # the same numbers in another shape or order
-        "flatten reshape view transpose permute squeeze unsqueeze contiguous clone detach chunk "
-        "split tensor_split unbind t T mT swapaxes swapdims movedim moveaxis expand expand_as "
-        "view_as reshape_as repeat tile repeat_interleave roll flip narrow select index_select "
-        "getitem unflatten unfold gather diagonal pixel_shuffle pixel_unshuffle channel_shuffle "
-        "native_channel_shuffle broadcast_to float to type_as cpu cuda dropout dropout1d dropout2d "
-        "dropout3d alpha_dropout feature_alpha_dropout "
-        # the largest of them
-        "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-        "adaptive_max_pool3d amax amin"
-    ),
-    *_modules(
-        "MaxPool1d MaxPool2d MaxPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
-        "Flatten Unflatten Fold PixelShuffle PixelUnshuffle ChannelShuffle Identity Dropout "
-        "Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout ZeroPad1d ZeroPad2d "
-        "ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d "
-        "ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d"
-    ),
-]
+# Max pooling: over how many dimensions, and its settings in order.
+MAX_POOLS: dict[Operation, tuple[int, tuple[str, ...]]] = {
+    operation: (dims, names)
+    for dims in (1, 2, 3)
+    for function, kind, names in (
+        ("max_pool", "MaxPool", ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+        ("adaptive_max_pool", "AdaptiveMaxPool", ("output_size",)),
+    )
+    for operation in (*every_form(f"{function}{dims}d"), getattr(nn, f"{kind}{dims}d"))
+}
+# They move codes, or choose among them, whatever the scale: the same numbers in another shape or
+# order, or the largest of them.
+MOVES = frozenset(MAX_POOLS) | every_form(
+    "flatten reshape view transpose permute squeeze unsqueeze contiguous clone detach chunk split "
+    "tensor_split unbind t T mT swapaxes swapdims movedim moveaxis expand expand_as view_as "
+    "reshape_as repeat tile repeat_interleave roll flip narrow select index_select getitem "
+    "unflatten unfold gather diagonal pixel_shuffle pixel_unshuffle channel_shuffle "
+    "native_channel_shuffle broadcast_to cpu cuda dropout dropout1d dropout2d dropout3d "
+    "alpha_dropout feature_alpha_dropout amax amin"
+) | _modules(
+    "Flatten Unflatten PixelShuffle PixelUnshuffle ChannelShuffle Identity Dropout Dropout1d "
+    "Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"
+)  # fmt: skip
+# x.float() of an input: integers until here, so that the scale belongs behind it.
+CONVERSIONS = every_form("float to type_as")
+BORDERS = _PADDING | {ZeroPadding} | _modules(  # zero is on every grid
+    "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d "
+    "ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d"
+)  # fmt: skip
+CONTRACTIONS = every_form("matmul imatmul mm bmm mv dot addmm baddbmm")
+_CURVES = DIVISIONS | every_form(
+    "hardswish hardsigmoid silu sigmoid sigmoid_ tanh tanh_ leaky_relu leaky_relu_ hardtanh clamp "
+    "clamp_ clip clamp_min clamp_max neg abs sum"
+) | _modules("Hardswish Hardsigmoid SiLU Sigmoid Tanh LeakyReLU Hardtanh")  # fmt: skip
 KINDS: dict[Operation, Kind] = {
-    **dict.fromkeys(_INHERITING, Kind.INHERIT),
-    **dict.fromkeys(
-        _every_form(
-            "add sub mul add_ sub_ mul_ iadd isub imul multiply subtract cat concat concatenate "
-            "stack hstack vstack dstack matmul imatmul mm bmm mv dot addmm baddbmm maximum minimum"
-        ),
-        Kind.BINARY,
-    ),
-    **dict.fromkeys(
-        [
-            *_every_form(
-                "hardswish hardsigmoid silu sigmoid sigmoid_ tanh tanh_ leaky_relu leaky_relu_ "
-                "hardtanh clamp clamp_ clip clamp_min clamp_max neg abs sum"
-            ),
-            *DIVISIONS,
-            *_modules("Hardswish Hardsigmoid SiLU Sigmoid Tanh LeakyReLU Hardtanh"),
-        ],
-        Kind.CURVE,
-    ),
-    **dict.fromkeys(ACTIVATIONS["relu"] | ACTIVATIONS["relu6"], Kind.CLAMP),
-    **dict.fromkeys(SOFTMAXES, Kind.SOFTMAX),
-    **dict.fromkeys(WEIGHTED_MODULES, Kind.WEIGHTED),
+    operation: kind
+    for operations, kind in (
+        (AVERAGING | RESIZING | BORDERS | MOVES | CONVERSIONS, Kind.INHERIT),
+        (ADDITIONS | SUBTRACTIONS | PRODUCTS | JOINS | CONTRACTIONS, Kind.BINARY),
+        (every_form("stack hstack vstack dstack maximum minimum"), Kind.BINARY),
+        (_CURVES, Kind.CURVE),
+        (ACTIVATIONS["relu"] | ACTIVATIONS["relu6"], Kind.CLAMP),
+        (SOFTMAXES, Kind.SOFTMAX),
+        (WEIGHTED_MODULES, Kind.WEIGHTED),
+    )
+    for operation in operations
 }
-del KINDS[nn.Fold]  # sums where patches overlap
 
 # Their results are shapes and numbers, never a tensor that could be quantized.
-NOT_TENSORS = frozenset(
-    [
-        *_every_form("size dim ndim numel stride floordiv item tolist is_floating_point"),
-        torch._assert,
-        torch._shape_as_tensor,
-        len,
-        int,
-        float,
-    ]
+NOT_TENSORS = {torch._assert, torch._shape_as_tensor, len, int, float} | every_form(
+    "size dim ndim numel stride floordiv item tolist is_floating_point"
 )
 TENSOR_ATTRIBUTES = {"T", "mT", "data", "values"}  # x.T is a tensor, x.shape is not
-CREATING = frozenset(
-    _every_form(
-        "arange zeros ones full empty eye linspace rand randn zeros_like ones_like full_like "
-        "empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
-    )
+CREATING = every_form(
+    "arange zeros ones full empty eye linspace rand randn zeros_like ones_like full_like "
+    "empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
 )
 # Their results are integers or truth values whatever they read.
-INTEGER_MAKING = frozenset(
-    _every_form(
-        "eq ne lt le gt ge logical_not logical_and logical_or isnan isinf isfinite bool long int "
-        "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
-    )
+INTEGER_MAKING = every_form(
+    "eq ne lt le gt ge logical_not logical_and logical_or isnan isinf isfinite bool long int "
+    "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
 )
 # Their arguments are angles, sampling addresses, sides of a comparison or what becomes an index:
 # the position of that argument, None for all. Rounding it to 8 bits would be another angle.
 ADDRESSING: dict[Operation, int | None] = {
-    **dict.fromkeys(_every_form("sin cos tan eq ne lt le gt ge argmax argmin argsort bucketize "
-                                "searchsorted floor ceil round long int bool"), None),
-    **dict.fromkeys(_every_form("grid_sample"), 1),
-}  # fmt: skip
-# x.float() of an input: integers until here, so that the scale belongs behind it.
-CONVERSIONS = frozenset(_every_form("float to type_as"))
-FLOAT_MAKING = DIVISIONS | frozenset(_every_form("float to type_as half double sigmoid mean"))
-MASKING = frozenset(_every_form("masked_fill masked_fill_ where triu tril"))
+    **dict.fromkeys(
+        every_form(
+            "sin cos tan eq ne lt le gt ge argmax argmin argsort bucketize searchsorted floor ceil "
+            "round long int bool"
+        )
+    ),
+    **dict.fromkeys(every_form("grid_sample"), 1),
+}
+FLOAT_MAKING = DIVISIONS | every_form("float to type_as half double sigmoid mean")
+MASKING = every_form("masked_fill masked_fill_ where triu tril")
 
 
 def operation_of(module: nn.Module, node: fx.Node) -> Operation:
@@ -197,9 +171,9 @@ def operation_of(module: nn.Module, node: fx.Node) -> Operation:
 def averages(module: nn.Module, node: fx.Node) -> bool:
     """Whether an inheriting operation leaves the grid of its input, so that it must round again."""
     operation = operation_of(module, node)
-    if operation in _RESIZING:
+    if operation in RESIZING:
         return not str(_setting(module, node, "mode", 3, "nearest")).startswith("nearest")
-    return operation in _AVERAGING_FUNCTIONS or operation in _AVERAGING_MODULES
+    return operation in AVERAGING
 
 
 def refusal(module: nn.Module, node: fx.Node) -> str | None:
@@ -211,9 +185,9 @@ def refusal(module: nn.Module, node: fx.Node) -> str | None:
     given = len(node.args) + len(node.kwargs)
     if kind is Kind.WEIGHTED and given != 1:
         return f"{_name(operation)} is called with more than its input (output_size?)"
-    if operation is nn.Embedding and module.get_submodule(node.target).max_norm is not None:
-        return "Embedding with max_norm rescales its weight at run time"
-    if operation in _RESIZING and "cubic" in str(_setting(module, node, "mode", 3, "nearest")):
+    if kind is Kind.WEIGHTED and rescales(module.get_submodule(node.target)):
+        return f"{_name(operation)} with max_norm rescales its weight at run time"
+    if operation in RESIZING and "cubic" in str(_setting(module, node, "mode", 3, "nearest")):
         return "bicubic interpolation leaves the range of its input"
     if operation in _PADDING or (isinstance(operation, type) and "ConstantPad" in _name(operation)):
         filled = _setting(module, node, "mode", 2, "constant") == "constant"
@@ -249,13 +223,12 @@ _WHY: dict[Operation, str] = {
     nn.EmbeddingBag: "EmbeddingBag sums rows of its table inside one kernel",
     nn.MultiheadAttention: "MultiheadAttention with bias_k, add_zero_attn or a changed forward()",
     **dict.fromkeys(FORMULAS - DIVISIONS, "part of a formula that is computed in floating point"),
-    **dict.fromkeys(_every_form("einsum"), "einsum has no integer kernel; write it as matmul"),
-    **dict.fromkeys(_every_form("batch_norm"),
+    **dict.fromkeys(every_form("einsum"), "einsum has no integer kernel; write it as matmul"),
+    **dict.fromkeys(every_form("batch_norm"),
                     "batch_norm follows no layer that could absorb it, or uses the batch"),
-    **dict.fromkeys([*_every_form("layer_norm group_norm instance_norm rms_norm")],
+    **dict.fromkeys([*every_form("layer_norm group_norm instance_norm rms_norm")],
                     f"the norm {_STATISTICS}"),
     **dict.fromkeys(
-        [*_every_form("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
-                      "linear embedding bilinear")],
+        [*(row.function for row in LAYER_TYPES.values()), *every_form("bilinear")],
         "its weight is computed from data, or its settings are not constants"),
 }  # fmt: skip

@@ -27,7 +27,7 @@ from torch import fx
 
 from ptq_course.graph.choosing import Choice, choose
 from ptq_course.graph.kernels import DEFAULT_TARGET, FAMILY_OF, RUNTIMES, Kernel, kernel_of
-from ptq_course.graph.kinds import ADDRESSING, ALWAYS_FUSED, SOFTMAXES, Kind, averages, operation_of
+from ptq_course.graph.kinds import ADDRESSING, ALWAYS_FUSED, Kind, averages, operation_of
 from ptq_course.graph.reading import Reading, read, source_of
 
 
@@ -97,7 +97,7 @@ def plan(
                 result.values[owner[node]].inherited_by.append(node.name)
         elif node in demand.wanted:
             owner[node] = names[node]
-            known = (0.0, 1.0) if operation_of(traced, node) in SOFTMAXES else None
+            known = (0.0, 1.0) if operation_of(traced, node) in IN_UNIT_RANGE else None
             asked = list(dict.fromkeys(demand.wanted[node]))
             result.values[names[node]] = Value(names[node], node.name, known, asked_by=asked)
         if node.op.startswith("call") and (why := demand.why_float(node)):
@@ -188,16 +188,24 @@ class _Demand:
         if node in self.reading.why:
             return self.reading.why[node]
         runtime = RUNTIMES[self.target]
+        if kind is Kind.INHERIT and averages(self.traced, node) and node in self.reading.floats:
+            if kernel_of(self.target, operation_of(self.traced, node)) is None:
+                return f"{runtime} has no integer kernel for {self._name(node)}"
+            return "" if node in self.wanted else f"no integer kernel of {runtime} reads its result"
         if kind not in (Kind.WEIGHTED, Kind.BINARY, Kind.CURVE, Kind.SOFTMAX):
             return ""
         if node in self.addresses:
             return "only an angle, an address or a comparison comes of it"
         if self.kernel(node) is None:
             stored = ", its weight is stored as integers" if kind is Kind.WEIGHTED else ""
-            return f"{runtime} has no integer kernel for it{stored}"
+            return f"{runtime} has no integer kernel for {self._name(node)}{stored}"
         if not self.reads_codes(node):
             return f"no integer kernel of {runtime} reads its result"
         return ""
+
+    def _name(self, node: fx.Node) -> str:
+        operation = operation_of(self.traced, node)
+        return getattr(operation, "__name__", str(operation))
 
 
 def _addresses(traced: fx.GraphModule, reading: Reading) -> set[fx.Node]:

@@ -31,6 +31,7 @@ from ptq_course.graph.kinds import (
     operation_of,
     refusal,
 )
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.graph.masks import ScoreMask
 
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
@@ -175,7 +176,8 @@ class _Reader:
         if kind is Kind.BINARY and len(sources) < 2:
             repeated = sum(a in self.result.floats for a in node.args if _is_node(a)) == 2  # x + x
             kind = Kind.BINARY if repeated else Kind.CURVE  # x * 0.5: one value in, one out
-        if kind is Kind.CURVE and operation in SCALINGS and self._follows_product(sources[0]):
+        scales = kind is Kind.CURVE and operation in SCALINGS
+        if scales and not any(map(_is_negative, node.args)) and self._follows_product(sources[0]):
             return Kind.CLAMP, ""  # a constant factor changes the scale, not the codes
         if kind is Kind.CLAMP and operation not in self.fused:
             kind = Kind.CURVE
@@ -216,7 +218,8 @@ def _ancestors_of_indices(module: fx.GraphModule) -> set[fx.Node]:
     pending: list[fx.Node] = []
     for node in module.graph.nodes:
         layer = _submodule(module, node)
-        if getattr(layer, "float_layer", layer).__class__ in (nn.Embedding, nn.EmbeddingBag):
+        kind = layer_type(getattr(layer, "float_layer", layer))
+        if (kind and not kind.token_dimensions) or isinstance(layer, nn.EmbeddingBag):
             pending += node.all_input_nodes
         elif node.op.startswith("call") and node.target in _INDEXED:
             position = _INDEXED[node.target]
@@ -258,6 +261,10 @@ def _is_node(argument: object) -> bool:
 
 def _is_float(argument: object) -> bool:
     return isinstance(argument, float)
+
+
+def _is_negative(argument: object) -> bool:
+    return isinstance(argument, (int, float)) and argument < 0
 
 
 def _is_mask_number(argument: object) -> bool:

@@ -1,4 +1,4 @@
-"""How much did quantization change? Signal-to-noise ratio, paired flips, a paired interval.
+"""How much did quantization change? Two signal-to-noise ratios, paired flips, a paired interval.
 
 Pure functions on arrays; nothing here knows a model. Chapters 00, 01 and 06 use them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor
 from ptq_course.errors import QuantizationError
 
 
-def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
-    """Signal-to-quantization-noise ratio in decibels: 10 log10(mean x^2 / mean (x - x_hat)^2).
+def snr_pooled(reference: Tensor, approximation: Tensor) -> float:
+    """Signal-to-noise ratio in decibels: 10 log10(mean x^2 / mean (x - x_hat)^2) over all values.
+
+    `ptq_course.sqnr_db` is this function. Loud examples decide it: `Noise` says when the median
+    over the examples is the better question.
 
     Both tensors have the same shape, any float dtype. Equal tensors give ``inf``; a reference of
     zeros with any error gives ``-inf``. Infinities that are equal in both (a mask's) are no
@@ -26,20 +30,80 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """
     if reference.shape != approximation.shape:
         raise QuantizationError(
-            f"sqnr_db: shapes differ, {tuple(reference.shape)} and {tuple(approximation.shape)}; "
+            f"decibels: shapes differ, {tuple(reference.shape)} and {tuple(approximation.shape)}; "
             "compare the same tensor before and after quantization."
         )
     if reference.numel() == 0:
         raise QuantizationError(
-            f"sqnr_db: the tensors are empty, shape {tuple(reference.shape)}: compare values."
+            f"decibels: the tensors are empty, shape {tuple(reference.shape)}: compare values."
         )
-    exact, found = reference.double(), approximation.double()
-    signal = exact.masked_fill(exact.isinf(), 0).square().mean().item()
-    noise = (exact - found).masked_fill(exact == found, 0).square().mean().item()
+    signal, noise = (power.item() for power in _powers(reference, approximation, rows=1))
     if not (math.isfinite(signal) and math.isfinite(noise)):
         raise QuantizationError(
-            "sqnr_db: NaN, or infinity in one of the two: find the layer that makes it."
+            "decibels: NaN, or infinity in one of the two: find the layer that makes it."
         )
+    return _decibels(signal, noise)
+
+
+sqnr_db = snr_pooled  # the name under which ptq_course exports it
+
+
+def snr_median(reference: Tensor, approximation: Tensor) -> float:
+    """Median over the examples, along the first dimension, of their ratios; see `Noise`.
+
+    inf where nothing differs, also where there is nothing but zeros.
+    """
+    noise = Noise()
+    noise.add(reference, approximation)
+    return math.inf if noise.snr_median is None else noise.snr_median
+
+
+class Noise:
+    """Signal and error of one tensor, example by example (along the first dimension).
+
+    Two averages answer two questions. `snr_median` tells what a typical example suffers and is not
+    moved by a few. `snr_pooled` adds up all signals and all errors, so that examples with large
+    errors decide it: a rule that ruins one example in twenty cannot hide. Both are in decibels, and
+    None where there was nothing to measure; what holds NaN is left out.
+    """
+
+    def __init__(self) -> None:
+        self.decibels: list[Tensor] = []
+        self.signal = self.noise = 0.0
+
+    def add(self, reference: Any, approximation: Any) -> None:
+        if not isinstance(reference, Tensor) or not reference.is_floating_point():
+            return
+        rows = max(1, len(reference) if reference.dim() else 1)
+        signal, noise = _powers(reference, approximation, rows)
+        known = signal + noise > 0  # zeros that stay zeros say nothing
+        signal, noise = signal[known], noise[known]
+        self.decibels.append(10 * (signal / noise).log10())
+        self.signal += signal.sum().item()
+        self.noise += noise.sum().item()
+
+    @property
+    def snr_median(self) -> float | None:
+        found = torch.cat(self.decibels) if self.decibels else torch.empty(0)
+        if not len(found):
+            return None
+        ordered = found.sort().values
+        low, high = ordered[(len(found) - 1) // 2].item(), ordered[len(found) // 2].item()
+        return low if low == high else (low + high) / 2
+
+    @property
+    def snr_pooled(self) -> float | None:
+        return None if self.signal == self.noise == 0 else _decibels(self.signal, self.noise)
+
+
+def _powers(reference: Tensor, approximation: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Sums of x^2 and of (x - x_hat)^2, float64 [rows] each."""
+    exact, found = (t.double().reshape(rows, -1) for t in (reference, approximation))
+    signal = exact.masked_fill(exact.isinf(), 0).square().sum(1)
+    return signal, (exact - found).masked_fill(exact == found, 0).square().sum(1)
+
+
+def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

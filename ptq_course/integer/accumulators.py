@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptq_course.errors import UnsupportedError
+from ptq_course.grids.int32_bound import INT32_MAX, fits_int32, largest
 from ptq_course.integer.finish import Requantize
 from ptq_course.integer.layers import IntegerOp
-from ptq_course.simulation.bias import INT32_MAX
 from ptq_course.tables import html_table, text_table
 
 
@@ -23,12 +23,11 @@ def bits_needed(low: int, high: int) -> int:
 
 def check_accumulator_range(op: IntegerOp) -> None:
     """Raise UnsupportedError, naming the layer, where an accumulator could leave int32."""
-    low, high = op.accumulator_range()
-    largest = max(-low, high)
-    if largest > INT32_MAX:
+    found = op.accumulator_range()
+    if not fits_int32(found):
         raise UnsupportedError(
-            f"to_integer: the accumulator of {op.name} can reach {largest:.3g}, which needs "
-            f"{bits_needed(low, high)} bits, and int32 ends at {INT32_MAX:.3g}. Use fewer bits for "
+            f"to_integer: the accumulator of {op.name} can reach {largest(found):.3g}, which needs "
+            f"{bits_needed(*found)} bits, and int32 ends at {INT32_MAX:.3g}. Use fewer bits for "
             "its weights or inputs, a larger weight scale where the bias is large, or split the "
             "layer."
         )

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.grids.affine import QParams
-from ptq_course.integer.elementwise import differences, largest
+from ptq_course.grids.int32_bound import Range, differences, fits_int32
 from ptq_course.integer.finish import Dequantize
 from ptq_course.integer.fixed_point import divide_half_even
-from ptq_course.integer.layers import IntegerOp, Range
+from ptq_course.integer.layers import IntegerOp
 from ptq_course.integer.operations import sum_pool
-from ptq_course.simulation.bias import INT32_MAX
 
 
 class IntegerAveraging(IntegerOp):
@@ -40,7 +39,7 @@ class IntegerAveraging(IntegerOp):
 
     def forward(self, codes: Tensor) -> Tensor:
         self.seen_terms = self.count(codes)
-        if self.seen_terms * largest(self.source) > INT32_MAX:
+        if not fits_int32(self.accumulator_range()):
             raise UnsupportedError(
                 f"{self.name}: the sum of {self.seen_terms} codes can leave int32. Use smaller "
                 "pictures, or average in two steps."

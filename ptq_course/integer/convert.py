@@ -17,13 +17,22 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.graph.kinds import (
+    ACTIVATIONS,
+    ADDITIONS,
+    JOINS,
+    MOVES,
+    PRODUCTS,
+    SUBTRACTIONS,
+    operation_of,
+)
 from ptq_course.grids.affine import QParams
 from ptq_course.integer.accumulators import check_accumulator_range
 from ptq_course.integer.averages import IntegerAveraging
 from ptq_course.integer.elementwise import (
     IntegerAdd,
     IntegerConcat,
-    IntegerMaxPool1d,
+    IntegerMaxPool,
     IntegerMul,
     IntegerPad,
     IntegerRescale,
@@ -32,24 +41,20 @@ from ptq_course.integer.finish import Dequantize, QuantizeInput, Requantize
 from ptq_course.integer.layers import IntegerLayer, IntegerOp
 from ptq_course.integer.model import IntegerModel
 from ptq_course.integer.rules import (
-    ADD,
-    CONCAT,
-    MOVES,
-    MULTIPLY,
-    RELU,
-    RELU6,
     SHAPES,
-    SUBTRACT,
     averaging_of,
     bound,
     check_bits,
     check_layer,
     describe,
+    max_pooling,
     same,
     zero_padding,
 )
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.quantized import QuantizedModel
+
+RELU, RELU6 = ACTIVATIONS["relu"], ACTIVATIONS["relu6"]
 
 
 @dataclass(frozen=True)
@@ -145,11 +150,12 @@ class _Converter:
         module = self.source.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, ActivationQuantizer):
             return self.quantizer(node, module.qparams)
-        if node.target in SHAPES or not self.tensors(node):
+        operation = operation_of(self.source, node)
+        if operation in SHAPES or not self.tensors(node):
             return self.copied(node)
         if isinstance(module, QuantizedLayer):
             return self.layer(node, module)
-        return self.operation(node, module, node.target if module is None else type(module))
+        return self.operation(node, module, operation)
 
     def tensors(self, node: fx.Node) -> list[Codes | Pending | Real]:
         """What is known of the tensors among a node's inputs."""
@@ -226,7 +232,7 @@ class _Converter:
 
     def operation(self, node: fx.Node, module: nn.Module | None, target: Any) -> Any:
         values, name = self.tensors(node), node.name
-        if target in RELU or target in RELU6 or target is nn.Hardtanh:
+        if target in RELU | RELU6 or target is nn.Hardtanh:
             return self.clamp(node, module, target)
         if any(isinstance(v, Real) and v.is_input for v in values):
             raise UnsupportedError(
@@ -262,9 +268,10 @@ class _Converter:
         return replace(value, low=low, high=high)
 
     def moved(self, node: fx.Node, value: Codes) -> Codes:
-        if node.op == "call_module":
-            module = self.source.get_submodule(node.target)
-            module = IntegerMaxPool1d(module) if type(module) is nn.MaxPool1d else module
+        module = self.source.get_submodule(node.target) if node.op == "call_module" else None
+        pooling = max_pooling(module, node)
+        if pooling or module is not None:
+            module = IntegerMaxPool(**pooling) if pooling else module
             new = self.call(node.name, module, value.node)
         else:
             new = self.copied(node)
@@ -274,13 +281,13 @@ class _Converter:
 
     def combined(self, node: fx.Node, module: nn.Module | None, target: Any) -> Pending:
         """Addition, product or concatenation of activations; everything else is refused."""
-        if target not in (*ADD, *SUBTRACT, *MULTIPLY, *CONCAT):
+        if target not in ADDITIONS | SUBTRACTIONS | PRODUCTS | JOINS:
             raise UnsupportedError(
                 f"to_integer: {describe(node, module)} has no integer form here. "
                 "Use the simulation, or ONNX Runtime (deploy.onnx.export), for this network."
             )
-        given = bound(node, ("tensors", "dim") if target in CONCAT else ("input", "other"))
-        listed = given["tensors"] if target in CONCAT else (given["input"], given["other"])
+        given = bound(node, ("tensors", "dim") if target in JOINS else ("input", "other"))
+        listed = given["tensors"] if target in JOINS else (given["input"], given["other"])
         parts = [self.known.get(n) if isinstance(n, fx.Node) else None for n in listed]
         if not all(isinstance(part, Codes) for part in parts) or given.get("alpha", 1) != 1:
             raise UnsupportedError(
@@ -288,12 +295,12 @@ class _Converter:
                 "only activations are combined as integers."
             )
         qparams, nodes, name = [p.qparams for p in parts], tuple(p.node for p in parts), node.name
-        if target in CONCAT:
+        if target in JOINS:
             dim = given.get("dim", 0)
             return Pending(name, lambda: IntegerConcat(name, qparams, dim), nodes)
-        if target in MULTIPLY:
+        if target in PRODUCTS:
             return Pending(name, lambda: IntegerMul(name, qparams), nodes)
-        return Pending(name, lambda: IntegerAdd(name, qparams, target in SUBTRACT), nodes)
+        return Pending(name, lambda: IntegerAdd(name, qparams, target in SUBTRACTIONS), nodes)
 
     def copied(self, node: fx.Node, look_up: Callable[[fx.Node], fx.Node] | None = None) -> fx.Node:
         def plain(n: fx.Node) -> fx.Node:

@@ -5,25 +5,17 @@ Chapter 08.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptq_course.grids.affine import QParams
-from ptq_course.integer.layers import IntegerOp, Range
+from ptq_course.grids.int32_bound import Range, differences, largest
+from ptq_course.integer.layers import IntegerOp
 from ptq_course.integer.operations import LEFT_SHIFT, common_unit, to_multiplier, to_unit
-
-
-def differences(qparams: QParams) -> Range:
-    """Smallest and largest code - zero_point."""
-    zero_point = int(qparams.zero_point)
-    return qparams.grid.qmin - zero_point, qparams.grid.qmax - zero_point
-
-
-def largest(qparams: QParams) -> int:
-    """Largest |code - zero_point|."""
-    return max(abs(n) for n in differences(qparams))
 
 
 class ToUnit(nn.Module):
@@ -59,7 +51,7 @@ class IntegerAdd(IntegerOp):
         return 2
 
     def accumulator_range(self) -> Range:
-        bound = sum(largest(q) for q in self.sources) << LEFT_SHIFT
+        bound = sum(largest(differences(q)) for q in self.sources) << LEFT_SHIFT
         return -bound, bound
 
 
@@ -78,7 +70,7 @@ class IntegerConcat(IntegerOp):
         return torch.cat(parts, dim=self.dim)
 
     def accumulator_range(self) -> Range:
-        bound = max(largest(q) for q in self.sources) << LEFT_SHIFT
+        bound = max(largest(differences(q)) for q in self.sources) << LEFT_SHIFT
         return -bound, bound
 
 
@@ -95,7 +87,7 @@ class IntegerMul(IntegerOp):
         return (a.int() - za) * (b.int() - zb)
 
     def accumulator_range(self) -> Range:
-        bound = largest(self.sources[0]) * largest(self.sources[1])
+        bound = math.prod(largest(differences(q)) for q in self.sources)
         return -bound, bound
 
 
@@ -113,19 +105,50 @@ class IntegerRescale(IntegerOp):
         return differences(self.source)
 
 
-class IntegerMaxPool1d(nn.Module):
-    """Max pooling of codes [N, C, L], which PyTorch has for integers in two dimensions only."""
+class IntegerMaxPool(nn.Module):
+    """Max pooling of codes over the last ``dims`` dimensions, one after the other.
 
-    def __init__(self, pool: nn.MaxPool1d) -> None:
+    A maximum over a window is the maximum of its rows' maxima. PyTorch's own kernels know integers
+    in two dimensions only, and its channels-last kernel fails on int8.
+    settings: kernel_size, stride, padding, dilation, ceil_mode of nn.MaxPool2d; or output_size.
+    """
+
+    def __init__(self, dims: int, **settings: Any) -> None:
         super().__init__()
-        settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-        one = (n if isinstance(n, int) else n[0] for n in settings)
-        self.settings = tuple((fill, n) for fill, n in zip((1, 1, 0, 1), one, strict=True))
-        self.ceil_mode = pool.ceil_mode
+        self.dims, self.settings = dims, settings
 
     def forward(self, codes: Tensor) -> Tensor:
-        pooled = nn.functional.max_pool2d(codes.unsqueeze(2), *self.settings, self.ceil_mode)
-        return pooled.squeeze(2)
+        for i in range(self.dims):
+            axis = codes.dim() - self.dims + i
+            each = {
+                name: value[i] if isinstance(value, (tuple, list)) else value
+                for name, value in self.settings.items()
+            }
+            pool = _adaptive_max if "output_size" in each else _window_max
+            codes = pool(codes.movedim(axis, -1), **each).movedim(-1, axis)
+        return codes
+
+
+def _window_max(
+    x: Tensor, kernel_size: int, stride: int | None = None, padding: int = 0, dilation: int = 1,
+    ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
+    """Largest code of each window of the last dimension; a border never wins."""
+    step, span = stride or kernel_size, dilation * (kernel_size - 1) + 1
+    free = x.shape[-1] + 2 * padding - span
+    count = (-(-free // step) if ceil_mode else free // step) + 1
+    if (count - 1) * step >= x.shape[-1] + padding:  # a window may not start behind the input
+        count -= 1
+    right = (count - 1) * step + span - x.shape[-1] - padding
+    x = nn.functional.pad(x, (padding, right), value=torch.iinfo(x.dtype).min)
+    return x.unfold(-1, span, step)[..., ::dilation].amax(-1)
+
+
+def _adaptive_max(x: Tensor, output_size: int | None = None) -> Tensor:
+    """Largest code of each of ``output_size`` parts of the last dimension, which may overlap."""
+    size, parts = x.shape[-1], output_size or x.shape[-1]
+    bounds = [(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]
+    return torch.stack([x[..., first:last].amax(-1) for first, last in bounds], -1)
 
 
 class IntegerPad(nn.Module):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.affine import QParams
+from ptq_course.grids.int32_bound import Range, differences, sum_ranges
 from ptq_course.integer.operations import int_conv2d, int_linear
 from ptq_course.simulation.layers import QuantizedLayer
-
-Range = tuple[int, int]
 
 
 class IntegerOp(nn.Module):
@@ -70,10 +70,9 @@ class IntegerLayer(IntegerOp):
         self.register_buffer("weight_zero_points", zero_points if bool(zero_points.any()) else None)
         self.register_buffer("bias_codes", layer.bias_codes)
         self.input_zero_point = int(source.zero_point)
-        self.input_grid = source.grid
-        if self.layer_kind is nn.Linear:
-            self.axis = -1
-        else:
+        self.input_range = differences(source)
+        self.axis = -LAYER_TYPES[self.layer_kind].token_dimensions
+        if self.layer_kind is not nn.Linear:
             self.settings = _conv_settings(layer.float_layer)
 
     def accumulate(self, xq: Tensor) -> Tensor:
@@ -98,22 +97,11 @@ class IntegerLayer(IntegerOp):
         return int(low.min()), int(high.max())
 
     def ranges_by_channel(self) -> tuple[Tensor, Tensor]:
-        """int64 [channels] bounds: each weight meets the input difference that hurts most.
-
-        They hold for partial sums in any order, bias first or last, because 0 is among the inputs.
-        """
-        weight = self.weight_codes.long().flatten(1)
+        """int64 [channels]: the lowest and highest sums, for every possible input."""
+        factors = self.weight_codes.flatten(1)
         if self.weight_zero_points is not None:
-            weight = weight - self.weight_zero_points.long().unsqueeze(1)
-        first = weight * (self.input_grid.qmin - self.input_zero_point)
-        last = weight * (self.input_grid.qmax - self.input_zero_point)
-        low = torch.minimum(first, last).sum(1)
-        high = torch.maximum(first, last).sum(1)
-        if self.bias_codes is not None:
-            bias = self.bias_codes.long()
-            low = low + bias.clamp(max=0)
-            high = high + bias.clamp(min=0)
-        return low, high
+            factors = factors.int() - self.weight_zero_points.unsqueeze(1)
+        return sum_ranges(factors, self.input_range, self.bias_codes)
 
     def extra_repr(self) -> str:
         shape = "x".join(str(n) for n in self.weight_codes.shape)

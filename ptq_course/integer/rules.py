@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.kinds import ACTIVATIONS
+from ptq_course.graph.kinds import MAX_POOLS, MEANS, NOT_TENSORS
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.affine import QParams
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
+from ptq_course.simulation.bias import scale_per_output
 from ptq_course.simulation.layers import QuantizedLayer
 
-RELU, RELU6 = ACTIVATIONS["relu"], ACTIVATIONS["relu6"]
-ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
-SUBTRACT = (operator.sub, torch.sub, "sub")
-MULTIPLY = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-CONCAT = (torch.cat, torch.concat)
-MEAN = (torch.mean, "mean")
-# Operations that move codes, or choose among them, whatever the scale.
-MOVES = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.ChannelShuffle,
-    F.max_pool2d, F.pixel_shuffle, torch.flatten, torch.reshape, torch.transpose, torch.permute,
-    torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, operator.getitem,
-    "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "contiguous",
-    "chunk", "split", "t", "clone", "detach", "unbind", "movedim", "swapaxes", "expand",
-    torch.movedim, torch.swapaxes, torch.unbind,
-)  # fmt: skip
 NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other"}
-SHAPES = (getattr, "size", "dim", "numel")
+SHAPES = NOT_TENSORS | {getattr}
 
 
 def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
@@ -42,7 +27,7 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
     """
     kind, name = type(layer.float_layer), layer.name
     reason = None
-    if kind not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+    if not LAYER_TYPES[kind].integer:
         reason = f"{kind.__name__} has no integer form here"
     elif not quantized:
         reason = "its input is not quantized (activation_bits=None?)"
@@ -54,7 +39,7 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
         reason = f"its weight has {layer.weight_grid.bits} bits; use 8 or fewer"
     elif not layer.weight_grid.signed:
         reason = "its weight codes are unsigned; products want int8 weights"
-    elif _has_groups(layer):
+    elif scale_per_output(layer.float_layer, layer.weight_scale) is None:
         reason = (
             "its weight has several scales in one sum (per group), so that one int32 accumulator "
             "cannot hold it; use weight_granularity='per_channel'"
@@ -63,10 +48,6 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
         reason = "its bias is in floating point; use quantize_bias=True"
     if reason:
         raise UnsupportedError(f"to_integer: {name}: {reason}.")
-
-
-def _has_groups(layer: QuantizedLayer) -> bool:
-    return layer.weight_scale.numel() not in (1, len(layer.weight_codes))
 
 
 def check_bits(name: str, qparams: QParams) -> None:
@@ -84,7 +65,7 @@ def averaging_of(
 ) -> Callable[[str, QParams], IntegerAveraging] | None:
     """How to make the integer average of a node, None where the node is no average."""
     target = node.target if module is None else type(module)
-    if target in MEAN:
+    if target in MEANS:
         arguments = bound(node, ("input", "dim", "keepdim"))
         dims, keepdim = arguments.get("dim"), arguments.get("keepdim", False)
         dims = (dims,) if isinstance(dims, int) else tuple(dims or (0,))
@@ -137,9 +118,22 @@ def _fixed_windows(
     return lambda name, q: IntegerAveragePool(name, q, *windows)
 
 
+def max_pooling(module: nn.Module | None, node: fx.Node) -> dict[str, Any] | None:
+    """The settings of `IntegerMaxPool`, None where the node pools no maximum."""
+    target = node.target if module is None else type(module)
+    if target not in MAX_POOLS:
+        return None
+    dims, names = MAX_POOLS[target]
+    if module is None:
+        given = bound(node, ("input", *names))
+    else:
+        given = vars(module)
+    return {"dims": dims, **{name: given[name] for name in names if given.get(name) is not None}}
+
+
 def zero_padding(module: nn.Module | None, node: fx.Node) -> tuple[int, ...] | None:
     """The widths of a border of zeros, None where the node adds no such border."""
-    if isinstance(module, nn.ZeroPad2d):
+    if isinstance(module, nn.modules.padding._ConstantPadNd) and not module.value:
         return tuple(module.padding)
     if node.target is not F.pad:
         return None

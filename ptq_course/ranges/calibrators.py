@@ -1,5 +1,7 @@
 """Calibrators: a summary and a range rule under the classic names (chapters 02 and 03).
 
+To add one, write its range as a pure function and a subclass of `Calibrator` with its `rule`.
+
     calibrator = KLCalibrator()
     for batch in batches:
         calibrator.update(batch)                 # collects: a summary
@@ -21,29 +23,47 @@ from torch import Tensor
 from ptq_course.errors import CalibrationError
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
 from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
-from ptq_course.ranges.rules import Range, kl_range, minmax_range, mse_range, percentile_range
+from ptq_course.ranges.rules import (
+    Range,
+    RangeRule,
+    kl_range,
+    minmax_range,
+    mse_range,
+    percentile_range,
+)
 from ptq_course.ranges.summaries import MinMax, MovingAverage, Summary
+from ptq_course.ranges.sweeps import kl_sweep, mse_sweep
+
+# Percentiles six to a decade of the share cut off, from 1 % to 0.01 %: 99, 99.32, ..., 99.99.
+PERCENTILES = tuple(round(100 - 10 ** (-k / 6), 4) for k in range(13))
+CALIBRATORS: dict[str, type[Calibrator]] = {}  # by the name of their rule
 
 
 class Calibrator:
-    """Base: collects with a summary of `summary_type`; a subclass decides in `range`.
+    """Base: collects with a summary of its rule's type, and decides with its rule.
 
     summary: one collected before, shared and not copied (default: a new, empty one).
     name: the layer, for error messages of a new summary; one that is given keeps its own.
+    options: of the rule. A subclass with a `rule` of its own is entered in CALIBRATORS by its name.
     Raises CalibrationError for a summary of another type.
     """
 
-    summary_type: ClassVar[type[Summary]]
+    rule: ClassVar[RangeRule]
+
+    def __init_subclass__(cls) -> None:
+        if "rule" in vars(cls):
+            CALIBRATORS[cls.rule.name] = cls
 
     def __init__(self, *, summary: Summary | None = None, name: str | None = None) -> None:
         if summary is None:
-            summary = self.summary_type(name=name)
-        elif not isinstance(summary, self.summary_type):
+            summary = self.rule.summary(name=name)
+        elif not isinstance(summary, self.rule.summary):
             raise CalibrationError(
-                f"{type(self).__name__} reads a {self.summary_type.__name__}, got a "
-                f"{type(summary).__name__}: collect with {type(self).__name__}.summary_type"
+                f"{type(self).__name__} reads a {self.rule.summary.__name__}, got a "
+                f"{type(summary).__name__}: collect with {type(self).__name__}.rule.summary"
             )
         self.summary = summary
+        self.options: dict[str, float] = {}
 
     @property
     def min_val(self) -> float:
@@ -76,7 +96,7 @@ class Calibrator:
 
     def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
         """The interval (low, high) that `grid` shall cover. CalibrationError before any data."""
-        raise NotImplementedError
+        return self.rule.decide(self.summary, grid, symmetric, **self.options)
 
     def qparams(self, grid: IntGrid, symmetric: bool = True) -> QParams:
         """Per-tensor scale and zero point for the range."""
@@ -97,10 +117,7 @@ class Calibrator:
 class MinMaxCalibrator(Calibrator):
     """Everything that was seen: no clipping, and one outlier sets the scale for all."""
 
-    summary_type = MinMax
-
-    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
-        return minmax_range(self.summary)
+    rule = RangeRule("minmax", MinMax, lambda summary, *_: minmax_range(summary))
 
 
 class MovingAverageCalibrator(Calibrator):
@@ -109,7 +126,9 @@ class MovingAverageCalibrator(Calibrator):
     momentum: 0.9, or that of `summary`, unless given. Raises CalibrationError where they disagree.
     """
 
-    summary_type = MovingAverage
+    rule = RangeRule(
+        "moving_average", MovingAverage, lambda summary, *_: minmax_range(summary), tried=()
+    )
 
     def __init__(
         self,
@@ -131,9 +150,6 @@ class MovingAverageCalibrator(Calibrator):
     def momentum(self) -> float:
         return self.summary.momentum
 
-    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
-        return minmax_range(self.summary)
-
 
 class PercentileCalibrator(Calibrator):
     """All but the outermost values: the range between percentiles 100 - percentile and percentile.
@@ -141,7 +157,12 @@ class PercentileCalibrator(Calibrator):
     percentile: above 50 and at most 100, of all values, zeros included.
     """
 
-    summary_type = FloatBitHistogram
+    rule = RangeRule(
+        "percentile",
+        FloatBitHistogram,
+        lambda hist, _, symmetric, percentile: percentile_range(hist, percentile, symmetric),
+        tried=tuple({"percentile": p} for p in PERCENTILES),
+    )
 
     def __init__(
         self,
@@ -154,9 +175,7 @@ class PercentileCalibrator(Calibrator):
             raise CalibrationError(f"percentile must lie in (50, 100], got {percentile}")
         super().__init__(summary=summary, name=name)
         self.percentile = percentile
-
-    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
-        return percentile_range(self.summary, self.percentile, symmetric)
+        self.options = {"percentile": percentile}
 
 
 class KLCalibrator(Calibrator):
@@ -167,25 +186,10 @@ class KLCalibrator(Calibrator):
     Source: Migacz, "8-bit Inference with TensorRT", 2017.
     """
 
-    summary_type = DyadicHistogram
-
-    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
-        return kl_range(self.summary, grid, symmetric)
+    rule = RangeRule("kl", DyadicHistogram, kl_range, kl_sweep, most_bits=8)
 
 
 class MSECalibrator(Calibrator):
     """The range with the smallest mean squared quantization error on the histogram."""
 
-    summary_type = DyadicHistogram
-
-    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
-        return mse_range(self.summary, grid, symmetric)
-
-
-CALIBRATORS: dict[str, type[Calibrator]] = {
-    "minmax": MinMaxCalibrator,
-    "moving_average": MovingAverageCalibrator,
-    "percentile": PercentileCalibrator,
-    "kl": KLCalibrator,
-    "mse": MSECalibrator,
-}
+    rule = RangeRule("mse", DyadicHistogram, mse_range, mse_sweep)

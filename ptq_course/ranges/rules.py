@@ -1,19 +1,22 @@
 """Range rules: from a summary of the data to the real interval that the grid shall cover.
 
 What collects is a summary (summaries.py, histograms.py); what decides stands here; what applies is
-quantize (affine.py). Every rule is a pure function of the summary, and data multiplied by a power
-of two gets its range multiplied by exactly that power.
+quantize (affine.py). Every decision is a pure function of the summary, and data multiplied by a
+power of two gets its range multiplied by exactly that power.
 
     minmax_range      everything                                           chapter 02
     percentile_range  all but a stated share at either end                 chapter 02
     kl_range          what changes the histogram least: kl.py              chapter 03
     mse_range         what gives the smallest squared error: mse.py        chapter 03
 
-kl_sweep and mse_sweep (sweeps.py) return every candidate with its score, for a plot.
+kl_sweep and mse_sweep (sweeps.py) return every candidate with its score, for a plot. A `RangeRule`
+is one of these functions with all that others need to know of it; calibrators.py lists them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptq_course.errors import QuantizationError
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Range",
+    "RangeRule",
     "Sweep",
     "kl_range",
     "kl_sweep",
@@ -34,6 +38,24 @@ __all__ = [
     "mse_sweep",
     "percentile_range",
 ]
+
+
+@dataclass(frozen=True)
+class RangeRule:
+    """One way to choose a range, and all that the rest of the package knows of it.
+
+    name: what `compute_qparams(ranges=...)` takes. summary: the type of summary that it reads.
+    decide: (summary, grid, symmetric, **options) -> Range, a pure function. sweep: from the same
+    arguments every candidate range with its score; None where nothing is searched. tried: the
+    options with which `search_ranges` tries the rule. most_bits: beyond them a warning is given.
+    """
+
+    name: str
+    summary: type[Summary]
+    decide: Callable[..., Range]
+    sweep: Callable[..., Sweep] | None = None
+    tried: tuple[dict[str, float], ...] = ({},)
+    most_bits: int = 16
 
 
 def minmax_range(summary: Summary) -> Range:

@@ -1,4 +1,4 @@
-"""The int32 accumulator: the bias that starts it, and the sum of products that must fit into it.
+"""The int32 bias, which starts the accumulator, and the room that it needs there.
 
 Chapters 06 and 08. Integer hardware adds the bias to the accumulator, so the bias has the scale of
 the products, s_x * s_w, and zero point 0 (Jacob et al., "Quantization and Training of Neural
@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.layer_types import channel_axis
-from ptq_course.grids.affine import SCALE_FLOOR, QParams
+from ptq_course.graph.layer_types import channel_axis, row_repeats
+from ptq_course.grids.affine import SCALE_FLOOR, QParams, QTensor
+from ptq_course.grids.int32_bound import (
+    INT32_MAX,
+    differences,
+    fits_int32,
+    largest,
+    less_zero_point,
+    sum_range,
+)
 
-INT32_MAX = 2**31 - 1
 # Bias codes stay below half of int32, which leaves the other half to the sum of products.
 BIAS_LIMIT = 2**30
 
@@ -25,8 +32,7 @@ def scale_per_output(layer: nn.Module, scale: Tensor) -> Tensor | None:
     ``scale`` is 0-d (per tensor) or shaped as `weight_block_size` leads to (per channel, per
     group). The groups of a ConvTranspose share the scales of its weight's axis 1.
     """
-    axis = channel_axis(layer)
-    groups = getattr(layer, "groups", 1) if axis == 1 else 1
+    axis, groups = channel_axis(layer), row_repeats(layer)
     rows = layer.weight.shape[axis]
     if scale.dim() == 0:
         return scale.expand(rows * groups)
@@ -81,21 +87,13 @@ def room_for_bias(
 
 
 def check_accumulator(
-    name: str, weight_factors: Tensor, axis: int, bias_codes: Tensor | None, input_qparams: QParams
+    name: str, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None, input_qparams: QParams
 ) -> None:
-    """Raise UnsupportedError where the sum of products plus the bias could exceed int32.
-
-    The bound |sum + bias| <= sum |w| * max |x| + |bias| holds for every input (``axis``: output
-    channels of the weight's factors, which are its codes less their zero points).
-    """
-    grid, zero_point = input_qparams.grid, int(input_qparams.zero_point)
-    largest_input = max(abs(grid.qmin - zero_point), abs(grid.qmax - zero_point))
-    codes = weight_factors.movedim(axis, 0).flatten(1).double()
-    bound = codes.abs().sum(1).max().item() * largest_input
-    if bias_codes is not None:
-        bound += bias_codes.double().abs().max().item()
-    if bound > INT32_MAX:
+    """Raise UnsupportedError where the sum of products plus the bias could exceed int32."""
+    factors = weight.codes if weight.qparams.symmetric else less_zero_point(weight)
+    found = sum_range(factors, differences(input_qparams), bias_codes, channel_axis(layer))
+    if not fits_int32(found):
         raise UnsupportedError(
-            f"{name}: a sum of products can reach {bound:.3g}, beyond int32. Use fewer "
+            f"{name}: a sum of products can reach {largest(found):.3g}, beyond int32. Use fewer "
             "bits for its weights or inputs, or keep it in floating point (float_layers)."
         )

@@ -11,11 +11,9 @@ import warnings
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import Plan, Value
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
-from ptq_course.ranges.calibrators import Calibrator
+from ptq_course.ranges.calibrators import CALIBRATORS, Calibrator
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.statistics import Statistics, rules_named
-
-KL_BITS = 8  # above, KL's candidate thresholds are too few for the levels (chapter 03)
 
 
 def decide(
@@ -31,9 +29,9 @@ def decide(
     grid = config.activation_grid
     if grid is None:
         return {}, {}
-    if rule == "kl" and config.activation_bits > KL_BITS:
+    if config.activation_bits > CALIBRATORS[rule].rule.most_bits:
         warnings.warn(
-            f"ranges='kl' with {config.activation_bits} bits: its 2,048 candidates leave "
+            f"ranges={rule!r} with {config.activation_bits} bits: its 2,048 candidates leave "
             "so fine a grid little to choose from; 'minmax' or 'percentile' suit it better.",
             stacklevel=3,
         )

@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError
 from ptq_course.graph import Kind, kinds_of
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.affine import QTensor
 from ptq_course.simulation.dynamic_layers import (
-    TOKEN_DIMENSIONS,
     DynamicLayer,
     DynamicQuantizer,
     check_granularity,
@@ -79,14 +79,14 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
     for path, layer in list(module.named_modules(remove_duplicate=False)):
         if not isinstance(layer, QuantizedLayer):
             continue
-        kind = type(layer.float_layer)
-        if kind not in TOKEN_DIMENSIONS:
-            left_in_float[path] = f"only the weights of {kind.__name__} are integers"
+        kind = LAYER_TYPES[type(layer.float_layer)]
+        if not kind.token_dimensions:
+            left_in_float[path] = f"only the weights of {kind.module.__name__} are integers"
             continue
         if layer not in made:
             quantizer = DynamicQuantizer(
                 config.activation_grid, config.activation_symmetric, granularity,
-                TOKEN_DIMENSIONS[kind], layer.name,
+                kind.token_dimensions, layer.name,
             )  # fmt: skip
             made[layer] = DynamicLayer(layer, quantizer)
         parent, _, name = path.rpartition(".")

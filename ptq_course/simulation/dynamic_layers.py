@@ -6,32 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.graph.layer_types import LAYER_TYPES, row_repeats
 from ptq_course.grids.affine import (
     IntGrid,
     QParams,
     QTensor,
     block_minmax,
     choose_qparams,
-    dequantize,
     fake_quantize,
     quantize,
 )
 from ptq_course.grids.exact import exact_product
-from ptq_course.simulation.bias import INT32_MAX
-from ptq_course.simulation.layers import OPERATIONS, LayerStandIn, QuantizedLayer, check_call
+from ptq_course.grids.int32_bound import fits_int32, largest, less_zero_point, sum_range
+from ptq_course.simulation.layers import LayerStandIn, QuantizedLayer, check_call
 
 GRANULARITIES = ("per_tensor", "per_token")
-# Layers whose input is rounded at run time, and how many of its last dimensions make one token:
-# a row of a Linear's input, a whole picture [C, H, W] of a convolution's.
-TOKEN_DIMENSIONS: dict[type[nn.Module], int] = {
-    nn.Linear: 1,
-    nn.Conv1d: 2,
-    nn.ConvTranspose1d: 2,
-    nn.Conv2d: 3,
-    nn.ConvTranspose2d: 3,
-    nn.Conv3d: 4,
-    nn.ConvTranspose3d: 4,
-}
 
 
 def check_granularity(granularity: str) -> None:
@@ -112,9 +101,10 @@ class DynamicLayer(LayerStandIn):
             raise UnsupportedError(
                 f"layer {self.name!r}: a codebook has no integer product; use weights_only=True."
             )
-        rows = less_zero_point(quantized.weight_qtensor).movedim(quantized.channel_axis, 0)
-        self.bound = rows.flatten(1).double().abs().sum(1).max().item() * quantizer.largest
-        if self.bound > INT32_MAX:
+        factors, inputs = less_zero_point(quantized.weight_qtensor), quantizer.largest
+        sums = sum_range(factors, (-inputs, inputs), axis=quantized.channel_axis)
+        self.bound = largest(sums)
+        if not fits_int32(sums):
             raise UnsupportedError(
                 f"layer {self.name!r}: a sum of products can reach {self.bound:.3g}, beyond int32. "
                 "Use fewer bits, or keep it in floating point (float_layers)."
@@ -156,7 +146,7 @@ class DynamicLayer(LayerStandIn):
         In float32 where that is exact, else in float64 (`exact.exact_product`).
         """
         layer = self.quantized.float_layer
-        operation = OPERATIONS[type(layer)]
+        operation = LAYER_TYPES[type(layer)].compute
         return exact_product(
             lambda given, w: operation(layer, given, w, None),
             x, weight, self.bound, self.quantizer.largest,
@@ -172,17 +162,9 @@ class DynamicLayer(LayerStandIn):
         if scale.dim() == 0:
             return [scale]
         by_row = scale.movedim(axis, 0).flatten(1)
-        layer = self.quantized.float_layer
-        repeats = getattr(layer, "groups", 1) if axis == 1 else 1  # ConvTranspose shares its rows
+        repeats = row_repeats(self.quantized.float_layer)
         return [self._per_channel(column.repeat(repeats)) for column in by_row.unbind(1)]
 
     def _per_channel(self, values: Tensor) -> Tensor:
         """[channels], shaped to broadcast against the output."""
         return values.reshape(-1, *(1,) * (self.quantizer.token_dimensions - 1))
-
-
-def less_zero_point(q: QTensor) -> Tensor:
-    """Codes less their zero points: what is multiplied, as integers that float32 holds."""
-    p = q.qparams
-    unit = QParams(torch.ones_like(p.scale), p.zero_point, p.grid, p.block_size)
-    return dequantize(q.codes, unit)

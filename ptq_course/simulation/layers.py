@@ -8,14 +8,13 @@ network with integers only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
-from ptq_course.graph.layer_types import OPERATIONS, channel_axis
+from ptq_course.graph.layer_types import LAYER_TYPES, channel_axis, layer_type
 from ptq_course.grids.affine import (
     IntGrid,
     QParams,
@@ -135,18 +134,16 @@ class QuantizedLayer(LayerStandIn):
         raised, bias_codes, bias_scale = 0, None, None
         if input_qparams is not None:
             weight_qparams, raised = room_for_bias(layer, weight_qparams, input_qparams)
-        codes = quantize(layer.weight.detach(), weight_qparams)
+        weight = QTensor(quantize(layer.weight.detach(), weight_qparams), weight_qparams)
         scale = scale_per_output(layer, weight_qparams.scale)
         bias = getattr(layer, "bias", None)
         # Per-group weights have no single accumulator scale: their bias is added in float.
         if input_qparams is not None and bias is not None and scale is not None:
             bias_codes, bias_scale = quantize_bias(bias.detach(), input_qparams.scale, scale)
-        quantized = cls(layer, QTensor(codes, weight_qparams), bias_codes, bias_scale, name=name)
+        quantized = cls(layer, weight, bias_codes, bias_scale, name=name)
         quantized.raised_channels = raised
         if input_qparams is not None:
-            unit = replace(weight_qparams, scale=torch.ones_like(weight_qparams.scale))
-            factors = dequantize(codes, unit)  # less their zero points, as they are multiplied
-            check_accumulator(name, factors, quantized.channel_axis, bias_codes, input_qparams)
+            check_accumulator(name, layer, weight, bias_codes, input_qparams)
         return quantized
 
     @property
@@ -186,7 +183,8 @@ class QuantizedLayer(LayerStandIn):
 
     def forward(self, input: Tensor, **options: object) -> Tensor:
         check_call(self.float_layer, self.name, input, options)
-        return OPERATIONS[type(self.float_layer)](self.float_layer, input, self.weight, self.bias)
+        layer = self.float_layer
+        return LAYER_TYPES[type(layer)].compute(layer, input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         if self.codebook is not None:
@@ -206,7 +204,8 @@ def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, obj
             f"layer {name!r} is called with {', '.join(options)}, which has no integer form; keep "
             "it in floating point (float_layers)."
         )
-    if isinstance(layer, nn.Linear) and hasattr(layer, "folded_gamma") and x.dim() != 2:
+    rows = LAYER_TYPES[type(layer)].token_dimensions == 1
+    if rows and hasattr(layer, "folded_gamma") and x.dim() != 2:
         raise UnsupportedError(
             f"layer {name!r}: the batch norm behind it was folded, which needs an input [N, "
             f"features], got {tuple(x.shape)}. There it normalizes the second dimension; transpose "
@@ -216,7 +215,7 @@ def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, obj
 
 def check_layer(layer: nn.Module, name: str = "") -> None:
     """Raise where a layer has no integer form, or its weight or bias is not finite."""
-    if type(layer) not in OPERATIONS:
+    if layer_type(layer) is None:
         raise UnsupportedError(
             f"{name or 'layer'}: {type(layer).__name__} has no integer form here."
         )

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.summaries import Summary
 
 LABELS = ("labels", "label", "target", "y")  # keys under which a batch may hold its labels
@@ -161,6 +162,24 @@ def labels_of(batch: Any, inputs: int, examples: int) -> Tensor | None:
         found = batch[inputs]
     is_class = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
     return found if is_class and found.shape == (examples,) else None
+
+
+def outputs_over(run: Callable, batches: Iterable[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """What ``run`` (a model, a session) gives for each batch of inputs: its tensors with values.
+
+    No gradients; the inputs are copied, because a model may work in place on them.
+    """
+    with torch.no_grad():
+        return [output_tensors(run(*[x.clone() for x in inputs])) for inputs in batches]
+
+
+def output_noise(expected: list[list[Tensor]], found: list[list[Tensor]]) -> list[Noise]:
+    """For each output of a model what it differs by, all batches of `outputs_over` together."""
+    noises = [Noise() for _ in expected[0]]
+    for references, tensors in zip(expected, found, strict=True):
+        for noise, reference, tensor in zip(noises, references, tensors, strict=True):
+            noise.add(reference, tensor)
+    return noises
 
 
 def output_tensors(outputs: Any) -> list[Tensor]:

@@ -15,24 +15,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.grids.metrics import sqnr_db
-from ptq_course.simulation.observe import output_tensors, placed
+from ptq_course.grids.metrics import snr_pooled
+from ptq_course.ranges.calibrators import CALIBRATORS
+from ptq_course.simulation.observe import outputs_over, placed
 from ptq_course.simulation.quantizer import PTQQuantizer
+from ptq_course.simulation.statistics import rules_named
 
 Candidate = tuple[str, dict[str, float]]
-# Percentiles six to a decade of the share cut off, from 1 % to 0.01 %: 99, 99.32, ..., 99.99.
-PERCENTILES = tuple(round(100 - 10 ** (-k / 6), 4) for k in range(13))
-CANDIDATES: tuple[Candidate, ...] = (
-    ("minmax", {}),
-    *(("percentile", {"percentile": p}) for p in PERCENTILES),
-    ("kl", {}),
-    ("mse", {}),
-)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One range rule, and how near the quantized network's outputs came to FP32's (dB, pooled)."""
+    """One range rule, and how near the quantized network's outputs came to FP32's (snr_pooled)."""
 
     rule: str
     options: dict[str, float]
@@ -55,14 +49,19 @@ class RangeSearch:
 
     def __str__(self) -> str:
         width = max(len(str(t)) for t in self.tried)
-        lines = [f"{'rule':<{width}}  output SQNR (pooled)"]
+        lines = [f"{'rule':<{width}}  outputs, pooled"]
         return "\n".join([*lines, *(f"{t!s:<{width}}  {t.sqnr_db:8.1f} dB" for t in self.tried)])
+
+
+def every_candidate() -> list[Candidate]:
+    """Every rule with every choice of its options that is worth trying."""
+    return [(name, o) for name in rules_named(None) for o in CALIBRATORS[name].rule.tried]
 
 
 def search_ranges(
     quantizer: PTQQuantizer,
     batches: Iterable,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    candidates: Sequence[Candidate] | None = None,
     *,
     progress: bool = True,
 ) -> RangeSearch:
@@ -70,34 +69,35 @@ def search_ranges(
 
     quantizer: one that has observed its calibration data for all rules (``observe(loader)``).
     batches: inputs to compare on, usually the calibration data again; labels are not used. The
-    outputs are kept in memory. candidates: pairs of a rule and its options.
+    outputs are kept in memory. candidates: pairs of a rule and its options, by default
+    what each `RangeRule` wants tried.
     Raises CalibrationError where ``batches`` is empty, QuantizationError without candidates; a
     failure leaves the quantizer's scales as they were.
     """
+    if candidates is None:
+        candidates = every_candidate()
     if not candidates:
         raise QuantizationError("search_ranges: no candidates; leave the default or name a rule.")
     batches = list(batches)
     if not batches:
         raise CalibrationError("search_ranges: the loader gave no batch: pass at least one.")
     trial, names = quantizer.fork(), quantizer.input_names  # an error leaves quantizer alone
-    reference = _outputs(quantizer.float_model, batches, names)
+    inputs = [placed(batch, names, quantizer.float_model) for batch in batches]
+    expected = _outputs(quantizer.float_model, inputs)
     tried = []
     for rule, options in tqdm(candidates, "range rules", disable=not progress, leave=False):
-        found = _outputs(trial.compute_qparams(rule, **options).convert(), batches, names)
-        tried.append(Tried(rule, dict(options), sqnr_db(reference, found)))
+        found = _outputs(trial.compute_qparams(rule, **options).convert(), inputs)
+        tried.append(Tried(rule, dict(options), snr_pooled(expected, found)))
     # sorted is stable: of equals, the candidate named first
     search = RangeSearch(tuple(sorted(tried, key=lambda t: -t.sqnr_db)))
     quantizer.compute_qparams(search.best.rule, **search.best.options)
     return search
 
 
-def _outputs(model: torch.nn.Module, batches: list, input_names: list[str]) -> Tensor:
+def _outputs(model: torch.nn.Module, batches: list[list[Tensor]]) -> Tensor:
     """All outputs, in one vector."""
-    rows: list[Tensor] = []
-    with torch.no_grad():
-        for batch in batches:
-            found = output_tensors(model(*placed(batch, input_names, model)))
-            rows += [t.flatten() for t in found if t.is_floating_point()]
+    outputs = outputs_over(model, batches)
+    rows = [t.flatten() for tensors in outputs for t in tensors if t.is_floating_point()]
     if not rows:
         raise QuantizationError("search_ranges: the model returns no floating-point tensor.")
     return torch.cat(rows)

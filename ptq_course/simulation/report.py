@@ -12,15 +12,17 @@ from typing import Any
 
 from torch import nn
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, needs
 from ptq_course.graph import Plan
 from ptq_course.grids.affine import QParams, fake_quantize
-from ptq_course.grids.metrics import sqnr_db
+from ptq_course.grids.metrics import snr_pooled
 from ptq_course.simulation.layers import weight_qparams
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.tables import html_table, text_table
 
-COLUMNS = ("layer", "type", "weight", "bits", "scales", "weight dB", "input range", "scale", "zero")
+COLUMNS = (
+    "layer", "type", "weight", "bits", "scales", "weight, pooled dB", "input range", "scale", "zero"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class LayerReport:
     weight_shape: tuple[int, ...]
     weight_bits: int | None
     weight_scales: int | None  # how many scales the weight has
-    weight_sqnr_db: float | None
+    weight_sqnr_db: float | None  # snr_pooled
     input_low: float | None  # the range that the input's codes cover, in real numbers
     input_high: float | None
     input_scale: float | None
@@ -84,7 +86,8 @@ class Report:
 
     def plot(self, ax: Any = None) -> Any:
         """Signal-to-noise ratio of each layer's weights as bars; returns the matplotlib Axes."""
-        import matplotlib.pyplot as plt  # here, because importing it costs more than this package
+        with needs("course"):  # here, because importing it costs more than this package
+            import matplotlib.pyplot as plt
 
         rated = [layer for layer in self.layers if layer.weight_sqnr_db is not None]
         if not rated:
@@ -95,7 +98,7 @@ class Report:
             ).add_subplot()
         ax.barh([layer.name for layer in rated], [layer.weight_sqnr_db for layer in rated])
         ax.invert_yaxis()
-        ax.set_xlabel("signal-to-noise ratio of the weights (dB)")
+        ax.set_xlabel("signal-to-noise ratio of the weights (dB, pooled)")
         return ax
 
 
@@ -113,7 +116,7 @@ def make_report(
                 layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
             )
             bits, scales = config.weight_bits, parameters.scale.numel()
-            decibels = sqnr_db(weight, fake_quantize(weight, parameters))
+            decibels = snr_pooled(weight, fake_quantize(weight, parameters))
         low = high = scale = zero_point = None
         if site.input_value in qparams:
             given = qparams[site.input_value]

@@ -35,13 +35,13 @@ class Statistics:
 
     def prepare(self, names: Iterable[str], ranges: str | Sequence[str] | None) -> None:
         """Empty summaries of these values, of every kind that the rules read."""
-        kinds = {CALIBRATORS[rule].summary_type for rule in rules_named(ranges)}
+        kinds = {CALIBRATORS[rule].rule.summary for rule in rules_named(ranges)}
         self.summaries = {name: {kind: kind() for kind in kinds} for name in names}
 
     def require(self, ranges: str | Sequence[str]) -> None:
         """Raise CalibrationError where a rule needs what the first observation left out."""
         for rule in rules_named(ranges):
-            kind = CALIBRATORS[rule].summary_type
+            kind = CALIBRATORS[rule].rule.summary
             if any(kind not in mine for mine in self.summaries.values()):
                 raise CalibrationError(
                     f"ranges={rule!r} was not collected by the first call of observe(). Start with "
@@ -58,7 +58,7 @@ class Statistics:
     def calibrator(self, name: str, rule: str, options: dict[str, float]) -> Calibrator:
         """The value's summary under a range rule; CalibrationError where no data reached it."""
         kind = CALIBRATORS[rule]
-        summary = self.summaries[name][kind.summary_type]
+        summary = self.summaries[name][kind.rule.summary]
         if summary.count == 0:
             raise CalibrationError(
                 f"value {name!r}: no calibration data reached it. Use data that exercises this "
@@ -112,9 +112,9 @@ class Statistics:
 
 
 def rules_named(ranges: str | Sequence[str] | None) -> list[str]:
-    """The range rules of one name or several; None: those that serve every rule that merges."""
+    """The range rules of one name or several; None: all that `search_ranges` tries."""
     if ranges is None:
-        return ["minmax", "percentile", "kl"]  # three summaries serve every rule that merges
+        return [name for name, calibrator in CALIBRATORS.items() if calibrator.rule.tried]
     rules = [ranges] if isinstance(ranges, str) else list(ranges)
     for rule in rules:
         if rule not in CALIBRATORS:

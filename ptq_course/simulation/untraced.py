@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from ptq_course.graph import (
-    WEIGHTED_MODULES,
     LayerSite,
     Plan,
     Value,
@@ -18,6 +17,7 @@ from ptq_course.graph import (
 )
 from ptq_course.graph.kernels import DEFAULT_TARGET
 from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.graph.layer_types import layer_type, rescales
 from ptq_course.grids.affine import IntGrid
 from ptq_course.simulation.layers import LayerStandIn
 from ptq_course.simulation.network import replace_submodule, shallow_copy
@@ -52,11 +52,12 @@ class UntracedNetwork:
     ) -> None:
         """Plan with other choices; nothing is fused in a model without a graph."""
         self.plan = Plan({}, {}, {"(between layers)": "the model could not be traced"})
-        names = {n for n, m in self.module.named_modules() if _quantizable(m)}
+        layers = {n: m for n, m in self.module.named_modules() if layer_type(m)}
+        names = {n for n, layer in layers.items() if not rescales(layer)}
         check_float_layers(float_layers, names)
         for path, module in self.module.named_modules():
             if path in names and path not in float_layers:
-                value = None if isinstance(module, nn.Embedding) else f"{path}.input"
+                value = f"{path}.input" if layer_type(module).token_dimensions else None
                 if value is not None:
                     self.plan.values[value] = Value(value, path)
                 self.plan.layers[path] = LayerSite(path, path, value)
@@ -118,8 +119,3 @@ class Preceded(LayerStandIn):
 
     def forward(self, input: Tensor, **options: object) -> Tensor:
         return self.layer(self.before(input), **options)
-
-
-def _quantizable(module: nn.Module) -> bool:
-    rescaled = isinstance(module, nn.Embedding) and module.max_norm is not None
-    return type(module) in WEIGHTED_MODULES and not rescaled

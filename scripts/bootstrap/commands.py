@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from .environment import ROOT, Environment, child_variables, current
+from .environment import EXTRAS, ROOT, Environment, child_variables, current
 from .pip import SetupError
 from .setup import setup
 
@@ -59,7 +59,7 @@ def set_up(arguments: list[str]) -> int:
     if not environment.managed:
         print(
             f"The active environment ({environment.folder}) has the course installed\n"
-            'and is used as it is. To bring it up to date: python -m pip install -e ".[test]"'
+            f'and is used as it is. To bring it up to date: python -m pip install -e ".[{EXTRAS}]"'
         )
         return 0
     setup(environment, again="--again" in arguments, latest="--latest" in arguments)
@@ -129,11 +129,8 @@ def refresh_copy() -> None:
     The copier is standard library only and is loaded by its file: importing it by name would import
     the package, and PyTorch with it, for nothing.
     """
-    spec = importlib.util.spec_from_file_location("learner_copy", COPIER)
-    copier = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(copier)
     try:
-        done = copier.make(ROOT)
+        done = runpy.run_path(str(COPIER))["make"](ROOT)
     except OSError as problem:
         raise SetupError(f"The learner's copy my_course/ could not be made: {problem}") from problem
     for line in done:

@@ -7,10 +7,9 @@ import os
 import re
 import sys
 import textwrap
-from pathlib import Path
 
 from . import pins, processor
-from .environment import ROOT, Environment, ask
+from .environment import EXTRAS, ROOT, Environment, ask, requirements
 from .setup import free_gb, needed_gb
 
 _PROBE = "import sys; sys.path.insert(0, sys.argv[1]); from bootstrap import probe; probe.main()"
@@ -68,21 +67,12 @@ def about_environment(environment: Environment) -> None:
         )
     else:
         row("Environment", "none yet: `python course.py setup` (or lab, or test) makes .venv,")
-        row("", "a download of about 500 MB")
-
-
-def requirements(file: Path) -> list[str]:
-    """The names of what pyproject.toml asks for, the needs of the tests included."""
-    import tomllib
-
-    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    return [re.match(r"[A-Za-z0-9_.-]+", text).group() for text in wanted]
+        row("", "a download of about 600 MB")
 
 
 def about_libraries(environment: Environment, obstacles: list[str]) -> None:
     """The version of each library, and which are missing."""
-    names = requirements(ROOT / "pyproject.toml")
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requirements()]
     answer = ask(environment, "-c", _VERSIONS, *names)
     versions = json.loads(answer) if answer else dict.fromkeys(names)
     present = [f"{name} {version}" for name, version in versions.items() if version]
@@ -93,7 +83,7 @@ def about_libraries(environment: Environment, obstacles: list[str]) -> None:
     if missing and (environment.complete or not environment.managed):
         remedy = "python course.py setup --again"
         if not environment.managed:
-            remedy = 'python -m pip install -e ".[test]"'
+            remedy = f'python -m pip install -e ".[{EXTRAS}]"'
         obstacles.append(f"Libraries are missing: {', '.join(missing)}. Run: {remedy}")
 
 

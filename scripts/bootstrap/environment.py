@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,6 +93,19 @@ def stamp(environment: Environment) -> str:
         str(root),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def requirements() -> list[str]:
+    """What pyproject.toml asks for, with the set-up's extras and those that they name in turn."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted, extras = list(project["dependencies"]), [EXTRAS]
+    while extras:
+        for text in project["optional-dependencies"][extras.pop()]:
+            if own := re.fullmatch(r"ptq-course\[(.+)\]", text):
+                extras += own.group(1).split(",")
+            else:
+                wanted.append(text)
+    return wanted
 
 
 def installed_here(root: Path = ROOT) -> bool:

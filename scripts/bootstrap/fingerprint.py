@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 from . import pins
 from .environment import ROOT, SPIN_COUNT
 
+Fingerprint = Mapping[str, Mapping[str, object]]
 FILE = ROOT / "notebooks" / "fingerprint.json"
 LIBRARIES = (
     "torch",
@@ -76,15 +78,13 @@ def library_versions(file: Path | None = None) -> dict[str, str]:
     return {name: str(versions[name]) for name in LIBRARIES if name in versions and name != "torch"}
 
 
-def record(fingerprint: dict[str, dict[str, object]], file: Path = FILE) -> None:
+def record(fingerprint: Fingerprint, file: Path = FILE) -> None:
     """Write a fingerprint beside the notebooks."""
     text = json.dumps(fingerprint, indent=1, sort_keys=True) + "\n"
     file.write_text(text, encoding="utf-8", newline="\n")
 
 
-def differences(
-    then: dict[str, dict[str, object]] | None, now: dict[str, dict[str, object]]
-) -> list[str]:
+def differences(then: Fingerprint | None, now: Fingerprint) -> list[str]:
     """What changed between two fingerprints, one phrase each; empty where they match."""
     if then is None:
         return ["no fingerprint was recorded with the notebooks"]

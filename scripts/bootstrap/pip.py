@@ -78,7 +78,7 @@ def install(
     )
     said = []
     with running, open(environment.folder / "setup.log", "a", encoding="utf-8") as log:
-        for line in running.stderr if progress else running.stdout:
+        for line in (running.stderr if progress else running.stdout) or ():
             log.write(line)
             said.append(line)
             if _LARGE.search(line):

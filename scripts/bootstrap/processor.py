@@ -22,9 +22,8 @@ class Processor:
     name: str
     family: str
     vectors: str
-    dot_product: (
-        bool | None
-    )  # VNNI on x86, the dot-product instructions on ARM; None: not found out
+    # VNNI on x86, the dot-product instructions on ARM; None: not found out
+    dot_product: bool | None
 
     @property
     def is_arm(self) -> bool:
@@ -34,8 +33,8 @@ class Processor:
     def line(self) -> str:
         """One line for a report."""
         instructions = "dot-product instructions" if self.is_arm else "VNNI"
-        having = {True: f"with {instructions}", False: f"without {instructions}"}
-        found = having.get(self.dot_product, f"{instructions} not known")
+        having = {True: f"with {instructions}", None: f"{instructions} not known"}
+        found = having.get(self.dot_product, f"without {instructions}")
         return ", ".join(filter(None, [self.name, self.family, self.vectors, found]))
 
 

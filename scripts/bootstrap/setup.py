@@ -12,11 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 from . import fingerprint, pins
-from .environment import EXTRAS, ROOT, Environment, ask, child_variables, stamp
+from .environment import EXTRAS, ROOT, Environment, ask, child_variables, requirements, stamp
 from .pip import NetworkError, NoVersionError, SetupError, install
 
 NEED_GB = 3.0  # on Linux 1.8 GB of libraries, and what pip unpacks on the way
@@ -151,9 +150,7 @@ def install_all(environment: Environment, again: bool, latest: bool, patient: bo
 
 def where_all_is_there(environment: Environment) -> Path | None:
     """The folder of the libraries if all that pyproject.toml asks for is in it, else None."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"][EXTRAS]]
-    answer = ask(environment, "-c", SATISFIED, *wanted)
+    answer = ask(environment, "-c", SATISFIED, *requirements())
     return Path(answer.strip()) if answer else None
 
 

@@ -10,8 +10,13 @@ import pytest
 from bootstrap import pins
 
 
+def told(*machine, **options):
+    """What an unfit machine is told."""
+    return str(pins.refusal(*machine, **options))
+
+
 def test_an_old_python_is_told_which_serve():
-    said = pins.refusal((3, 8), "linux", "x86_64", path="")
+    said = told((3, 8), "linux", "x86_64", path="")
     assert "This is Python 3.8." in said
     assert "3.11, 3.12, 3.13, 3.14" in said
     assert "python3.12 course.py lab" in said
@@ -25,7 +30,7 @@ def test_a_python_on_the_path_that_works_is_named_and_a_broken_one_is_not(tmp_pa
     if os.name == "nt":
         pytest.skip("shell scripts")
     assert pins.found(str(tmp_path)) == ["python3.12"]
-    assert "    python3.12 course.py lab" in pins.refusal((3, 9), "linux", "x", path=str(tmp_path))
+    assert "    python3.12 course.py lab" in told((3, 9), "linux", "x", path=str(tmp_path))
 
 
 LAUNCHER = """\
@@ -39,9 +44,9 @@ LAUNCHER = """\
 def test_windows_is_told_what_its_launcher_can_start(monkeypatch):
     assert pins.found_by_launcher(LAUNCHER) == ["py -3.12", "py -3.11"]
     monkeypatch.setattr(pins, "listed", lambda: LAUNCHER)
-    assert "    py -3.12 course.py lab" in pins.refusal((3, 9), "win32", "amd64")
+    assert "    py -3.12 course.py lab" in told((3, 9), "win32", "amd64")
     monkeypatch.setattr(pins, "listed", lambda: "")
-    said = pins.refusal((3, 9), "win32", "amd64")
+    said = told((3, 9), "win32", "amd64")
     assert "Install one of them" in said
     assert "    py -3.12 course.py lab" in said
 
@@ -52,7 +57,7 @@ def test_a_machine_without_the_launcher(monkeypatch):
 
 
 def test_an_intel_mac_is_sent_to_a_hub():
-    said = pins.refusal((3, 12), "darwin", "x86_64")
+    said = told((3, 12), "darwin", "x86_64")
     assert f"version {pins.TORCH} has no wheel" in said
     assert "environment.yml" in said
     assert pins.refusal((3, 12), "darwin", "arm64") is None

@@ -181,7 +181,7 @@ def test_what_is_satisfied_is_asked_of_the_environment_itself(wanted, there):
     made = Environment(Path(sys.prefix), managed=False)
     answer = setup.ask(made, "-c", setup.SATISFIED, "pytest", wanted)
     assert bool(answer) is there
-    assert not there or Path(answer.strip()).is_dir()
+    assert not there or Path(str(answer).strip()).is_dir()
 
 
 def test_pip_says_where_the_course_lies_once_it_can(course, fake_pip, monkeypatch):
@@ -246,18 +246,19 @@ def test_less_disk_is_needed_once_torch_is_there(course):
     assert setup.needed_gb(made) == setup.NEED_GB_WITH_TORCH
 
 
-def test_the_gpu_build_is_noticed(monkeypatch, capsys):
+def test_the_gpu_build_is_noticed(course, monkeypatch, capsys):
+    made = make_usable(course)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(pins, "machine", lambda: "x86_64")
     monkeypatch.setattr(setup, "torch_build", lambda made: "2.13.0+cu130")
     monkeypatch.setattr(setup, "free_gb", lambda: 5.0)
     with pytest.raises(SetupError, match=r"5\.0 GB free, too little"):
-        setup.check_build(None)
+        setup.check_build(made)
     monkeypatch.setattr(setup, "free_gb", lambda: 50.0)
-    setup.check_build(None)
+    setup.check_build(made)
     assert "made for" in capsys.readouterr().out
     monkeypatch.setattr(setup, "torch_build", lambda made: "2.13.0+cpu")
-    setup.check_build(None)
+    setup.check_build(made)
     assert capsys.readouterr().out == ""
 
 

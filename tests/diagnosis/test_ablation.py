@@ -128,7 +128,7 @@ class TestSensitivity:
             model.a.weight[:, 0, 0, 0] = 100
         config = QConfig()
         alone = sensitivity(model, DATA, config=config, progress=False)
-        assert alone.by == "sqnr"
+        assert alone.by == "snr_median"
         assert alone.worst(1)[0].name == "a"
         left = sensitivity(model, DATA, config=config, mode="float", progress=False)
         assert left.worst(1)[0].name == "a"

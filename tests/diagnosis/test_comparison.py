@@ -18,7 +18,7 @@ from torch import nn
 from ptq_course.diagnosis.comparison import compare, labels_of
 from ptq_course.diagnosis.parts import partly, parts_of
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.grids.noise import Noise
+from ptq_course.grids.metrics import snr_median
 from ptq_course.simulation.layers import ActivationQuantizer
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
@@ -74,10 +74,9 @@ def test_isolated_is_what_the_network_does_with_that_layer_alone():
     parts = parts_of(quantized)
     result = compare(model, quantized, data, progress=False)
     alone = partly(quantized, *parts.only(["fc"]))  # the last layer: its output is the model's
-    noise = Noise()
-    noise.add(model(data[0][0]).detach(), alone(data[0][0]).detach())
+    expected = snr_median(model(data[0][0]).detach(), alone(data[0][0]).detach())
     assert result.layers[-1].name == "fc"
-    assert result.layers[-1].isolated_db == pytest.approx(noise.db, abs=1e-2)
+    assert result.layers[-1].isolated_db == pytest.approx(expected, abs=1e-2)
     assert result.layers[-1].cumulative_db == pytest.approx(result.output_db, abs=1e-2)
 
 
@@ -199,7 +198,9 @@ def test_table_plot_and_html():
     model, data = make(), labelled()
     result = compare(model, converted(model, data), data, progress=False)
     text = str(result)
-    assert "isolated dB" in text
+    for which in ("weight, pooled", "input, median", "isolated, median", "cumulative, median"):
+        assert f"{which} dB" in text.splitlines()[0]
+    assert f"output: {result.output_db:.1f} dB (median over {result.total} examples)" in text
     assert "top-1" in text
     assert "95 % interval" in text
     assert result._repr_html_().count("<tr>") == len(result.layers) + 1

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from ptq_course.graph import WEIGHTED_MODULES, kinds_of, plan, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kinds import KINDS, Kind
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.metrics import sqnr_db
-from ptq_course.simulation.layers import OPERATIONS, ActivationQuantizer
+from ptq_course.simulation.layers import ActivationQuantizer
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
@@ -288,8 +289,8 @@ def test_a_mask_made_from_an_integer_input():
 
 
 def test_tables_agree():
-    assert set(WEIGHTED_MODULES) == set(OPERATIONS)
-    assert all(KINDS[kind] is Kind.WEIGHTED for kind in OPERATIONS)
+    assert tuple(LAYER_TYPES) == WEIGHTED_MODULES
+    assert all(KINDS[kind] is Kind.WEIGHTED for kind in LAYER_TYPES)
     graph = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     assert list(kinds_of(graph).values()) == [Kind.FLOAT, Kind.WEIGHTED, Kind.CLAMP, Kind.FLOAT]
 

@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq_course.errors import QuantizationError
-from ptq_course.grids.metrics import correct, flips, paired_bootstrap, sqnr_db, top1
+from ptq_course.grids.metrics import (
+    Noise,
+    correct,
+    flips,
+    paired_bootstrap,
+    snr_median,
+    snr_pooled,
+    sqnr_db,
+    top1,
+)
 
 
 def test_sqnr_of_a_tenth_of_error_is_20_db():
@@ -46,6 +56,46 @@ def test_equal_infinities_are_no_difference():
 def test_sqnr_refuses_what_has_no_ratio(first, second, words):
     with pytest.raises(QuantizationError, match=words):
         sqnr_db(first, second)
+
+
+def test_two_decibels_answer_two_questions():
+    """Nine examples at 20 dB and a loud one at 0 dB: the median is 20 dB, pooled it is 0."""
+    x = torch.ones(10, 4)
+    x[9] = 1000.0
+    approximation = x * 0.9
+    approximation[9] = 0.0
+    assert snr_median(x, approximation) == pytest.approx(20.0, abs=1e-4)
+    assert snr_pooled(x, approximation) == pytest.approx(0.0, abs=1e-3)
+    assert sqnr_db is snr_pooled
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 10_000), st.integers(1, 5))
+def test_noise_is_the_same_however_the_examples_are_cut(count, seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, 2, generator=generator)
+    x_hat = x + 0.1 * torch.randn(count, 3, 2, generator=generator)
+    ratios = (x.double() ** 2).sum((1, 2)) / ((x.double() - x_hat.double()) ** 2).sum((1, 2))
+    noise = Noise()
+    for pair in zip(x.split(size), x_hat.split(size), strict=True):
+        noise.add(*pair)
+    assert noise.snr_median == snr_median(x, x_hat)
+    assert noise.snr_median == pytest.approx(10 * float(np.median(np.log10(ratios.numpy()))))
+    assert noise.snr_pooled == pytest.approx(snr_pooled(x, x_hat))
+
+
+def test_noise_without_anything_to_measure():
+    noise = Noise()
+    noise.add(torch.zeros(3, 2), torch.zeros(3, 2))
+    noise.add(torch.tensor([1, 2]), torch.tensor([1, 2]))  # integers are no signal
+    noise.add("a name", "a name")
+    assert noise.snr_median is None
+    assert noise.snr_pooled is None
+    assert snr_median(torch.zeros(3, 2), torch.zeros(3, 2)) == math.inf
+    masked = torch.tensor([[1.0, -math.inf], [math.nan, 1.0]])  # a mask is no signal, NaN no value
+    noise.add(masked, torch.tensor([[0.9, -math.inf], [math.nan, 1.0]]))
+    assert noise.snr_median == pytest.approx(20.0, abs=1e-4)
+    assert noise.snr_pooled == pytest.approx(20.0, abs=1e-4)
 
 
 @settings(max_examples=30, deadline=None)

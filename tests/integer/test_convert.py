@@ -238,7 +238,7 @@ def test_bounds_hold_and_are_reached():
     layer = integer.layers()["fc"]
     _, high = layer.ranges_by_channel()
     channel = int(high.argmax())
-    grid = layer.input_grid
+    grid = next(iter(integer.qparams.values())).grid  # one for all activations
     worst = torch.where(layer.weight_codes[channel] > 0, grid.qmax, grid.qmin).to(grid.dtype)
     reached = int(layer.accumulate(worst.unsqueeze(0))[0, channel])
     bias = int(layer.bias_codes[channel])

@@ -51,6 +51,44 @@ def test_arguments_by_keyword(function):
     assert max(d.largest for d in table.isolated.values()) <= 1
 
 
+MOVES = {
+    "max_pool2d": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "torch.max_pool2d": lambda x: torch.max_pool2d(x, 2),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (3, 5)),
+    "amax": lambda x: x.amax((2, 3), keepdim=True),
+    "amin": lambda x: torch.amin(x, 3, keepdim=True),
+    "roll": lambda x: x.roll(1, 2),
+    "flip": lambda x: torch.flip(x, (3,)),
+    "repeat": lambda x: x.repeat(1, 1, 2, 1),
+    "narrow": lambda x: x.narrow(2, 1, 3),
+    "select": lambda x: x.select(2, 0).unsqueeze(2),
+    "unfold": lambda x: x.unfold(2, 2, 2).flatten(3),
+    "mT": lambda x: x.mT,
+    "unshuffle": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
+    "subtract": lambda x: x.subtract(x * x),
+    "multiply": lambda x: torch.multiply(x, x),
+    "concatenate": lambda x: torch.concatenate([x, x], 2),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_what_only_moves_codes(move):
+    """12 pixels and more, where PyTorch's channels-last kernel for the maximum of int8 fails."""
+    simulated, x = made(lambda s, x: s.c(move(s.a(x))), (2, 3, 14, 12), a=conv(), c=conv(4, 2))
+    table = agreement(to_integer(simulated), simulated, x)
+    assert max(d.largest for d in table.isolated.values()) <= 1
+
+
+def test_modules_of_max_pooling():
+    layers = {"p": lambda: nn.MaxPool2d(2, ceil_mode=True), "q": lambda: nn.AdaptiveMaxPool2d(3)}
+    simulated, x = made(
+        lambda s, x: s.c(s.q(s.p(s.a(x)))), (2, 3, 25, 23), a=conv(), c=conv(4, 2), **layers
+    )
+    integer = to_integer(simulated)
+    assert agreement(integer, simulated, x).isolated["a"].largest <= 1
+    assert (integer(x) - simulated(x)).abs().max() < 0.1
+
+
 def test_a_mean_over_the_batch_through_a_negative_dimension():
     def f(s, x):
         return s.b(s.a(x).mean(-2))

@@ -7,13 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
 from ptq_course.grids.affine import IntGrid, choose_qparams, dequantize
+from ptq_course.integer.elementwise import IntegerMaxPool
 from ptq_course.integer.fixed_point import requantize, to_multiplier
 from ptq_course.integer.operations import add_int, im2col, int_conv2d, int_linear, sum_pool
+from ptq_course.integer.rules import max_pooling
 
 
 def integers(shape, low, high, dtype, seed):
@@ -204,3 +206,31 @@ def test_sums_over_windows(kernel, stride, padding):
     got = sum_pool(x, 100, (kernel,) * 2, (stride,) * 2, (padding,) * 2)
     expected = nn.AvgPool2d(kernel, stride, padding, divisor_override=1)(x.double() - 100)
     assert torch.equal(got.double(), expected)
+
+
+POOLS = [
+    nn.MaxPool1d(2),
+    nn.MaxPool1d(3, 2, 1, 2, ceil_mode=True),
+    nn.MaxPool2d(2),
+    nn.MaxPool2d((3, 2), (2, 3), (1, 0)),
+    nn.MaxPool2d(3, 2, 1, dilation=(1, 2), ceil_mode=True),
+    nn.MaxPool2d(2, 3, ceil_mode=True),
+    nn.MaxPool3d(2, 1),
+    nn.AdaptiveMaxPool1d(3),
+    nn.AdaptiveMaxPool2d((5, None)),
+    nn.AdaptiveMaxPool3d((2, 3, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=str)
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_max_pooling_of_codes_equals_that_of_their_reals(pool, dtype):
+    dims = int(type(pool).__name__[-2])
+    limits = torch.iinfo(dtype)
+    for size in (5, 12, 13, 31) if dims < 3 else (5, 12):
+        codes = torch.randint(limits.min, limits.max + 1, (2, 4, *(size,) * dims)).to(dtype)
+        if dims == 2:
+            codes = codes.contiguous(memory_format=torch.channels_last)
+        node = fx.symbolic_trace(nn.Sequential(pool)).graph.find_nodes(op="call_module", target="0")
+        settings = max_pooling(pool, node[0])
+        assert torch.equal(IntegerMaxPool(**settings)(codes).double(), pool(codes.double()))

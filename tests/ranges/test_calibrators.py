@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from summary_cases import collected, data
+from torch import nn
 
-from ptq_course.errors import CalibrationError, UnsupportedError
+from ptq_course.diagnosis import recipes
+from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.affine import IntGrid, choose_qparams, dequantize, fake_quantize
 from ptq_course.ranges.calibrators import (
     CALIBRATORS,
@@ -22,7 +24,11 @@ from ptq_course.ranges.calibrators import (
     PercentileCalibrator,
 )
 from ptq_course.ranges.histograms import DyadicHistogram
-from ptq_course.ranges.summaries import MinMax, MovingAverage
+from ptq_course.ranges.rules import Range, RangeRule
+from ptq_course.ranges.summaries import MinMax, Moments, MovingAverage
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
+from ptq_course.simulation.range_search import search_ranges
 
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
 EVERY = list(CALIBRATORS.values())
@@ -236,8 +242,8 @@ def test_one_summary_serves_several_calibrators():
 
 
 @every_calibrator
-def test_summary_type_is_enough_to_collect(make):
-    summary = collected(make.summary_type, *batches())
+def test_the_summary_of_the_rule_is_enough_to_collect(make):
+    summary = collected(make.rule.summary, *batches())
     assert make(summary=summary).compute_scale() == collected(make, *batches()).compute_scale()
 
 
@@ -296,3 +302,46 @@ def test_qparams_apply():
     expected = choose_qparams(calibrator.min_val, calibrator.max_val, IntGrid(8, signed=False))
     assert torch.equal(fake_quantize(x, qparams), fake_quantize(x, expected))
     assert (fake_quantize(x, qparams) - x).abs().max() <= 0.501 * float(qparams.scale)
+
+
+# --- one place for a rule ------------------------------------------------------------------------
+
+
+def test_a_rule_that_searches_keeps_the_best_of_its_sweep():
+    hist = collected(DyadicHistogram, *batches())
+    searching = [c.rule for c in EVERY if c.rule.sweep is not None]
+    assert [rule.name for rule in searching] == ["kl", "mse"]
+    for rule in searching:
+        for symmetric in (True, False):
+            grid = IntGrid(6, signed=symmetric)
+            sweep = rule.sweep(hist, grid, symmetric)
+            assert rule.decide(hist, grid, symmetric) == sweep.range
+            assert sweep.scores[sweep.best] == sweep.scores.min()
+
+
+def test_a_new_calibrator_is_one_class():
+    """Its name is then known to the quantizer, the configuration, the search and diagnose."""
+    known = dict(CALIBRATORS)
+    try:
+
+        class FourSigma(Calibrator):
+            rule = RangeRule(
+                "four_sigma",
+                Moments,
+                lambda seen, *_: Range(seen.mean - 4 * seen.std, seen.mean + 4 * seen.std),
+            )
+
+        model, x = nn.Sequential(nn.Linear(8, 4)), torch.randn(64, 8)
+        quantizer = PTQQuantizer(model).observe([x], progress=False).compute_qparams("four_sigma")
+        assert isinstance(quantizer.calibrators["0"], FourSigma)
+        mean, std = x.double().mean().item(), x.double().std(correction=0).item()
+        low, high = quantizer.calibrators["0"].range(IntGrid(8, signed=False), False)
+        assert (low, high) == pytest.approx((mean - 4 * std, mean + 4 * std))
+        assert QConfig(activation_range="four_sigma").activation_range == "four_sigma"
+        assert "four_sigma" in {t.rule for t in search_ranges(quantizer, [x], progress=False).tried}
+        assert "four_sigma" in recipes.range_rule(QConfig(), "kl")
+    finally:
+        CALIBRATORS.clear()
+        CALIBRATORS.update(known)
+    with pytest.raises(QuantizationError, match="four_sigma"):
+        QConfig(activation_range="four_sigma")

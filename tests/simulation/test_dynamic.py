@@ -9,16 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.affine import IntGrid, QTensor, fake_quantize
+from ptq_course.grids.int32_bound import less_zero_point
 from ptq_course.grids.metrics import sqnr_db
 from ptq_course.simulation.dynamic import DynamicModel, quantize_dynamic
-from ptq_course.simulation.dynamic_layers import (
-    TOKEN_DIMENSIONS,
-    DynamicLayer,
-    DynamicQuantizer,
-    less_zero_point,
-)
-from ptq_course.simulation.layers import OPERATIONS, QuantizedLayer, weight_qparams
+from ptq_course.simulation.dynamic_layers import DynamicLayer, DynamicQuantizer
+from ptq_course.simulation.layers import QuantizedLayer, weight_qparams
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from tests.networks import (
@@ -50,7 +47,9 @@ LAYERS = [
 def dynamic(layer, grid=GRIDS[0], granularity="per_token", weights="per_channel", symmetric=True):
     qparams = weight_qparams(layer, NARROW if symmetric else IntGrid(8), weights, symmetric)
     quantized = QuantizedLayer.from_float(layer, qparams, name="here")
-    quantizer = DynamicQuantizer(*grid, granularity, TOKEN_DIMENSIONS[type(layer)], "here")
+    quantizer = DynamicQuantizer(
+        *grid, granularity, LAYER_TYPES[type(layer)].token_dimensions, "here"
+    )
     return DynamicLayer(quantized, quantizer)
 
 
@@ -69,7 +68,7 @@ def reference(made, x):
     layer = made.quantized.float_layer
     bias = None if layer.bias is None else layer.bias.double()
     given = made.quantizer(x).double()
-    return OPERATIONS[type(layer)](layer, given, made.quantized.weight.double(), bias)
+    return LAYER_TYPES[type(layer)].compute(layer, given, made.quantized.weight.double(), bias)
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: type(v).__name__)

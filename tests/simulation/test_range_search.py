@@ -4,8 +4,9 @@ from torch import nn
 
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.grids.metrics import sqnr_db
+from ptq_course.ranges.calibrators import PERCENTILES
 from ptq_course.simulation.quantizer import PTQQuantizer
-from ptq_course.simulation.range_search import CANDIDATES, PERCENTILES, search_ranges
+from ptq_course.simulation.range_search import every_candidate, search_ranges
 from tests.networks import Residual, batches, randomize_batch_norms
 
 
@@ -34,7 +35,7 @@ def test_the_best_rule_is_the_one_nearest_to_fp32():
     quantizer = observed(model, data)
     clean = batches(seed=1)
     found = search_ranges(quantizer, clean, progress=False)
-    assert len(found.tried) == len(CANDIDATES)
+    assert len(found.tried) == len(every_candidate())
     assert [t.sqnr_db for t in found.tried] == sorted(
         (t.sqnr_db for t in found.tried), reverse=True
     )

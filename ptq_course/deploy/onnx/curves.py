@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.graph.kernels import FAMILIES
-from ptq_course.simulation.curves import RoundedHardsigmoid, RoundedHardswish, RoundedInside
+from ptq_course.simulation.curves import Hardsigmoid, RoundedInside, RoundedSiLU
 from ptq_course.simulation.layers import ActivationQuantizer
 
 _DIVIDE = FAMILIES["divide"]
@@ -29,8 +29,7 @@ class ExportedCurve(nn.Module):
         super().__init__()
         factor = curve.factor
         dtype = torch.int8 if factor.grid.signed else torch.uint8
-        self.is_hard = isinstance(curve, RoundedHardswish)
-        self.only_the_gate = isinstance(curve, RoundedHardsigmoid)
+        self.kind = type(curve)
         self.saturates = factor.grid.bits == 8  # at 0 and 6, so that no clamp is needed
         self.register_buffer("scale", factor.scale.clone())
         self.register_buffer("wide_scale", factor.scale * 6)
@@ -38,17 +37,17 @@ class ExportedCurve(nn.Module):
         self.three = Number(3.0, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_hard:
-            shifted = x + self.three()
-            shifted = shifted if self.saturates else torch.clamp(shifted, 0.0, 6.0)
-            gate = torch.ops.ptq.quantize_dequantize(
-                shifted, self.wide_scale, self.zero_point, self.scale
-            )
-        else:
-            gate = torch.ops.ptq.quantize_dequantize(
+        if self.kind is RoundedSiLU:
+            return x * torch.ops.ptq.quantize_dequantize(
                 torch.sigmoid(x), self.scale, self.zero_point, self.scale
             )
-        return gate if self.only_the_gate else x * gate
+        shifted = x + self.three()
+        shifted = shifted if self.saturates else torch.clamp(shifted, 0.0, 6.0)
+        if self.kind is Hardsigmoid:
+            return shifted  # the quantizer behind it divides by 6: `absorb_factors`
+        return x * torch.ops.ptq.quantize_dequantize(
+            shifted, self.wide_scale, self.zero_point, self.scale
+        )
 
 
 class Number(nn.Module):
@@ -93,6 +92,9 @@ def absorb_factors(module: fx.GraphModule) -> dict[ActivationQuantizer, float]:
     factors: dict[ActivationQuantizer, float] = {}
     for node in list(module.graph.nodes):
         number, users = _number(node), list(node.users)
+        if _is_hardsigmoid(module, node):
+            factors[_quantizer(module, users[0])] = 1 / 6
+            continue
         if number is None or number < 0 or node.target not in _SCALING or len(users) != 1:
             continue
         quantizer = _quantizer(module, users[0])
@@ -106,6 +108,11 @@ def absorb_factors(module: fx.GraphModule) -> dict[ActivationQuantizer, float]:
         module.graph.erase_node(node)
     module.recompile()
     return factors
+
+
+def _is_hardsigmoid(module: fx.GraphModule, node: fx.Node) -> bool:
+    """With its one quantizer behind it, as the plan leaves it: its kernel returns codes."""
+    return node.op == "call_module" and isinstance(module.get_submodule(node.target), Hardsigmoid)
 
 
 def _number(node: fx.Node) -> float | None:

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.deploy.targets import has_groups
+from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.affine import QParams, fake_quantize
-from ptq_course.simulation.layers import OPERATIONS, ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
 
 class ExportedQuantizer(nn.Module):
     """An ActivationQuantizer, as the runtime executes it.
 
-    factor: a constant that its input lacks (`curves.absorb_factors`): what is rounded is x * factor.
+    factor: a constant that its input lacks (`curves.absorb_factors`); x * factor is rounded.
     """
 
     def __init__(self, quantizer: ActivationQuantizer, factor: float = 1.0) -> None:
@@ -48,7 +49,7 @@ class ExportedLayer(nn.Module):
         super().__init__()
         self.axis = layer.channel_axis
         # Not copy.copy(): torch.export must see the operation without the float weights.
-        self.operation = OPERATIONS[type(layer.float_layer)]
+        self.operation = LAYER_TYPES[type(layer.float_layer)].compute
         self.settings = _Settings(layer.float_layer)
         self.is_linear = isinstance(layer.float_layer, nn.Linear)
         scale = layer.weight_scale.flatten() if layer.weight_scale.dim() else layer.weight_scale

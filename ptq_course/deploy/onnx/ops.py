@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ptq_course.errors import needs
+
 
 @torch.library.custom_op("ptq::quantize_dequantize", mutates_args=())
 def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, decoded: Tensor) -> Tensor:
@@ -70,7 +72,8 @@ def _(x: Tensor) -> Tensor:
 @cache
 def translation_table(opset: int) -> dict[Callable, Callable]:
     """What torch.onnx.export writes for each operator (importing onnxscript takes a second)."""
-    import onnxscript
+    with needs("onnx"):
+        import onnxscript
 
     op = getattr(onnxscript, f"opset{opset}")
 

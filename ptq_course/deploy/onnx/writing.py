@@ -20,7 +20,11 @@ from ptq_course.deploy.files import write_atomically
 from ptq_course.deploy.onnx.compact import compact
 from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
 from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
-from ptq_course.deploy.onnx.graph import drop_implied_clamps, use_global_average_pool
+from ptq_course.deploy.onnx.graph import (
+    drop_implied_clamps,
+    repeat_quantizers,
+    use_global_average_pool,
+)
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.session import Session, session
@@ -153,6 +157,7 @@ def _exportable(
             drop_implied_clamps(module)
             factors = absorb_factors(module)
             write_numbers_as_codes(module)
+            repeat_quantizers(module)
     else:
         try:
             module = fuse(trace(model))

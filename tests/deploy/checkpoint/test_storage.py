@@ -441,7 +441,7 @@ def test_the_bytes_of_the_report_add_up(tmp_path):
 
 
 def test_the_residual_network_meets_its_budgets(tmp_path):
-    """DESIGN's budgets: INT8 at most 0.28 of FP32, packed INT4 at most 0.16, scales included."""
+    """With its scales, INT8 takes at most 0.28 of FP32 and packed INT4 at most 0.16."""
     model = load_model("resnet")
     data = torch.randn(8, 3, 48, 48)
     int8 = static(model, data)
