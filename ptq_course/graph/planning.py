@@ -26,7 +26,14 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ptq_course.graph.choosing import Choice, choose
-from ptq_course.graph.kernels import DEFAULT_TARGET, FAMILY_OF, RUNTIMES, Kernel, kernel_of
+from ptq_course.graph.kernels import (
+    DEFAULT_TARGET,
+    FAMILY_OF,
+    IN_UNIT_RANGE,
+    RUNTIMES,
+    Kernel,
+    kernel_of,
+)
 from ptq_course.graph.kinds import ADDRESSING, ALWAYS_FUSED, Kind, averages, operation_of
 from ptq_course.graph.reading import Reading, read, source_of
 
