@@ -60,9 +60,9 @@ def pytorch(model: nn.Module, batches: Batches) -> Callable[[], None]:
     quantizer = PTQQuantizer(model, bits=8)
 
     def run() -> None:
-        observers = {name: HistogramObserver() for name in quantizer._network.full_plan.values}
+        observers = {name: HistogramObserver() for name in quantizer.network.full_plan.values}
         start = time.perf_counter()
-        observed = quantizer._network.with_observers(observers)
+        observed = quantizer.network.with_observers(observers)
         with torch.no_grad():
             for x, _ in batches:
                 observed(x)

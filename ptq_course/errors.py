@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any
 
 
 class QuantizationError(ValueError):
@@ -40,3 +42,45 @@ def needs(extra: str) -> Iterator[None]:
             f"{problem.name} is not installed; it comes with the extra {extra!r} of ptq-course. "
             f"Run: pip install 'ptq-course[{extra}]'"
         ) from problem
+
+
+# --- arguments -----------------------------------------------------------------------------------
+# NumPy's numbers count as numbers, True and False do not.
+
+Refusal = type[QuantizationError]
+
+
+def whole(
+    name: str, value: object, low: int, high: int | None = None,
+    error: Refusal = QuantizationError,
+) -> int:  # fmt: skip
+    """``value`` as an int, where it is an integer from ``low`` to ``high`` (None: any above)."""
+    if (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and low <= value <= (value if high is None else high)
+    ):
+        return int(value)
+    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise error(f"{name} must be an integer {span}, got {value!r}.")
+
+
+def number(name: str, value: Any, interval: str, error: Refusal = QuantizationError) -> float:
+    """``value``, where it is a real number in ``interval``, such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    if (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and (value != low or interval[0] == "[")
+        and (value != high or interval[-1] == "]")
+    ):
+        return value
+    raise error(f"{name} must lie in {interval}, got {value!r}.")
+
+
+def flag(name: str, value: object) -> bool:
+    """``value``, where it is True or False."""
+    if isinstance(value, bool):
+        return value
+    raise QuantizationError(f"{name} is True or False, got {value!r}.")

@@ -45,6 +45,12 @@ def test_the_goals_are_judged(inference, capsys, speed, size, missed):
     assert "INT8, 8-bit weights, exact" in said
 
 
+@pytest.mark.parametrize(("batch", "cost", "missed"), [(1, 1.9, False), (32, 1.9, True)])
+def test_the_simulation_has_a_budget_for_each_batch(inference, capsys, batch, cost, missed):
+    assert inference.over_budget("mobilenet", batch, Speedup(cost, cost, cost)) == missed
+    assert ("MISS" in capsys.readouterr().out) == missed
+
+
 @pytest.mark.slow
 def test_a_quick_run_measures_every_part():
     run = subprocess.run(
@@ -52,5 +58,13 @@ def test_a_quick_run_measures_every_part():
         capture_output=True, text=True, timeout=600, cwd=ROOT, env={**os.environ},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    for words in ("guard on", "guard off", "7-bit", "fake-quantized", "integer-only", "_int_mm"):
+    for words in (
+        "guard on",
+        "guard off",
+        "7-bit",
+        "fake-quantized",
+        "integer-only",
+        "_int_mm",
+        "budget",
+    ):
         assert words in run.stdout

@@ -1,7 +1,7 @@
 """Build a chapter's notebook from a script: deterministic cell ids, tags and exercise cells.
 
 The .ipynb that `write` leaves is the source that is committed; the script may be thrown away. The
-conventions (tags, metadata keys, file names) are in classroom/README.md.
+conventions (tags, metadata keys, file names) are in ptq_classroom/README.md.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ptq_classroom.kit import learner
+from ptq_classroom.kit import exercises, learner
 from ptq_classroom.kit.examine import examine
-from ptq_classroom.kit.exercises import get
 from ptq_classroom.kit.expect import Failure
 
 OURS = ("ptq_course.", "ptq_classroom.")
@@ -19,7 +18,7 @@ def check(id: str, fn: Callable[..., Any], strict: bool = False) -> None:
     strict=True raises instead of printing a failure (used below committed solutions). Without it
     a function of the course is refused: it would pass, and be saved as the learner's.
     """
-    exercise = get(id)
+    exercise = exercises.get(id)
     if not strict and (getattr(fn, "__module__", None) or "").startswith(OURS):
         print(f"✗ {id} {exercise.function}: this is the course's function: run your own cell again")
         return

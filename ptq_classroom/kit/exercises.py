@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptq_classroom.kit.mutation import mutation
 from ptq_classroom.kit.values import same
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
@@ -28,7 +29,9 @@ class Exercise:
     reference: the right answer; its output on each case is what is expected.
     compare: compare(got, expected, **inputs) raises Failure; default expect_close(rtol, atol).
     check: check(fn) for properties beyond single cases; fn is a `Probe` around the learner's.
-    diagnoses: (known wrong answer, likely cause). accepted: right answers written differently.
+    diagnoses: (known wrong answer, likely cause); a wrong answer is a function, or one or several
+        changes "before => after" of the reference's source (see mutation.py), and is a function in
+        the exercise that comes of it. accepted: right answers written differently.
     agree: agree(got, known wrong answer), whether the two do the same; where chance plays a part,
         equality would never find it.
     """
@@ -40,7 +43,7 @@ class Exercise:
     signature: str  # "qparams(lo, hi, grid)"
     reference: Callable[..., Any]
     hints: tuple[tuple[str, str], ...]  # (symptom, text)
-    diagnoses: tuple[tuple[Callable[..., Any], str], ...]
+    diagnoses: tuple[tuple[Any, ...], ...]
     accepted: tuple[Callable[..., Any], ...]
     cases: Cases | None = None
     compare: Callable[..., None] | None = None
@@ -50,6 +53,13 @@ class Exercise:
     atol: float = 1e-8
     may_change_inputs: bool = False
     agree: Callable[[Any, Any], bool] = same
+
+    def __post_init__(self) -> None:
+        made = tuple((self._wrong(row[:-1]), row[-1]) for row in self.diagnoses)
+        object.__setattr__(self, "diagnoses", made)
+
+    def _wrong(self, answer: tuple[Any, ...]) -> Callable[..., Any]:
+        return answer[0] if callable(answer[0]) else mutation(self.reference, *answer)
 
     @property
     def function(self) -> str:

@@ -14,6 +14,8 @@ import torch
 
 from ptq_classroom.kit.values import as_array, brief, number, same
 
+NOTHING = "the function returned nothing: is a `return` missing?"
+
 
 class Failure(AssertionError):
     """A structured account of one wrong answer; `str(failure)` is what the learner reads."""
@@ -99,7 +101,7 @@ def expect_close(
             where=name,
             expected=expected,
             got=None,
-            cause="the function returned nothing: is a `return` missing?",
+            cause=NOTHING,
             structure=True,
         )
     try:
@@ -135,6 +137,17 @@ def expect_close(
         )
 
 
+def roughly(got: Any, wanted: Any) -> bool:
+    """Equal up to the order in which float32 sums were taken; or the same error."""
+    if same(got, wanted):
+        return True
+    try:
+        expect_close(got, wanted, rtol=1e-4, atol=1e-5)
+    except (Failure, TypeError, ValueError):
+        return False
+    return True
+
+
 def several(got: Any, count: int) -> list[Any] | None:
     """The `count` values that a function returned, in whatever holds them; None if it did not."""
     flat = isinstance(got, torch.Tensor | np.ndarray) and got.ndim == 1
@@ -156,7 +169,7 @@ def _expect_many(got: Any, expected: tuple | dict, where: Any, rtol: float, atol
         what = f"{len(expected)} values: {', '.join(names)}"
         pairs = list(zip(values, expected, strict=True)) if fits else []
     if not fits:
-        cause = "the function returned nothing: is a `return` missing?" if got is None else ""
+        cause = NOTHING if got is None else ""
         raise Failure(
             f"the function should return {what}",
             expected=expected,

@@ -36,25 +36,17 @@ def hint(id: str, n: int | None = None) -> None:
 
 def solution(id: str) -> None:
     """Print the solution cell of the committed notebook; works from my_course/ as well."""
-    exercise = _known(id)
-    if exercise is None:
-        return
-    cell = _find(id, "solution")
-    if cell is None:
-        print(f"No notebook holds a solution cell for {id} {exercise.function}.")
-    else:
-        print(cell)
+    found = _found(id, "solution")
+    if found:
+        print(found[1])
 
 
 def reset(id: str) -> None:
     """Bring the exercise's stub back, in a new cell below this one; what was saved stays saved."""
-    exercise = _known(id)
-    if exercise is None:
+    found = _found(id, "stub")
+    if found is None:
         return
-    cell = _find(id, "stub")
-    if cell is None:
-        print(f"No notebook holds a stub for {id} {exercise.function}.")
-        return
+    exercise, cell = found
     shell = _shell()
     if shell is None:
         print(cell)
@@ -74,6 +66,15 @@ def _known(id: str) -> exercises.Exercise | None:
     except KeyError as unknown:
         print(unknown.args[0])
         return None
+
+
+def _found(id: str, tag: str) -> tuple[exercises.Exercise, str] | None:
+    """The exercise and its cell of that kind, or None once it is printed what there is not."""
+    exercise = _known(id)
+    cell = _find(id, tag) if exercise else None
+    if exercise and cell is None:
+        print(f"No notebook holds a {tag} cell for {id} {exercise.function}.")
+    return (exercise, cell) if exercise and cell is not None else None
 
 
 def _find(id: str, tag: str) -> str | None:

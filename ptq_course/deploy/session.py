@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError, needs
+from ptq_course.errors import QuantizationError, needs, whole
 
 with needs("onnx"):
     import onnx
@@ -54,14 +54,7 @@ class Session:
         path = Path(path)
         if not path.is_file():
             raise QuantizationError(f"session: there is no file {path}; export the model first.")
-        if (
-            isinstance(threads, bool)
-            or not isinstance(threads, int)
-            or not (1 <= threads <= MAX_THREADS)
-        ):
-            raise QuantizationError(
-                f"session: threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}."
-            )
+        threads = whole("session: threads", threads, 1, MAX_THREADS)
         self.path = path
         self.threads = threads
         self.saturation_guard = products_saturate() if exact is None else exact
@@ -147,8 +140,9 @@ def timings(
     Taking turns gives each the same chance of a quiet moment; quote ratios, not seconds. The first
     call of a turn is not counted: it finds the caches full of the other sessions' data.
     """
-    if rounds < 1 or calls < 1 or not sessions:
-        raise QuantizationError("timings: needs at least one session, one round and one call.")
+    rounds, calls = whole("timings: rounds", rounds, 1), whole("timings: calls", calls, 1)
+    if not sessions:
+        raise QuantizationError("timings: needs at least one session.")
     times: dict[str, list[list[float]]] = {name: [] for name in sessions}
     for _ in range(rounds):
         for name, run in sessions.items():

@@ -198,7 +198,7 @@ def sensitivity(
     float_model = copied(model)
     choose = parts.only if mode == "quantize" else parts.all_but
     if evaluate is None:
-        rate = _output_rater(float_model, data, quantizer.input_names)
+        rate = _output_rater(float_model, data, quantizer.network.input_names)
     else:
         baseline = float_model if mode == "quantize" else quantized
         reference = score(evaluate, baseline, "FP32" if mode == "quantize" else "the quantized one")

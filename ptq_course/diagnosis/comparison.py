@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
 from ptq_course.diagnosis.walks import GraphWalk, HookWalk, LayerError
-from ptq_course.errors import CalibrationError, QuantizationError, needs
+from ptq_course.errors import CalibrationError, QuantizationError, needs, whole
 from ptq_course.graph import copied, prepared_copy, required_inputs
 from ptq_course.grids.metrics import (
     Flips,
@@ -147,6 +147,8 @@ def compare(
     """
     check_float(fp32)
     fp32 = copied(fp32)
+    if num_batches is not None:
+        num_batches = whole("compare: num_batches", num_batches, 1, error=CalibrationError)
     if not isinstance(quantized, QuantizedModel):
         raise QuantizationError(
             f"compare: the second model is a {type(quantized).__name__}; pass what "

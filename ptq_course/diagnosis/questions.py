@@ -104,7 +104,7 @@ class _Case:
         self.scores: Scores = score(evaluate, self.quantized, "the quantized model")
         self.name = "the quantized model"
         self.drop: Variant = against(self.reference, self.scores, self.name)
-        self.batches = _some(calibration, self.quantizer.input_names)
+        self.batches = _some(calibration, self.quantizer.network.input_names)
         self.comparison: Comparison | None = None
         self.remedies: list[Remedy] = []
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, flag, whole
 from ptq_course.grids.blocks import (
     BlockSize,
     checked_block_size,
@@ -30,6 +29,7 @@ from ptq_course.grids.blocks import (
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT32_MAX = torch.finfo(torch.float32).max
+ZERO = torch.zeros((), device="cpu")  # of any device and dtype to what is added to it
 SCALE_FLOOR = torch.finfo(torch.float32).tiny  # smallest normal float32: 1 / SCALE_FLOOR is finite
 
 
@@ -47,12 +47,9 @@ class IntGrid:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, Integral):
-            raise QuantizationError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
-        object.__setattr__(self, "bits", int(self.bits))  # NumPy's integers, too
-        if not 2 <= self.bits <= 16:
-            raise QuantizationError(f"bits must lie in 2..16, got {self.bits}")
-        if self.narrow and not self.signed:
+        object.__setattr__(self, "bits", whole("bits", self.bits, 2, 16))
+        signed, narrow = flag("signed", self.signed), flag("narrow", self.narrow)
+        if narrow and not signed:
             raise QuantizationError("a narrow grid must be signed: use IntGrid(bits, narrow=False)")
 
     @property
@@ -229,7 +226,17 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     Rounding has gradient zero, so no gradient comes through. Learning through it takes the
     straight-through estimator: chapter 14.
     """
-    return _decode(_codes_as_float(x, qparams), qparams, x.dtype)
+    _check_floating(x, "quantize")
+    if qparams.block_size is not None or x.requires_grad or torch.compiler.is_compiling():
+        return _decode(_codes_as_float(x, qparams), qparams, x.dtype)
+    # The same numbers in fewer passes over x, for the activations of a simulation: codes less their
+    # zero point. Adding 0 makes a +0 of every -0, as subtracting a zero point does.
+    grid, zero_point, scale = qparams.grid, qparams.zero_point.item(), qparams.scale.item()
+    values = x.to(_compute_dtype(x.dtype))
+    values = (values / qparams.scale.to(values)).round_()  # CUDA would multiply by 1 / a number
+    values.clamp_(grid.qmin - zero_point, grid.qmax - zero_point)
+    _check_no_nan(values, x)
+    return _cast(torch.add(ZERO, values, alpha=scale, out=values), x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,23 +314,32 @@ def _codes_as_float(x: Tensor, qparams: QParams) -> Tensor:
     _check_floating(x, "quantize")
     codes = unclamped_codes(x, qparams)
     codes.clamp_(qparams.grid.qmin, qparams.grid.qmax)  # saturate, then cast: never the other way
-    if bool(torch.isnan(codes.sum())):  # clamped codes are finite, so only a NaN makes the sum NaN
+    if not torch.compiler.is_compiling():  # a NaN stays a NaN there
+        _check_no_nan(codes, x)
+    return codes
+
+
+def _check_no_nan(codes: Tensor, x: Tensor) -> None:
+    if math.isnan(codes.sum().item()):  # clamped codes are finite: only a NaN makes the sum NaN
         raise QuantizationError(
             f"quantize: {int(torch.isnan(x).sum())} of {x.numel()} values are NaN, which no code "
             "stands for: find the layer that produces them"
         )
-    return codes
 
 
 def _decode(codes: Tensor, qparams: QParams, dtype: torch.dtype) -> Tensor:
     """(codes - zero_point) * scale; `codes` is a fresh float tensor and is overwritten."""
-    _check_dtype(dtype)
     values, scale, zero_point = _aligned(codes, qparams)
-    values.sub_(zero_point).mul_(scale)
-    if dtype in (torch.float16, torch.bfloat16):
-        largest = torch.finfo(dtype).max
-        values = values.clamp_(-largest, largest).to(dtype)
-    return values.reshape(codes.shape)
+    return _cast(values.sub_(zero_point).mul_(scale).reshape(codes.shape), dtype)
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Fresh values in the dtype asked for; what float16 or bfloat16 cannot hold saturates."""
+    _check_dtype(dtype)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return values
+    largest = torch.finfo(dtype).max
+    return values.clamp_(-largest, largest).to(dtype)
 
 
 def _aligned(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,11 +9,9 @@ parameter with one entry per block, [D0 / b0, D1 / b1], broadcasts as [D0 / b0, 
 
 from __future__ import annotations
 
-from numbers import Integral
-
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, whole
 
 BlockSize = tuple[int, ...] | None  # None: the whole tensor is one block, its parameters are 0-d
 
@@ -78,10 +76,12 @@ def checked_block_size(block_size: BlockSize, parameter: Tensor) -> BlockSize:
 
 def _checked_entries(block_size: tuple[int, ...]) -> tuple[int, ...]:
     """The entries as int, each positive or -1."""
-    wrong = f"block_size {block_size}: entries are positive integers or -1"
     if not isinstance(block_size, (tuple, list)):
-        raise QuantizationError(f"{wrong}, in a tuple")
-    for entry in block_size:
-        if isinstance(entry, bool) or not isinstance(entry, Integral) or entry == 0 or entry < -1:
-            raise QuantizationError(wrong)
-    return tuple(int(entry) for entry in block_size)
+        raise QuantizationError(f"block_size must be a tuple of integers, got {block_size!r}")
+    entries = tuple(
+        whole(f"block_size {block_size}: an entry, positive or -1,", entry, -1)
+        for entry in block_size
+    )
+    if 0 in entries:
+        raise QuantizationError(f"block_size {block_size}: entries are positive, or -1")
+    return entries

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, number, whole
 
 
 def snr_pooled(reference: Tensor, approximation: Tensor) -> float:
@@ -183,14 +182,8 @@ def paired_bootstrap(
             f"paired_bootstrap: needs two equally long vectors of scores, got shapes "
             f"{tuple(first.shape)} and {tuple(second.shape)}."
         )
-    if not 0 < confidence < 1:
-        raise QuantizationError(
-            f"paired_bootstrap: confidence must lie in (0, 1), got {confidence}: 0.95 means 95 %."
-        )
-    if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
-        raise QuantizationError(
-            f"paired_bootstrap: samples must be a positive integer, got {samples!r}."
-        )
+    number("paired_bootstrap: confidence (0.95 means 95 %)", confidence, "(0, 1)")
+    samples = whole("paired_bootstrap: samples", samples, 1)
     differences = (second.double() - first.double()).cpu().numpy()
     if not np.isfinite(differences).all():
         raise QuantizationError("paired_bootstrap: a score is NaN or infinite: score again.")

@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.errors import QuantizationError, UnsupportedError, whole
 from ptq_course.graph.kinds import (
     ACTIVATIONS,
     ADDITIONS,
@@ -107,6 +107,7 @@ def to_integer(model: QuantizedModel, batch_size: int = 64) -> IntegerModel:
         )
     for name, why in model.left_in_float.items():
         raise UnsupportedError(f"to_integer: {name} stays in floating point: {why}.")
+    batch_size = whole("to_integer: batch_size", batch_size, 1)
     converter = _Converter(model.module)
     module = converter.run()
     converted = IntegerModel(module, converter.pairs, batch_size, converter.qparams)

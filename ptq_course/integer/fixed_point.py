@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, whole
 from ptq_course.grids.affine import IntGrid, QParams
 
 MULTIPLIER_BITS = 31
@@ -36,8 +36,7 @@ def to_multiplier(ratio: float | Tensor, bits: int = MULTIPLIER_BITS) -> tuple[T
     Raises QuantizationError for a ratio that is not positive or is 2^30 and more, bits outside
     2..31.
     """
-    if not 2 <= bits <= MULTIPLIER_BITS:
-        raise QuantizationError(f"to_multiplier: bits must lie in 2..31, got {bits}")
+    bits = whole("to_multiplier: bits", bits, 2, MULTIPLIER_BITS)
     ratio = torch.as_tensor(ratio, dtype=torch.float64)
     if not bool(((ratio > 0) & (ratio < 2**30)).all()):
         raise QuantizationError(

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch.distributed as dist
 from torch import Tensor
 
-from ptq_course.errors import CalibrationError
+from ptq_course.errors import CalibrationError, number
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
 from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
 from ptq_course.ranges.rules import (
@@ -171,11 +171,9 @@ class PercentileCalibrator(Calibrator):
         summary: Summary | None = None,
         name: str | None = None,
     ) -> None:
-        if not 50 < percentile <= 100:
-            raise CalibrationError(f"percentile must lie in (50, 100], got {percentile}")
+        self.percentile = number("percentile", percentile, "(50, 100]", CalibrationError)
         super().__init__(summary=summary, name=name)
-        self.percentile = percentile
-        self.options = {"percentile": percentile}
+        self.options = {"percentile": self.percentile}
 
 
 class KLCalibrator(Calibrator):

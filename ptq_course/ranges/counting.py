@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ptq_course.ranges.threads import in_shares
+
 SMALLEST_EXPONENT = -149  # every float32 is a whole multiple of 2^-149
 BLOCK = 2**20  # values whose bins are counted at a time
 CHUNK = 2**15  # values whose bins are computed at a time: they stay in the processor's cache
+SUMMED = 2**14  # values whose float64 sums are exact, see sums_below
+SHARE = 2**16  # values that another thread is worth
 
 
 class Scratch(threading.local):
@@ -25,6 +30,8 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self.numbers = np.empty(BLOCK, dtype=np.int32)
         self.scaled = np.empty(CHUNK, dtype=np.float32)
+        self.whole, self.fraction = np.empty((2, SUMMED))
+        self.magnitudes = np.empty(SUMMED, dtype=np.uint32)
 
 
 scratch = Scratch()
@@ -32,11 +39,7 @@ scratch = Scratch()
 
 def count_upper_halves(values: Tensor) -> np.ndarray:
     """How often each of the 65536 bit patterns occurs as the upper half of float32 `values`."""
-    counts = None
-    for block in pieces(in_memory_order(values), BLOCK):
-        numbers = scratch.numbers[: len(block)]
-        np.right_shift(block.view(np.uint32), 16, out=numbers.view(np.uint32))
-        counts = count_numbers(numbers, 2**16, counts)
+    counts, _ = count_numbers(values, 2**16, number_upper_halves)
     return counts
 
 
@@ -47,19 +50,47 @@ def count_on_lattice(
 
     Returns int64 [bins] and an int; k is `exponent`, every result must lie in 0 ... bins - 1.
     """
-    counts, zeros = None, 0
-    for block in pieces(in_memory_order(values), BLOCK):
-        numbers = scratch.numbers[: len(block)]
-        for chunk, out in zip(pieces(block, CHUNK), pieces(numbers, CHUNK), strict=True):
-            out[:] = bin_numbers(chunk, exponent, first)  # as integers
-            zeros += int(np.count_nonzero(chunk == 0))
-        counts = count_numbers(numbers, bins, counts)
+    counts, zeros = count_numbers(values, bins, partial(number_bins, exponent, first))
     counts[-first] -= zeros  # they were counted in bin 0
     return counts, zeros
 
 
-def bin_numbers(chunk: np.ndarray, exponent: int, first: int) -> np.ndarray:
-    """floor(x / 2^k) - first for float32 x [N], N at most CHUNK; the result is overwritten later.
+def count_numbers(
+    values: Tensor, bins: int, number: Callable[[np.ndarray, np.ndarray], int]
+) -> tuple[np.ndarray, int]:
+    """How often each of 0 ... bins - 1 is the number of a value, int64 [bins]; how many are 0.
+
+    number: writes the numbers of a block into int32 of its length, returns how many values are 0.
+    torch.bincount reads int32 as it is; np.bincount would convert to int64 first.
+    """
+
+    def count(share: np.ndarray) -> tuple[np.ndarray, int]:
+        counts, zeros = [], 0
+        for block in pieces(share, BLOCK):
+            numbers = scratch.numbers[: len(block)]
+            zeros += number(block, numbers)
+            counts.append(torch.bincount(torch.from_numpy(numbers), minlength=bins).numpy())
+        return added_up(counts), zeros
+
+    counts, zeros = zip(*in_shares(count, in_memory_order(values), SHARE), strict=True)
+    return added_up(counts), sum(zeros)
+
+
+def added_up(counts: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of one or more arrays, written over the first."""
+    for other in counts[1:]:
+        np.add(counts[0], other, out=counts[0])
+    return counts[0]
+
+
+def number_upper_halves(block: np.ndarray, numbers: np.ndarray) -> int:
+    """The upper halves of float32 `block`; its zeros have one of their own."""
+    np.right_shift(block.view(np.uint32), 16, out=numbers.view(np.uint32))
+    return 0
+
+
+def number_bins(exponent: int, first: int, block: np.ndarray, numbers: np.ndarray) -> int:
+    """floor(x / 2^k) - first for float32 x [N]; returns how many are 0.
 
     Where first is 0 there are no negative values, and the fractions are left to the conversion to
     integers, which drops them.
@@ -67,54 +98,69 @@ def bin_numbers(chunk: np.ndarray, exponent: int, first: int) -> np.ndarray:
     (|x| grows), which covers data up to about 2^15; beyond, and where 2^-k is no float32, the
     product is taken in float64. So the tiniest negative value, too, lands in bin -1 and not in 0.
     """
-    factor = math.ldexp(1.0, -exponent)
-    if -126 <= exponent <= 0:
-        scaled = np.multiply(chunk, np.float32(factor), out=scratch.scaled[: len(chunk)])
-    else:
-        scaled = chunk.astype(np.float64) * factor
-    if first < 0:
-        np.floor(scaled, out=scaled)
-        np.subtract(scaled, first, out=scaled)
-    return scaled
-
-
-def count_numbers(numbers: np.ndarray, bins: int, before: np.ndarray | None) -> np.ndarray:
-    """How often each of 0 ... bins - 1 occurs in int32 `numbers`, int64 [bins], added to `before`.
-
-    torch.bincount reads int32 as it is; np.bincount would convert to int64 first.
-    """
-    counts = torch.bincount(torch.from_numpy(numbers), minlength=bins).numpy()
-    return counts if before is None else np.add(counts, before, out=counts)
+    factor, zeros = math.ldexp(1.0, -exponent), 0
+    for chunk, out in zip(pieces(block, CHUNK), pieces(numbers, CHUNK), strict=True):
+        if -126 <= exponent <= 0:
+            scaled = np.multiply(chunk, np.float32(factor), out=scratch.scaled[: len(chunk)])
+        else:
+            scaled = chunk.astype(np.float64) * factor
+        if first < 0:
+            np.floor(scaled, out=scaled)
+            np.subtract(scaled, first, out=scaled)
+        out[:] = scaled  # as integers
+        zeros += int(np.count_nonzero(chunk == 0))
+    return zeros
 
 
 def exact_sums(values: Tensor) -> tuple[int, int]:
     """Sum of x in units of 2^-149 and sum of x^2 in units of 2^-298, both exact, for float32 x.
 
-    Every x is mantissa * 2^shift units. Mantissas of equal shift are added as float64 (no sum of
-    2^28 of them reaches 2^53, below which whole numbers add exactly), then as Python's integers.
+    The largest values, down to 2^-16 of the largest, are added first (sums_below), then those that
+    are the largest of the rest, and so on: two rounds for most data, 16 at most.
     """
-    added = squared = 0
-    for block in pieces(in_memory_order(values), 2**28):
-        sums = sum(map(mantissa_sums, pieces(block, CHUNK)))
-        for shift, (mantissas, upper, lower) in enumerate(sums.T):
-            added += int(mantissas) << shift
-            squared += ((int(upper) << 24) + int(lower)) << (2 * shift)
+    rest, added, squared = in_memory_order(values), 0, 0
+    while len(rest):
+        top = math.frexp(max(-float(rest.min()), float(rest.max())))[1]  # all |x| < 2^top
+        shift = max(top + 110, 0)  # the units of sums_below are 2^(top - 39)
+        shares = in_shares(partial(sums_below, shift), rest, SHARE)
+        for sums, squares, _ in shares:
+            added += sums << shift
+            squared += squares << 2 * shift
+        rest = np.concatenate([left for *_, lefts in shares for left in lefts] or [rest[:0]])
     return added, squared
 
 
-def mantissa_sums(chunk: np.ndarray) -> np.ndarray:
-    """Sums by shift of float32 x [N]: mantissas, upper and lower 24 bits of their squares.
+def sums_below(shift: int, share: np.ndarray) -> tuple[int, int, list[np.ndarray]]:
+    """Exact sums of the x and x^2 that are not too small, and the x that are, but for zeros.
 
-    float64 [3, 254], all whole numbers. A mantissa has 24 bits, of which a float32 does not store
-    the first: it is 1, or 0 for subnormals, whose exponent field is 0 and means the same as 1.
+    share: float32 [N] below 2^(shift - 110). Units: 2^(shift - 149) and its square.
+    Scaled to less than 2^19, an x that is not below 2^3 is a multiple of 2^-20. Split into a whole
+    number and a fraction of at most 1/2, 2^14 of them have products that float64, with its 53 bits,
+    adds without rounding: whole * whole (52 bits), whole * fraction (52), fraction * fraction (52);
+    so has their plain sum (53). With shift 0 nothing is too small: all are multiples of 2^-149.
     """
-    bits = chunk.view(np.int32)  # the sign, 8 bits of exponent, 23 of mantissa
-    exponent = (bits >> 23) & 0xFF
-    mantissa = (bits & 0x7FFFFF) + (np.sign(exponent) << 23)
-    shift = np.maximum(exponent, 1) - 1
-    square = mantissa.astype(np.int64) ** 2
-    columns = (np.where(bits < 0, -mantissa, mantissa), square >> 24, square & 0xFFFFFF)
-    return np.stack([np.bincount(shift, weights=column, minlength=254) for column in columns])
+    factor = math.ldexp(1.0, 129 - shift)
+    small = ((shift + 1) << 24) - 1 if shift else 0  # of the bits without the sign, less 1
+    added = squared = 0
+    left = []
+    for chunk in pieces(share, SUMMED):
+        whole, fraction, magnitudes = (
+            memory[: len(chunk)] for memory in (scratch.whole, scratch.fraction, scratch.magnitudes)
+        )
+        np.left_shift(chunk.view(np.uint32), 1, out=magnitudes)
+        np.subtract(magnitudes, 1, out=magnitudes)  # 0 becomes the largest
+        fraction[:] = chunk
+        places = np.flatnonzero(magnitudes < small)
+        if len(places):
+            left.append(chunk[places])
+            fraction[places] = 0
+        np.multiply(fraction, factor, out=fraction)
+        added += int(fraction.sum() * 2.0**20)
+        np.rint(fraction, out=whole)
+        np.subtract(fraction, whole, out=fraction)
+        for times, product in ((1, whole @ whole), (2, whole @ fraction), (1, fraction @ fraction)):
+            squared += times * int(product * 2.0**40)
+    return added, squared, left
 
 
 def in_memory_order(x: Tensor) -> np.ndarray:

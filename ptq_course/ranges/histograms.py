@@ -22,7 +22,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from ptq_course.errors import CalibrationError
+from ptq_course.errors import CalibrationError, number, whole
 from ptq_course.ranges.counting import SMALLEST_EXPONENT, count_on_lattice, count_upper_halves
 from ptq_course.ranges.mse import folded
 from ptq_course.ranges.reduction import agree_on_extremes, check_group, sum_over_processes
@@ -49,8 +49,7 @@ class FloatBitHistogram(Summary):
         larger of the two in magnitude; 0 and 100 are the exact extremes.
         Raises CalibrationError for p outside 0..100 and before the first update.
         """
-        if not 0 <= p <= 100:
-            raise CalibrationError(f"percentile must lie in [0, 100], got {p}")
+        number("percentile", p, "[0, 100]", CalibrationError)
         self.require_data()
         rank = p / 100 * (self.count - 1)
         lower, upper = (self._order_statistic(f(rank)) for f in (math.floor, math.ceil))
@@ -105,11 +104,7 @@ class DyadicHistogram(Summary):
 
     def __init__(self, max_bins: int = 2**16, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if isinstance(max_bins, bool) or not isinstance(max_bins, int):
-            raise CalibrationError(f"max_bins must be an integer, got {max_bins!r}")
-        if not 2 <= max_bins <= 2**24:
-            raise CalibrationError(f"max_bins must lie in 2..2^24, got {max_bins}")
-        self.max_bins = max_bins
+        self.max_bins = max_bins = whole("max_bins", max_bins, 2, 2**24, CalibrationError)
         self.exponent, self.first, bins = dyadic_lattice(0.0, 0.0, max_bins)
         self.counts = np.zeros(bins, dtype=np.int64)
         self.zeros = 0

@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import CalibrationError, QuantizationError, whole
 
 TIE = 1e-9  # nats: below it two divergences differ by rounding, not by merit
 TINY = np.finfo(np.float64).tiny
@@ -252,8 +252,7 @@ def _checked_windows(
 
 
 def _check_levels(levels: int) -> None:
-    if levels < 1:
-        raise QuantizationError(f"levels must be at least 1, got {levels}")
+    whole("levels", levels, 1)
 
 
 def _check_windows(bins: int, starts: NDArray, stops: NDArray) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import number
 from ptq_course.ranges.sweeps import CANDIDATES, Range, Sweep, kl_sweep, mse_sweep
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def percentile_range(
     absolute value, or [0, T] for data without negative values.
     Raises QuantizationError for a percentile outside (50, 100], CalibrationError before any data.
     """
-    if not 50 < percentile <= 100:
-        raise QuantizationError(f"percentile must lie in (50, 100], got {percentile}")
+    number("percentile", percentile, "(50, 100]")
     low, high = hist.percentile(100 - percentile), hist.percentile(percentile)
     if not symmetric:
         return Range(low, high)

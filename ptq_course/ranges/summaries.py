@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ptq_course.errors import CalibrationError, UnsupportedError
+from ptq_course.errors import CalibrationError, UnsupportedError, number
 from ptq_course.ranges.counting import SMALLEST_EXPONENT, exact_sums
 from ptq_course.ranges.reduction import check_group
 
@@ -183,9 +183,7 @@ class MovingAverage(Summary):
 
     def __init__(self, momentum: float = 0.9, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not 0.0 <= momentum < 1.0:
-            raise CalibrationError(f"momentum must lie in [0, 1), got {momentum}")
-        self.momentum = momentum
+        self.momentum = number("momentum", momentum, "[0, 1)", CalibrationError)
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
         if self.count:

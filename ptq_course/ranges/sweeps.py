@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, whole
 from ptq_course.grids.affine import FLOAT32_MAX
 from ptq_course.ranges import kl, mse
 
@@ -229,8 +228,4 @@ def _fractions(count: int) -> NDArray[np.float64]:
 
 def _affordable(candidates: int, levels: int) -> int:
     """`candidates`, checked and cut to what the time allows."""
-    if isinstance(candidates, bool) or not isinstance(candidates, Integral) or candidates < 2:
-        raise QuantizationError(
-            f"candidates must be an integer of at least 2, got {candidates!r}: leave the default"
-        )
-    return min(int(candidates), max(FEWEST, PAIRS // levels))
+    return min(whole("candidates", candidates, 2), max(FEWEST, PAIRS // levels))

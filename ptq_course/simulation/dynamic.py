@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, flag
 from ptq_course.graph import Kind, kinds_of
 from ptq_course.graph.layer_types import LAYER_TYPES
 from ptq_course.grids.affine import QTensor
@@ -61,7 +61,7 @@ def quantize_dynamic(
     if config.weight_bits is None:
         raise QuantizationError("quantize_dynamic rounds the weights: give config weight_bits.")
     check_granularity(granularity)
-    if weights_only:
+    if flag("weights_only", weights_only):
         config = replace(config, activation_bits=None)
     ahead = PTQQuantizer(model, config=replace(config, activation_bits=None)).quantize_weights()
     return ahead if config.activation_bits is None else round_inputs(ahead, config, granularity)

@@ -18,6 +18,7 @@ from ptq_course.grids.affine import (
 )
 from ptq_course.grids.exact import exact_product
 from ptq_course.grids.int32_bound import fits_int32, largest, less_zero_point, sum_range
+from ptq_course.simulation.kept import Kept
 from ptq_course.simulation.layers import LayerStandIn, QuantizedLayer, check_call
 
 GRANULARITIES = ("per_tensor", "per_token")
@@ -97,6 +98,7 @@ class DynamicLayer(LayerStandIn):
     def __init__(self, quantized: QuantizedLayer, quantizer: DynamicQuantizer) -> None:
         super().__init__()
         self.quantized, self.quantizer, self.name = quantized, quantizer, quantized.name
+        self._kept = Kept()
         if quantized.codebook is not None:
             raise UnsupportedError(
                 f"layer {self.name!r}: a codebook has no integer product; use weights_only=True."
@@ -127,10 +129,9 @@ class DynamicLayer(LayerStandIn):
         check_call(self.quantized.float_layer, self.name, input, options)
         x, given = input, self.quantizer.codes(input)
         # Parts of the input channels that share a weight scale; one part unless there are groups.
-        scales, axis = self._weight_scales(), self.quantized.channel_axis
+        weights, scales = self._kept.get("parts", self.quantized.made_from, self._parts)
         integers = less_zero_point(given)
         inputs = integers.chunk(len(scales), dim=-self.quantizer.token_dimensions)
-        weights = less_zero_point(self.quantized.weight_qtensor).chunk(len(scales), dim=1 - axis)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         output = torch.zeros((), dtype=dtype, device=x.device)
         for part, weight, weight_scale in zip(inputs, weights, scales, strict=True):
@@ -155,6 +156,12 @@ class DynamicLayer(LayerStandIn):
     def simulate(self, x: Tensor) -> Tensor:
         """The layer by fake quantization: equal to `forward` up to floating-point rounding."""
         return self.quantized(self.quantizer(x))
+
+    def _parts(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """The weight's integers, cut into input channels that share a scale, and these scales."""
+        scales, axis = self._weight_scales(), self.quantized.channel_axis
+        integers = less_zero_point(self.quantized.weight_qtensor)
+        return integers.chunk(len(scales), dim=1 - axis), scales
 
     def _weight_scales(self) -> list[Tensor]:
         """Weight scales that broadcast against the output: one tensor for each group of inputs."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ptq_course.errors import QuantizationError, UnsupportedError
+from ptq_course.errors import QuantizationError, UnsupportedError, whole
 from ptq_course.graph.layer_types import LAYER_TYPES, channel_axis, layer_type
 from ptq_course.grids.affine import (
     IntGrid,
@@ -21,7 +21,6 @@ from ptq_course.grids.affine import (
     QTensor,
     block_minmax,
     choose_qparams,
-    dequantize,
     fake_quantize,
     quantize,
 )
@@ -31,6 +30,8 @@ from ptq_course.simulation.bias import (
     room_for_bias,
     scale_per_output,
 )
+from ptq_course.simulation.kept import Kept
+from ptq_course.simulation.qconfig import GROUP_LENGTH
 
 
 class ActivationQuantizer(nn.Module):
@@ -43,10 +44,12 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", qparams.zero_point)
         self.grid = qparams.grid
         self.block_size = qparams.block_size
+        self._kept = Kept()
 
     @property
     def qparams(self) -> QParams:
-        return QParams(self.scale, self.zero_point, self.grid, self.block_size)
+        made_from = self._buffers["scale"], self._buffers["zero_point"], self.grid, self.block_size
+        return self._kept.get("qparams", made_from, lambda: QParams(*made_from))
 
     def forward(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.qparams)
@@ -117,6 +120,7 @@ class QuantizedLayer(LayerStandIn):
         self.weight_block_size = None if q is None else q.block_size
         self.register_buffer("bias_codes", bias_codes)
         self.register_buffer("bias_scale", bias_scale)
+        self._kept = Kept()
 
     @classmethod
     def from_float(
@@ -149,32 +153,46 @@ class QuantizedLayer(LayerStandIn):
     @property
     def weight_qparams(self) -> QParams | None:
         """Scale and zero point of the weight; None where a codebook decodes it."""
-        if self.codebook is not None:
-            return None
-        return QParams(
-            self.weight_scale, self.weight_zero_point, self.weight_grid, self.weight_block_size
-        )
+        return self.weight_qtensor.qparams
 
     @property
     def weight_qtensor(self) -> QTensor:
         """The weight's codes with what decodes them."""
-        return QTensor(self.weight_codes, self.weight_qparams, self.codebook)
+        return self._kept.get("weight_qtensor", self.made_from, self._make_qtensor)
 
     @property
     def weight(self) -> Tensor:
         """The weight as the integers represent it (floating point, on the grid)."""
-        dtype = self.float_layer.weight.dtype
-        if self.codebook is not None:
-            return self.codebook.to(dtype)[self.weight_codes.long()]
-        return dequantize(self.weight_codes, self.weight_qparams, dtype)
+        return self._decoded()[0]
 
     @property
     def bias(self) -> Tensor | None:
         """The bias as the integers represent it; the float bias in weight-only quantization."""
-        if self.bias_codes is None:
-            return getattr(self.float_layer, "bias", None)
-        codes = self.bias_codes.double()
-        return (codes * self.bias_scale.double()).to(self.float_layer.weight.dtype)
+        decoded = self._decoded()[1]
+        return getattr(self.float_layer, "bias", None) if decoded is None else decoded
+
+    @property
+    def made_from(self) -> tuple:
+        """What weight and bias are decoded from: when one of these changes, they do."""
+        dtype = self._modules["float_layer"].weight.dtype
+        return (*self._buffers.values(), self.weight_grid, self.weight_block_size, dtype)
+
+    def _decoded(self) -> tuple[Tensor, Tensor | None]:
+        return self._kept.get("decoded", self.made_from, self._decode)
+
+    def _decode(self) -> tuple[Tensor, Tensor | None]:
+        dtype = self.float_layer.weight.dtype
+        weight, bias = self.weight_qtensor.dequantize(dtype), None
+        if self.bias_codes is not None:
+            bias = (self.bias_codes.double() * self.bias_scale.double()).to(dtype)
+        return weight, bias
+
+    def _make_qtensor(self) -> QTensor:
+        if self.codebook is not None:
+            return QTensor(self.weight_codes, None, self.codebook)
+        grid, block_size = self.weight_grid, self.weight_block_size
+        qparams = QParams(self.weight_scale, self.weight_zero_point, grid, block_size)
+        return QTensor(self.weight_codes, qparams)
 
     @property
     def channel_axis(self) -> int:
@@ -182,9 +200,10 @@ class QuantizedLayer(LayerStandIn):
         return channel_axis(self.float_layer)
 
     def forward(self, input: Tensor, **options: object) -> Tensor:
-        check_call(self.float_layer, self.name, input, options)
-        layer = self.float_layer
-        return LAYER_TYPES[type(layer)].compute(layer, input, self.weight, self.bias)
+        layer, (weight, bias) = self.float_layer, self._decoded()
+        check_call(layer, self.name, input, options)
+        bias = getattr(layer, "bias", None) if bias is None else bias
+        return LAYER_TYPES[type(layer)].compute(layer, input, weight, bias)
 
     def extra_repr(self) -> str:
         if self.codebook is not None:
@@ -239,21 +258,16 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
     axis = channel_axis(layer)
     if granularity == "per_channel":
         return tuple(1 if d == axis else -1 for d in range(layer.weight.dim()))
-    if isinstance(granularity, int) and not isinstance(granularity, bool) and granularity > 0:
-        inputs = layer.weight.shape[1 - axis]
-        if granularity >= inputs:  # one group covers the row
-            return weight_block_size(layer, "per_channel")
-        if inputs % granularity:
-            raise QuantizationError(
-                f"groups of {granularity} do not divide {inputs} input channels; "
-                f"use a divisor of {inputs}, or 'per_channel' for this layer."
-            )
-        return tuple(
-            1 if d == axis else granularity if d == 1 - axis else -1
-            for d in range(layer.weight.dim())
+    length, inputs = whole(GROUP_LENGTH, granularity, 1), layer.weight.shape[1 - axis]
+    if length >= inputs:  # one group covers the row
+        return weight_block_size(layer, "per_channel")
+    if inputs % length:
+        raise QuantizationError(
+            f"groups of {length} do not divide {inputs} input channels; use a divisor of {inputs}, "
+            "or 'per_channel' for this layer."
         )
-    raise QuantizationError(
-        f"granularity must be 'per_tensor', 'per_channel' or a group length, got {granularity!r}."
+    return tuple(
+        1 if d == axis else length if d == 1 - axis else -1 for d in range(layer.weight.dim())
     )
 
 

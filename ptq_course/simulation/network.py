@@ -8,7 +8,7 @@ has.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,63 +16,48 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import Plan, optional_arguments, plain_module, plan, required_inputs, trace
 from ptq_course.graph.fusion import fuse
-from ptq_course.graph.kernels import DEFAULT_TARGET, KERNELS
+from ptq_course.graph.kernels import KERNELS
 from ptq_course.graph.kinds import ALWAYS_FUSED
 from ptq_course.graph.reading import source_of
 from ptq_course.grids.affine import IntGrid
 from ptq_course.grids.metrics import rounding_limit
 from ptq_course.simulation.curves import ROUNDED
 from ptq_course.simulation.observe import output_tensors
+from ptq_course.simulation.qconfig import QConfig
 
 
 class TracedNetwork:
     """A traced, fused copy of a model and the plan for quantizing it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        float_layers: Collection[str] = (),
-        fused_activations: Collection[str] = ALWAYS_FUSED,
-        target: str = DEFAULT_TARGET,
-    ) -> None:
+    def __init__(self, model: nn.Module, config: QConfig) -> None:
         self.module: fx.GraphModule = fuse(trace(model))
         self.optional_names = list(optional_arguments(plain_module(model)))
-        self.target = target
-        self._plan_again(float_layers, fused_activations)
+        self._plan_all(config)
 
-    def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule]) -> None:
+    def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule], config: QConfig) -> None:
         """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
         self.module = step(self.module)
-        self._plan_again(self.float_layers, self.fused_activations)
+        self._plan_all(config)
 
-    def _plan_again(
-        self, float_layers: Collection[str], fused_activations: Collection[str]
-    ) -> None:
-        # Both may change after observation, so more values are observed than this plan needs.
-        observed = [name for name in ALWAYS_FUSED if name in fused_activations]
+    def _plan_all(self, config: QConfig) -> None:
+        # Other choices may follow after observation: more values are observed than one plan needs.
+        fused = [name for name in ALWAYS_FUSED if name in config.fused_activations]
         self.full_plan = Plan({}, {}, {})
-        for target in KERNELS:  # another may be chosen after observation
-            self.full_plan.values |= plan(self.module, (), observed, target).values
-        self.replan(float_layers, fused_activations, self.target)
+        for target in KERNELS:
+            self.full_plan.values |= plan(self.module, (), fused, target).values
+        self.replan(config)
 
-    def replan(
-        self,
-        float_layers: Collection[str],
-        fused_activations: Collection[str] | None = None,
-        target: str | None = None,
-    ) -> None:
+    def replan(self, config: QConfig) -> None:
         """Plan with other choices; QuantizationError where they need values never observed."""
-        fused = self.fused_activations if fused_activations is None else fused_activations
-        target = target or self.target
-        new = plan(self.module, float_layers, fused, target)
+        fused = config.fused_activations
+        new = plan(self.module, config.float_layers, fused, config.target)
         missing = sorted(new.values.keys() - self.full_plan.values.keys())
         if missing:
             raise QuantizationError(
                 f"fused_activations={tuple(fused)} needs the values {', '.join(missing)}, which "
                 "were not observed; start with a new PTQQuantizer and this config."
             )
-        self.float_layers, self.fused_activations, self.plan = float_layers, fused, new
-        self.target = target
+        self.plan = new
 
     @property
     def input_names(self) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import CalibrationError, QuantizationError, whole
 from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.summaries import Summary
 
@@ -73,8 +73,8 @@ def run(
             "the loader is a tensor, whose rows would be taken one by one; pass a list of batches, "
             "such as [x]."
         )
-    if num_batches is not None and num_batches < 1:
-        raise CalibrationError(f"num_batches must be at least 1, got {num_batches}.")
+    if num_batches is not None:
+        num_batches = whole("num_batches", num_batches, 1, error=CalibrationError)
     length = operator.length_hint(loader, -1)  # a loader of a stream has a len() that raises
     total = min((n for n in (length, num_batches) if n is not None and n >= 0), default=None)
     done = 0

@@ -6,13 +6,13 @@ Chapters 05, 06 and 15.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, flag, whole
 from ptq_course.graph.kinds import ALWAYS_FUSED, FUSABLE
 from ptq_course.grids.affine import IntGrid
 from ptq_course.ranges.calibrators import CALIBRATORS
 
+GROUP_LENGTH = "weight_granularity (where it is neither 'per_tensor' nor 'per_channel')"
 TARGETS = ("onnxruntime", "tensorrt", "arm")  # those of deploy.targets
 
 
@@ -56,8 +56,7 @@ class QConfig:
     def __post_init__(self) -> None:
         for name in ("weight_symmetric", "weight_narrow", "activation_signed",
                      "activation_symmetric", "quantize_bias"):  # fmt: skip
-            if not isinstance(getattr(self, name), bool):
-                raise QuantizationError(f"{name} is True or False, got {getattr(self, name)!r}.")
+            flag(name, getattr(self, name))
         for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
             if grid is not None:  # which has checked the bits
                 object.__setattr__(self, f"{name}_bits", grid.bits)
@@ -66,7 +65,9 @@ class QConfig:
                 raise QuantizationError(
                     f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}."
                 )
-        object.__setattr__(self, "weight_granularity", _granularity(self.weight_granularity))
+        if self.weight_granularity not in ("per_tensor", "per_channel"):
+            length = whole(GROUP_LENGTH, self.weight_granularity, 1)
+            object.__setattr__(self, "weight_granularity", length)
         if isinstance(self.float_layers, str):
             raise QuantizationError(
                 f"float_layers is a tuple of names, got the string {self.float_layers!r}; "
@@ -123,15 +124,3 @@ class QConfig:
     def arm(cls) -> QConfig:
         """Affine int8 activations, narrow int8 weights per channel: LiteRT and CMSIS-NN kernels."""
         return cls(activation_signed=True, target="arm")
-
-
-def _granularity(given: str | int) -> str | int:
-    """A granularity of weights, checked; a group length as an int."""
-    if isinstance(given, str) and given in ("per_tensor", "per_channel"):
-        return given
-    if isinstance(given, Integral) and not isinstance(given, bool) and given >= 1:
-        return int(given)
-    raise QuantizationError(
-        "weight_granularity is 'per_tensor', 'per_channel' or a group length of at least 1, got "
-        f"{given!r}."
-    )

@@ -23,7 +23,6 @@ from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedEr
 from ptq_course.graph import copied, plain_module
 from ptq_course.grids.affine import QParams
 from ptq_course.ranges.calibrators import Calibrator
-from ptq_course.ranges.summaries import Summary
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
@@ -40,7 +39,8 @@ Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
 class PTQQuantizer:
     """Quantizes a trained model with calibration data and no training.
 
-    model: any nn.Module; it is copied and never changed (weights, mode and device stay).
+    model: any nn.Module; it is copied and never changed (weights, mode and device stay), and
+    ``model`` it remains: what is quantized is what `convert` and `quantize_weights` return.
     bits: for weights and activations, 2 to 16; ``config`` says the rest (default:
     `QConfig.onnxruntime()`), and its own bits count where ``bits`` is not given.
     steps: functions ``(graph_module, quantizer) -> graph_module`` run after fusion, before
@@ -49,9 +49,9 @@ class PTQQuantizer:
     A model that torch.fx cannot trace gets quantization layer by layer, without fusion;
     ``left_in_float`` then says what stays in floating point.
 
-    After `compute_qparams`: ``scales[layer]`` and ``zero_points[layer]`` describe the input of each
-    layer, ``calibrators[layer]`` is the calibrator that chose them, ``weight_scales[layer]`` stands
-    beside them, and ``qparams[value]`` holds every tensor value.
+    Its parts: ``config``; ``network``, the prepared copy with its plan; ``statistics``, what was
+    observed; and after `compute_qparams` ``qparams``, what was decided, by tensor value. Views of
+    these by layer: ``scales``, ``zero_points`` and ``calibrators`` of its input, ``left_in_float``.
     """
 
     def __init__(
@@ -62,31 +62,29 @@ class PTQQuantizer:
         steps: Sequence[Step] = (),
     ) -> None:
         check_float(model)
+        self.model = model
         model = plain_module(model)
         config = config or QConfig.onnxruntime()
         self.config = config if bits is None else config.with_bits(bits)
         try:
-            self._network = TracedNetwork(
-                model, self.config.float_layers, self.config.fused_activations, self.config.target
-            )
+            self.network = TracedNetwork(model, self.config)
         except UnsupportedError as error:
             if steps:
                 raise UnsupportedError(f"steps need a traced graph. {error}") from error
-            self._network = UntracedNetwork(model, self.config.float_layers)
+            self.network = UntracedNetwork(model, self.config)
             warnings.warn(f"Quantizing layer by layer. {error}", stacklevel=2)
-        if not self._network.plan.layers:
+        if not self.network.plan.layers:
             raise UnsupportedError(
                 f"{type(model).__name__} has no layer to quantize (Conv, ConvTranspose, Linear or "
                 "Embedding)."
             )
         for step in steps:
-            self._network.apply(lambda module, step=step: step(module, self))
+            self.network.apply(lambda module, step=step: step(module, self), self.config)
         self._unfused: nn.Module = copied(model)
-        self.model: nn.Module = self._network.module
         self.statistics = Statistics()
-        self._decided = False
-        self.value_calibrators: dict[str, Calibrator] = {}
         self.qparams: dict[str, QParams] = {}
+        self._calibrators: dict[str, Calibrator] = {}  # by value, as qparams
+        self._decided = False
 
     # --- step 2: observe -------------------------------------------------------------------
 
@@ -106,18 +104,18 @@ class PTQQuantizer:
         """
         statistics = self.statistics.copy()
         if not statistics.summaries:
-            values = self._network.full_plan.values.items()
+            values = self.network.full_plan.values.items()
             statistics.prepare((name for name, value in values if value.range is None), ranges)
         elif ranges is not None:
             statistics.require(ranges)
-        network = self._network
+        network = self.network
         statistics.num_batches += run(
             network.with_observers(statistics.observers(network.input_values)),
             loader,
             input_names=network.input_names,
             optional_names=network.optional_names,
             num_batches=num_batches,
-            check_first=None if self.num_batches else self._check_fusion,
+            check_first=None if statistics.num_batches else self._check_fusion,
             progress=progress,
         )
         self.statistics = statistics
@@ -138,22 +136,17 @@ class PTQQuantizer:
         self.statistics = self.statistics.all_reduce(group)
         return self
 
-    @property
-    def num_batches(self) -> int:
-        """How many batches have been observed."""
-        return self.statistics.num_batches
-
     def _check_fusion(self, inputs: list[Tensor]) -> None:
         """The fused graph must compute what the user's model computes."""
         if len(inputs) == 1 and inputs[0].dim() > 1:  # several need not share their dimensions
             few = [inputs[0][:2]]
             try:
-                return check_same_outputs(self._unfused, self._network.module, few)
+                return check_same_outputs(self._unfused, self.network.module, few)
             except UnsupportedError:
                 raise
             except Exception:
                 pass  # it takes one size only, or its first dimension is no batch: try all of it
-        return check_same_outputs(self._unfused, self._network.module, inputs)
+        return check_same_outputs(self._unfused, self.network.module, inputs)
 
     # --- step 3: decide --------------------------------------------------------------------
 
@@ -168,28 +161,27 @@ class PTQQuantizer:
         """
         config = self.config if config is None else config
         config = config if bits is None else config.with_bits(bits)
-        network = copy.copy(self._network)
-        network.replan(config.float_layers, config.fused_activations, config.target)
+        network = copy.copy(self.network)
+        network.replan(config)
         rule = ranges or config.activation_range
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
-        self.config, self._network, self._decided = config, network, True
-        self.value_calibrators, self.qparams = calibrators, qparams
+        self.config, self.network, self._decided = config, network, True
+        self._calibrators, self.qparams = calibrators, qparams
         return self
 
     # --- step 4: convert -------------------------------------------------------------------
 
     def convert(self) -> QuantizedModel:
-        """The quantized model, also ``self.model``; CalibrationError before qparams exist."""
+        """The quantized model; CalibrationError before qparams exist."""
         if self.config.activation_bits is not None and not self._decided:
             raise CalibrationError(
                 "convert: no scales yet. Call observe(loader) and compute_qparams(), "
                 "or calibrate(loader)."
             )
-        self.model = self._build(self.qparams)
-        return self.model
+        return self._build(self.qparams)
 
     def _build(self, qparams: dict[str, QParams]) -> QuantizedModel:
-        config, plan = self.config, self._network.plan
+        config, plan = self.config, self.network.plan
         layers = {}
         if config.weight_bits is not None:
             for name, site in plan.layers.items():
@@ -197,11 +189,11 @@ class PTQQuantizer:
                     source = qparams.get(site.input_value) if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
-        module = self._network.with_quantizers(layers, quantizers, config.activation_grid)
+        module = self.network.with_quantizers(layers, quantizers, config.activation_grid)
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
     def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:
-        layer = self._network.module.get_submodule(name)
+        layer = self.network.module.get_submodule(name)
         config = self.config
         try:
             qparams = weight_qparams(
@@ -228,17 +220,21 @@ class PTQQuantizer:
         self.observe(dataloader, num_batches, ranges=rule, progress=progress)
         return self.compute_qparams(rule, **options)
 
-    def quantize_weights(self) -> nn.Module:
-        """Integer weights, activations left in floating point: ``self.model``, without any data."""
+    def quantize_weights(self) -> QuantizedModel:
+        """A model with integer weights, its activations in floating point; needs no data."""
         if self.config.weight_bits is None:
             raise QuantizationError("quantize_weights: the config has weight_bits=None.")
-        self.model = self._build({})
-        return self.model
+        return self._build({})
+
+    @property
+    def bits(self) -> int | None:
+        """Of the weights, or of the activations where only these are quantized."""
+        return self.config.weight_bits or self.config.activation_bits
 
     @property
     def calibrators(self) -> dict[str, Calibrator]:
         """The calibrator of each layer's input, by the layer's path."""
-        return self._by_layer(self.value_calibrators)
+        return self._by_layer(self._calibrators)
 
     @property
     def scales(self) -> dict[str, float]:
@@ -251,42 +247,15 @@ class PTQQuantizer:
         return {name: int(p.zero_point) for name, p in self._by_layer(self.qparams).items()}
 
     @property
-    def weight_scales(self) -> dict[str, Tensor]:
-        """The weight scales of each layer: 0-d per tensor, one per channel or group otherwise."""
-        config = self.config
-        if config.weight_bits is None:
-            return {}
-        return {
-            name: weight_qparams(
-                self._network.module.get_submodule(name),
-                config.weight_grid,
-                config.weight_granularity,
-                config.weight_symmetric,
-            ).scale
-            for name, site in self._network.plan.layers.items()
-            if not site.kept_float
-        }  # fmt: skip
-
-    @property
     def float_model(self) -> nn.Module:
         """The prepared network in floating point: traced, fused, after every step."""
-        return self._network.module
-
-    @property
-    def input_names(self) -> list[str]:
-        """The arguments that the model takes from a batch."""
-        return self._network.input_names
+        return self.network.module
 
     @property
     def left_in_float(self) -> dict[str, str]:
         """Operations that stay in floating point, and why."""
         arrived = dict.fromkeys(self.statistics.integers, "an input that arrives as integers")
-        return self._network.plan.left_in_float | arrived
-
-    def summary(self, layer: str, kind: type[Summary]) -> Summary:
-        """The statistics of one kind of a layer's input, for plots and experiments."""
-        value = self._network.plan.layers[layer].input_value
-        return self.statistics.summaries[value][kind]
+        return self.network.plan.left_in_float | arrived
 
     def check_made_from(self, model: nn.Module) -> None:
         """Raise QuantizationError where ``model`` is not the one that this quantizer was given."""
@@ -302,14 +271,12 @@ class PTQQuantizer:
 
     def fork(self) -> PTQQuantizer:
         """Another quantizer with the same network and statistics, whose decisions are its own."""
-        other = copy.copy(self)
-        other._network = copy.copy(self._network)
-        return other
+        return copy.copy(self)  # what is decided and observed is replaced, not written to
 
     def report(self) -> Report:
         """A table of layers that prints and plots: ranges, scales, error of the weights."""
-        return make_report(self._network.module, self._network.plan, self.config, self.qparams)
+        return make_report(self.network.module, self.network.plan, self.config, self.qparams)
 
     def _by_layer(self, by_value: dict) -> dict:
-        sites = self._network.plan.layers.items()
+        sites = self.network.plan.layers.items()
         return {n: by_value[s.input_value] for n, s in sites if s.input_value in by_value}

@@ -81,7 +81,7 @@ def search_ranges(
     batches = list(batches)
     if not batches:
         raise CalibrationError("search_ranges: the loader gave no batch: pass at least one.")
-    trial, names = quantizer.fork(), quantizer.input_names  # an error leaves quantizer alone
+    trial, names = quantizer.fork(), quantizer.network.input_names  # errors leave it alone
     inputs = [placed(batch, names, quantizer.float_model) for batch in batches]
     expected = _outputs(quantizer.float_model, inputs)
     tried = []

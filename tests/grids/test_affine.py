@@ -368,7 +368,7 @@ def test_blocks_that_do_not_fit():
     with pytest.raises(QuantizationError, match="3 entries"):
         block_minmax(x, (1, 1, -1))
     for wrong in ((0, -1), (1.0, -1), (-2, 1)):
-        with pytest.raises(QuantizationError, match="positive integers or -1"):
+        with pytest.raises(QuantizationError, match="positive"):
             block_minmax(x, wrong)
     qparams = choose_qparams(*block_minmax(x, (1, -1)), IntGrid(8), block_size=(1, -1))
     with pytest.raises(QuantizationError, match=r"\(4, 1\) blocks.*\(5, 1\)"):

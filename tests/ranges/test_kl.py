@@ -240,7 +240,7 @@ def test_a_window_is_inside_the_histogram(start, stop):
     ):
         with pytest.raises(QuantizationError, match="start < stop <= 3 bins"):
             call()
-    with pytest.raises(QuantizationError, match="levels must be at least 1, got 0"):
+    with pytest.raises(QuantizationError, match="levels must be an integer of at least 1, got 0"):
         requantized_histogram([1, 2, 3], 0, 3)
 
 
@@ -279,7 +279,9 @@ class TestErrors:
             search(counts, 1)
 
     def test_levels(self, search):
-        with pytest.raises(QuantizationError, match="levels must be at least 1, got 0"):
+        with pytest.raises(
+            QuantizationError, match="levels must be an integer of at least 1, got 0"
+        ):
             search([1, 2], 0)
 
     @pytest.mark.parametrize(("starts", "stops"), [(0, [4]), (-1, [2]), (2, [2]), ([0, 3], [3, 1])])

@@ -19,6 +19,7 @@ from ptq_course.graph.fusion import BATCH_NORMS, fuse
 from ptq_course.graph.reading import read, source_of
 from ptq_course.grids.metrics import sqnr_db
 from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
 from tests.foreign import ARCHITECTURES, realistic
 
@@ -27,14 +28,14 @@ TRACEABLE = [name for name in NAMES if ARCHITECTURES[name].traceable]
 
 
 @cache
-def converted(name: str) -> tuple[nn.Module, PTQQuantizer]:
+def converted(name: str) -> tuple[nn.Module, PTQQuantizer, QuantizedModel]:
     architecture = ARCHITECTURES[name]
     model = architecture.model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         quantizer = PTQQuantizer(model)
-    quantizer.calibrate(architecture.batches(8, seed=1), progress=False).convert()
-    return model, quantizer
+    quantizer.calibrate(architecture.batches(8, seed=1), progress=False)
+    return model, quantizer, quantizer.convert()
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -51,18 +52,16 @@ def assert_same(expected: list[Tensor], got: list[Tensor], tolerance: float = 1e
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signal_to_noise_ratio_on_unseen_data(name):
-    model, quantizer = converted(name)
+    model, _, quantized = converted(name)
     for batch in ARCHITECTURES[name].batches(2, seed=2):
-        for expected, got in zip(
-            outputs(model, batch), outputs(quantizer.model, batch), strict=True
-        ):
+        for expected, got in zip(outputs(model, batch), outputs(quantized, batch), strict=True):
             assert sqnr_db(expected, got) > 20
             assert not torch.equal(expected, got), "something was rounded"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_stays_in_floating_point_is_named_and_nothing_else(name):
-    _, quantizer = converted(name)
+    _, quantizer, _ = converted(name)
     expected = ARCHITECTURES[name].in_float
     assert set(quantizer.left_in_float) == set(expected)
     for operation, reason in expected.items():
@@ -72,8 +71,8 @@ def test_what_stays_in_floating_point_is_named_and_nothing_else(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_has_integer_weights(name):
     """Layers of the model are quantized under the path that they have in it."""
-    model, quantizer = converted(name)
-    quantized = quantizer.model.quantized_layers()
+    model, _, converted_model = converted(name)
+    quantized = converted_model.quantized_layers()
     assert quantized
     layers = {
         path

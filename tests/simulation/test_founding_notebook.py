@@ -80,14 +80,31 @@ def test_quantizer_cell(capsys):
     torch.manual_seed(0)
     cell = run(CELLS["quantizer"])
     assert "PTQ" in capsys.readouterr().out
-    layers = cell["quantizer"].model.quantized_layers()
+    quantizer, model = cell["quantizer"], cell["model"]
+    assert (quantizer.model, quantizer.bits) == (model, 8)
+    quantized = quantizer.quantize_weights()  # returned; the notebook writes over the model
+    layers = quantized.quantized_layers()
     assert {name: layer.weight_codes.dtype for name, layer in layers.items()} == {
         "0": torch.int8,
         "2": torch.int8,
     }
     x = torch.randn(16, 64)
-    assert not torch.equal(cell["model"](x), cell["quantizer"].model(x))
-    torch.testing.assert_close(cell["model"](x), cell["quantizer"].model(x), atol=0.02, rtol=0.02)
+    assert not torch.equal(model(x), quantized(x))
+    torch.testing.assert_close(model(x), quantized(x), atol=0.02, rtol=0.02)
+
+
+def test_the_attributes_that_calibrate_fills():
+    """Empty dictionaries first, then one entry for each layer, as in the notebook."""
+    names = run(CELLS["quantizer"])
+    quantizer = names["quantizer"]
+    assert quantizer.calibrators == quantizer.scales == quantizer.zero_points == {}
+    data = [(torch.randn(8, 64), torch.zeros(8)) for _ in range(3)]
+    quantizer.calibrate(data, num_batches=2)
+    for found in (quantizer.calibrators, quantizer.scales, quantizer.zero_points):
+        assert list(found) == ["0", "2"]
+    seen = torch.cat([x for x, _ in data[:2]])
+    assert quantizer.calibrators["0"].max_val == seen.max()
+    assert quantizer.scales["0"] == pytest.approx(float(seen.max() - seen.min()) / 255, rel=1e-6)
 
 
 # --- its faults ----------------------------------------------------------------------------------

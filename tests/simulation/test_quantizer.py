@@ -82,6 +82,35 @@ def test_the_users_model_is_left_alone():
     assert not any(isinstance(m, QuantizedLayer) for m in model.modules())
 
 
+def test_a_name_keeps_its_meaning_from_step_to_step():
+    """``model`` is the user's own, before and after each step; steps return what they make."""
+    model = make()
+    quantizer = PTQQuantizer(model, bits=6)
+    prepared, names = quantizer.float_model, set(vars(quantizer))
+    for step in (
+        lambda: quantizer.observe(batches(), progress=False),
+        lambda: quantizer.compute_qparams("minmax"),
+        quantizer.convert,
+        quantizer.quantize_weights,
+    ):
+        step()
+        assert quantizer.model is model
+        assert quantizer.float_model is prepared
+        assert quantizer.bits == 6
+        assert set(vars(quantizer)) == names
+    assert PTQQuantizer(model, config=QConfig(weight_bits=None, activation_bits=4)).bits == 4
+
+
+def test_a_fork_decides_for_itself():
+    quantizer = calibrated(make())
+    scales, fork = quantizer.scales, quantizer.fork()
+    fork.compute_qparams(bits=4, config=QConfig(float_layers=("a",)))
+    fork.observe(batches(1), progress=False)
+    assert quantizer.scales == scales
+    assert set(quantizer.convert().quantized_layers()) == {"stem", "a", "b", "fc"}
+    assert (quantizer.statistics.num_batches, fork.statistics.num_batches) == (4, 5)
+
+
 def test_decisions_repeat_without_a_second_pass():
     quantizer = PTQQuantizer(make())
     quantizer.observe(batches(), progress=False)
@@ -100,7 +129,7 @@ def test_observing_in_two_calls_equals_one():
     twice.observe(data[:1], progress=False).observe(data[1:], progress=False)
     for rule in ("minmax", "percentile", "kl", "mse"):
         assert once.compute_qparams(rule).scales == twice.compute_qparams(rule).scales
-    assert twice.num_batches == 4
+    assert twice.statistics.num_batches == 4
 
 
 def test_scales_belong_to_the_input_of_each_layer():
@@ -112,11 +141,8 @@ def test_scales_belong_to_the_input_of_each_layer():
     assert isinstance(quantizer.calibrators["stem"], MinMaxCalibrator)
     assert quantizer.calibrators["stem"].max_val == x.max().item()
     assert quantizer.zero_points["a"] == 0, "after a ReLU"
-    assert set(quantizer.scales) == set(quantizer.weight_scales) == {"stem", "a", "b", "fc"}
-    assert quantizer.weight_scales["stem"].numel() == 8
-    assert isinstance(
-        quantizer.summary("stem", type(quantizer.calibrators["stem"].summary)), object
-    )
+    assert set(quantizer.scales) == set(quantizer.zero_points) == {"stem", "a", "b", "fc"}
+    assert quantizer.scales["stem"] == quantizer.qparams["x"].scale.item()
 
 
 def test_one_value_with_two_consumers_has_one_scale():
@@ -142,7 +168,7 @@ def test_all_batch_kinds():
 def test_num_batches_stops_early():
     data = batches(5)
     quantizer = PTQQuantizer(make()).calibrate(data, num_batches=2, progress=False)
-    assert quantizer.num_batches == 2
+    assert quantizer.statistics.num_batches == 2
     assert quantizer.scales == PTQQuantizer(make()).calibrate(data[:2], progress=False).scales
 
 
@@ -170,17 +196,16 @@ def test_float_layers_stay_float():
 def test_quantize_weights_needs_no_data_as_in_the_founding_notebook():
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     quantizer = PTQQuantizer(model, bits=8)
-    quantizer.quantize_weights()
-    codes = quantizer.model.quantized_layers()["0"].weight_codes
+    quantized = quantizer.quantize_weights()
+    codes = quantized.quantized_layers()["0"].weight_codes
     assert codes.dtype == torch.int8
     x = torch.randn(4, 64)
-    assert sqnr_db(model(x), quantizer.model(x)) > 30
+    assert sqnr_db(model(x), quantized(x)) > 30
 
 
 def test_convolutions_are_quantized_too():
     quantizer = PTQQuantizer(nn.Sequential(nn.Conv2d(3, 4, 3)), bits=8)
-    quantizer.quantize_weights()
-    assert list(quantizer.model.quantized_layers()) == ["0"]
+    assert list(quantizer.quantize_weights().quantized_layers()) == ["0"]
 
 
 def test_an_untraceable_model_is_quantized_layer_by_layer_and_says_so():
@@ -263,7 +288,7 @@ class TestErrors:
         bad[1][0][0, 0, 0, 0] = float("nan")
         with pytest.raises(CalibrationError, match=r"value 'x'.*NaN"):
             quantizer.observe(bad, progress=False)
-        assert quantizer.num_batches == 4
+        assert quantizer.statistics.num_batches == 4
         assert quantizer.compute_qparams("minmax").scales == before
 
     def test_wrong_batches(self):
@@ -301,7 +326,8 @@ class TestErrors:
 
 def test_statistics_of_a_layer_can_be_read():
     quantizer = PTQQuantizer(make()).observe(batches(), progress=False)
-    histogram = quantizer.summary("a", DyadicHistogram)
+    value = quantizer.network.plan.layers["a"].input_value
+    histogram = quantizer.statistics.summaries[value][DyadicHistogram]
     assert histogram.count == 4 * 8 * 8 * 144
 
 
@@ -331,7 +357,7 @@ class Stream(IterableDataset):
 def test_streams_and_iterators():
     model = nn.Sequential(nn.Linear(8, 4)).eval()
     q = PTQQuantizer(model).observe(DataLoader(Stream(), batch_size=4), progress=False)
-    assert q.num_batches == 4
+    assert q.statistics.num_batches == 4
     batches = iter([torch.full((2, 8), float(i)) for i in range(6)])
     q.observe(batches, num_batches=2, progress=False)
     q.observe(batches, num_batches=2, progress=False)

@@ -43,7 +43,7 @@ def test_merging_is_observing_both():
     assert scales(back.fork().merge(front)) == scales(front.fork().merge(back))
     assert scales(back) == before, "fork and merge left it alone"
     front.merge(back)
-    assert front.num_batches == 4
+    assert front.statistics.num_batches == 4
     assert scales(front) == scales(observed(data))
 
 
@@ -67,7 +67,7 @@ def test_what_does_not_belong_together_is_not_merged(other):
     with pytest.raises(CalibrationError, match="merge"):
         quantizer.merge(other())
     assert scales(quantizer) == expected
-    assert quantizer.num_batches == 4
+    assert quantizer.statistics.num_batches == 4
 
 
 def test_a_moving_average_does_not_merge():
@@ -80,7 +80,7 @@ def process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     data = batches()
     quantizer = observed(data[:3] if rank else data[3:]).all_reduce()
-    torch.save((quantizer.num_batches, scales(quantizer)), f"{folder}/{rank}.pt")
+    torch.save((quantizer.statistics.num_batches, scales(quantizer)), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -51,38 +51,6 @@ def _networks() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("200 images of 10 classes", fp.tolist(), q.tolist(), truth.tolist(), 10)
 
 
-def _swapped(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
-    return flips(q, fp, labels)
-
-
-def _only_the_net(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
-    lost, gained = flips(fp, q, labels)
-    return max(lost - gained, 0), max(gained - lost, 0)
-
-
-def _any_change(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
-    before, after = fp.argmax(dim=1), q.argmax(dim=1)
-    changed = before != after
-    return (changed & (before == labels)).sum().item(), (changed & (before != labels)).sum().item()
-
-
-def _shares(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[float, float]:
-    lost, gained = flips(fp, q, labels)
-    return lost / len(labels), gained / len(labels)
-
-
-def _without_dim(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
-    right_before, right_after = fp.argmax() == labels, q.argmax() == labels
-    lost = (right_before & ~right_after).sum().item()
-    return lost, (~right_before & right_after).sum().item()
-
-
-def _totals(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
-    wrong_before = (fp.argmax(dim=1) != labels).sum().item()
-    wrong_after = (q.argmax(dim=1) != labels).sum().item()
-    return wrong_after, wrong_before
-
-
 def _flips_loop(fp: Tensor, q: Tensor, labels: Tensor) -> tuple[int, int]:
     lost = gained = 0
     for before, after, truth in zip(fp, q, labels.tolist(), strict=True):
@@ -113,6 +81,36 @@ def _flips_sets(fp: Tensor, q: Tensor, labels: Tensor) -> list[int]:
     return [len(before - after), len(after - before)]
 
 
+FLIPS = Exercise(
+    id="00.1", title="Count the flips", minutes=6, difficulty=1,
+    signature="flips(fp, q, labels)", reference=flips, cases=_networks, returns=("lost", "gained"),
+    accepted=(_flips_loop, _flips_numpy, _flips_sets, _flips_stacked, _flips_array),
+    diagnoses=(
+        ("return lost, gained => return gained, lost", "lost and gained are the other way round"),
+        ("return lost, gained => return max(lost - gained, 0), max(gained - lost, 0)",
+         "only the difference is left: count both directions"),
+        ("(~right_before & right_after) => (~right_before & (fp.argmax(dim=1) != "
+         "q.argmax(dim=1)))",
+         "an image that was wrong and became wrong in another way is not gained"),
+        ("return lost, gained => return lost / len(labels), gained / len(labels)",
+         "divided by the number of images: the count itself is asked for"),
+        ("fp.argmax(dim=1) => fp.argmax()",
+         "q.argmax(dim=1) => q.argmax()",
+         "argmax without dim=1 finds one class for the whole batch"),
+        ("(right_before & ~right_after) => (~right_after)",
+         "(~right_before & right_after) => (~right_before)",
+         "these are all wrong images, not those that only one network gets wrong"),
+    ),
+    hints=(
+        ("Where to begin", "fp.argmax(dim=1) gives one class an image. Compare with labels."),
+        ("Two masks",
+         "right_before and right_after are True or False for each image. An image is lost where "
+         "the first is True and the second is not: `a & ~b`."),
+        ("From a mask to a number", "mask.sum().item() counts the places that are True."),
+    ),
+)  # fmt: skip
+
+
 # 00.2 ------------------------------------------------------------------------------------------
 
 
@@ -122,7 +120,8 @@ def interval(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(differences), (2000, len(differences)), generator=generator)
     means = differences[drawn].mean(dim=1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = means.quantile(ends).tolist()
     return low, high
 
 
@@ -198,59 +197,6 @@ def _ends(means: np.ndarray, cut: float = 0.025) -> tuple[float, float]:
     return float(np.quantile(means, cut)), float(np.quantile(means, 1 - cut))
 
 
-def _unpaired(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    n = len(fp_right)
-    before = fp_right.numpy()[_draws(n, n, 4)].mean(1)
-    return _ends(q_right.numpy()[_draws(n, n, 5)].mean(1) - before)
-
-
-def _shuffled(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    differences, rng = (q_right - fp_right).numpy(), np.random.default_rng(6)
-    return _ends(np.array([rng.permutation(differences).mean() for _ in range(200)]))
-
-
-def _a_hundred_each(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    differences = (q_right - fp_right).numpy()
-    return _ends(differences[_draws(len(differences), 50)].mean(1))
-
-
-def _ninety(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    return _ends(_means(fp_right, q_right), 0.05)
-
-
-def _one_sigma(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    means = _means(fp_right, q_right)
-    return means.mean() - means.std(), means.mean() + means.std()
-
-
-def _backwards(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    return _ends(_means(q_right, fp_right))
-
-
-def _in_points(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    return _ends(100 * _means(fp_right, q_right))
-
-
-def _of_one_picture(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    differences = q_right - fp_right
-    middle, half = differences.mean(), 1.96 * differences.std()
-    return (middle - half).item(), (middle + half).item()
-
-
-def _without_means(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    return _ends((q_right - fp_right).numpy())
-
-
-def _extremes(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    """Where the extremes of 2,000 draws lie on average: 3.43 deviations out."""
-    means = _means(fp_right, q_right)
-    return means.mean() - 3.43 * means.std(), means.mean() + 3.43 * means.std()
-
-
-def _turned_round(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
-    return _ends(_means(fp_right, q_right))[::-1]
-
-
 def _interval_numpy(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
     return _ends(_means(fp_right, q_right))
 
@@ -277,81 +223,44 @@ def _interval_normal(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
     return (middle - half).item(), (middle + half).item()
 
 
-EXERCISES = [
-    Exercise(
-        id="00.1",
-        title="Count the flips",
-        minutes=6,
-        difficulty=1,
-        signature="flips(fp, q, labels)",
-        reference=flips,
-        cases=_networks,
-        returns=("lost", "gained"),
-        accepted=(_flips_loop, _flips_numpy, _flips_sets, _flips_stacked, _flips_array),
-        diagnoses=(
-            (_swapped, "lost and gained are the other way round"),
-            (_only_the_net, "only the difference is left: count both directions"),
-            (_any_change, "an image that was wrong and became wrong in another way is not gained"),
-            (_shares, "divided by the number of images: the count itself is asked for"),
-            (_without_dim, "argmax without dim=1 finds one class for the whole batch"),
-            (_totals, "these are all wrong images, not those that only one network gets wrong"),
-        ),
-        hints=(
-            ("Where to begin", "fp.argmax(dim=1) gives one class an image. Compare with labels."),
-            (
-                "Two masks",
-                "right_before and right_after are True or False for each image. An image "
-                "is lost where the first is True and the second is not: `a & ~b`.",
-            ),
-            ("From a mask to a number", "mask.sum().item() counts the places that are True."),
-        ),
+INTERVAL = Exercise(
+    id="00.2", title="The interval, by drawing again", minutes=10, difficulty=3,
+    signature="interval(fp_right, q_right)", reference=interval, cases=_rights,
+    compare=_like_the_reference, agree=_near,
+    accepted=(_interval_numpy, _interval_both, _interval_one_tensor, _interval_one_array,
+        _interval_normal),
+    diagnoses=(
+        ("differences[drawn].mean(dim=1) => q_right[drawn].mean(dim=1) - "
+         "fp_right[drawn.flip(0)].mean(dim=1)",
+         UNPAIRED),
+        ("torch.randint(len(differences), (2000, len(differences)), generator=generator) => "
+         "torch.randperm(len(differences))[None]",
+         NO_WIDTH),
+        ("(2000, len(differences)) => (2000, 50)", SMALL),
+        ("[0.025, 0.975] => [0.05, 0.95]", TOO_NARROW),
+        ("means.quantile(ends) => (means.mean() + means.std() * torch.tensor([-1, 1]))", ONE_SIGMA),
+        ("q_right.double() - fp_right.double() => fp_right.double() - q_right.double()", SIGN),
+        ("return low, high => return 100 * low, 100 * high", PERCENT),
+        ("means.quantile(ends) => (differences.mean() + 1.96 * differences.std() * "
+         "torch.tensor([-1, 1]))",
+         ONE_PICTURE),
+        ("means.quantile => differences.quantile", NO_MEANS),
+        ("means.quantile(ends) => (means.mean() + 3.43 * means.std() * torch.tensor([-1, 1]))",
+         EXTREMES),
+        ("return low, high => return high, low", TURNED),
     ),
-    Exercise(
-        id="00.2",
-        title="The interval, by drawing again",
-        minutes=10,
-        difficulty=3,
-        signature="interval(fp_right, q_right)",
-        reference=interval,
-        cases=_rights,
-        compare=_like_the_reference,
-        agree=_near,
-        accepted=(
-            _interval_numpy,
-            _interval_both,
-            _interval_one_tensor,
-            _interval_one_array,
-            _interval_normal,
-        ),
-        diagnoses=(
-            (_unpaired, UNPAIRED),
-            (_shuffled, NO_WIDTH),
-            (_a_hundred_each, SMALL),
-            (_ninety, TOO_NARROW),
-            (_one_sigma, ONE_SIGMA),
-            (_backwards, SIGN),
-            (_in_points, PERCENT),
-            (_of_one_picture, ONE_PICTURE),
-            (_without_means, NO_MEANS),
-            (_extremes, EXTREMES),
-            (_turned_round, TURNED),
-        ),
-        hints=(
-            (
-                "One draw",
-                "torch.randint(n, (n,)) gives n places among n, some of them twice: that "
-                "is a test set as it might have been.",
-            ),
-            (
-                "Paired",
-                "Subtract first: differences = q_right - fp_right has one number an image. "
-                "A draw then takes both networks along.",
-            ),
-            (
-                "2,000 draws",
-                "Keep the mean of each draw. The interval runs from the 2.5 % to the "
-                "97.5 % quantile of these means: torch.quantile.",
-            ),
-        ),
+    hints=(
+        ("One draw",
+         "torch.randint(n, (n,)) gives n places among n, some of them twice: that is a test set "
+         "as it might have been."),
+        ("Paired",
+         "Subtract first: differences = q_right - fp_right has one number an image. A draw then "
+         "takes both networks along."),
+        ("2,000 draws",
+         "Keep the mean of each draw. The interval runs from the 2.5 % to the 97.5 % quantile of "
+         "these means: torch.quantile."),
     ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [FLIPS, INTERVAL]

@@ -61,66 +61,6 @@ def _same_qparams(got: Any, expected: tuple, lo: float, hi: float, grid: IntGrid
     expect_integers(values[1], "zero_point")
 
 
-def _steps_confused(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    lo, hi = min(lo, 0.0), max(hi, 0.0)
-    scale = (hi - lo) / 2**grid.bits or 1.0
-    return scale, round(grid.qmin - lo / scale)
-
-
-def _not_widened(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    scale = (hi - lo) / (grid.qmax - grid.qmin) or 1.0
-    return scale, round(grid.qmin - lo / scale)
-
-
-def _not_widened_clamped(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    scale, zero_point = _not_widened(lo, hi, grid)
-    return scale, min(max(zero_point, grid.qmin), grid.qmax)
-
-
-def _not_rounded(lo: float, hi: float, grid: IntGrid) -> tuple[float, float]:
-    lo, hi = min(lo, 0.0), max(hi, 0.0)
-    scale = (hi - lo) / (grid.qmax - grid.qmin) or 1.0
-    return scale, grid.qmin - lo / scale
-
-
-def _cut_off(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    scale, zero_point = _not_rounded(lo, hi, grid)
-    return scale, int(zero_point)
-
-
-def _without_qmin(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    scale, zero_point = _not_rounded(lo, hi, grid)
-    return scale, round(zero_point - grid.qmin)
-
-
-def _wrong_sign(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    scale, _ = _not_rounded(lo, hi, grid)
-    return scale, round(grid.qmin + min(lo, 0.0) / scale)
-
-
-def _symmetric(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    return max(abs(lo), abs(hi)) / grid.qmax or 1.0, 0
-
-
-def _no_width(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    lo, hi = min(lo, 0.0), max(hi, 0.0)
-    scale = (hi - lo) / (grid.qmax - grid.qmin)
-    return scale, round(grid.qmin - lo / scale)
-
-
-def _full_grid(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    scale = (max(hi, 0.0) - min(lo, 0.0)) / (2**grid.bits - 1) or 1.0
-    return scale, round(grid.qmin - min(lo, 0.0) / scale)
-
-
-def _no_width_too_soon(lo: float, hi: float, grid: IntGrid) -> tuple[float, int]:
-    return (1.0, 0) if lo == hi else qparams(lo, hi, grid)
-
-
-def _other_order(lo: float, hi: float, grid: IntGrid) -> tuple[int, float]:
-    return qparams(lo, hi, grid)[::-1]
-
-
 def _qparams_from_the_top(lo: float, hi: float, grid: IntGrid) -> tuple[Tensor, Tensor]:
     low, high = torch.tensor([lo, 0.0]).min().double(), torch.tensor([hi, 0.0]).max().double()
     scale = torch.clamp((high - low) / (grid.levels - 1), min=1e-12)
@@ -135,6 +75,59 @@ def _qparams_numpy(lo: float, hi: float, grid: IntGrid) -> tuple[np.float64, int
 
 def _qparams_one_tensor(lo: float, hi: float, grid: IntGrid) -> Tensor:
     return torch.tensor(qparams(lo, hi, grid))
+
+
+QPARAMS = Exercise(
+    id="01.1", title="Scale and zero point by hand", minutes=8, difficulty=2,
+    signature="qparams(lo, hi, grid)", reference=qparams, cases=_ranges, compare=_same_qparams,
+    returns=("scale", "zero_point"),
+    accepted=(_qparams_from_the_top, _qparams_numpy, _qparams_one_tensor),
+    diagnoses=(
+        ("(grid.qmax - grid.qmin) => 2**grid.bits",
+         "2^bits is the number of codes; between the lowest and the highest there are qmax - "
+         "qmin steps"),
+        ("lo, hi = min(lo, 0.0), max(hi, 0.0) => pass",
+         "the range was not widened to contain 0: lo = min(lo, 0), hi = max(hi, 0) come first"),
+        ("lo, hi = min(lo, 0.0), max(hi, 0.0) => pass",
+         "round(grid.qmin - lo / scale) => min(max(round(grid.qmin - lo / scale), grid.qmin), "
+         "grid.qmax)",
+         "the zero point was clamped, but the range was not widened to contain 0, so 0 is not "
+         "representable"),
+        ("round(grid.qmin - lo / scale) => grid.qmin - lo / scale",
+         "the zero point was not rounded: it must be one of the integers"),
+        ("round( => int(", "the zero point was cut off by int(...) instead of rounded"),
+        ("round(grid.qmin - lo => round(-lo",
+         "lo should land on qmin; your zero point assumes codes from 0"),
+        ("grid.qmin - lo => grid.qmin + lo",
+         "the sign of lo / scale is reversed in the zero point"),
+        ("(hi - lo) / (grid.qmax - grid.qmin) => max(abs(lo), abs(hi)) / grid.qmax",
+         "round(grid.qmin - lo / scale) => 0",
+         "this is the symmetric formula (max|x| / qmax, zero point 0); the affine one uses both "
+         "ends"),
+        ("if lo == hi: => if False:",
+         "a range without width (lo = hi = 0) divides by zero: give it any positive scale"),
+        ("(grid.qmax - grid.qmin) => (2**grid.bits - 1)",
+         "2^bits - 1 steps are those of a full grid; a narrow one has one less: use qmax - qmin"),
+        ("lo, hi = min => same, lo, hi = lo == hi, min",
+         "if lo == hi: => if same:",
+         "lo = hi was asked before widening: [3, 3] widens to [0, 3], which has a width"),
+        ("return scale, round(grid.qmin - lo / scale) => return round(grid.qmin - lo / scale), "
+         "scale",
+         "the scale comes first, then the zero point"),
+    ),
+    hints=(
+        ("I do not know where to begin",
+         "Two conditions fix a straight line: lo must land on qmin and hi on qmax. The scale is "
+         "the real distance divided by the number of steps between codes."),
+        ("My zero point is a fraction",
+         "The code of 0.0 is qmin - lo / scale. Round it: then 0.0 is exact."),
+        ("A range such as [2, 6] fails",
+         "0 must lie inside the range, or no code stands for it. Widen first: min(lo, 0), "
+         "max(hi, 0)."),
+        ("ZeroDivisionError",
+         "A tensor of zeros gives lo = hi = 0. Return any positive scale, such as 1.0."),
+    ),
+)  # fmt: skip
 
 
 # 01.2 ------------------------------------------------------------------------------------------
@@ -163,71 +156,12 @@ def _tensors() -> Iterator[tuple[str, dict[str, Any]]]:
     x = torch.randn(4, 5, generator=generator)
     codes = torch.floor(x / 0.03) + 0.3  # never halfway between two codes
     yield case("a matrix", codes * 0.03, 0.03, -20, S8)
+    yield case("halfway between two codes", [0.25, 0.75, 1.25, 1.75, -0.25, -0.75], 0.5, 3, U8)
 
 
 def _same_codes(got: Any, expected: Tensor, grid: IntGrid, **_: Any) -> None:
     expect_close(got, expected, "codes", atol=1e-6)
     expect_dtype(got, grid.dtype, "codes")
-
-
-def _wrap_then_clamp(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    codes = (torch.round(x / scale) + zero_point).to(torch.int64)  # int64 first: defined wrapping
-    return codes.to(grid.dtype).clamp(grid.qmin, grid.qmax)
-
-
-def _no_clamp(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return (torch.round(x / scale) + zero_point).to(torch.int64).to(grid.dtype)
-
-
-def _floor(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return (torch.floor(x / scale) + zero_point).clamp(grid.qmin, grid.qmax).to(grid.dtype)
-
-
-def _no_round(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return (x / scale + zero_point).clamp(grid.qmin, grid.qmax).to(grid.dtype)
-
-
-def _full_range(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return quantize(x, scale, zero_point, IntGrid(grid.bits, grid.signed))
-
-
-def _zero_point_late(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    codes = torch.round(x / scale).clamp(grid.qmin, grid.qmax) + zero_point
-    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)
-
-
-def _zero_point_minus(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return quantize(x, scale, -zero_point, grid)
-
-
-def _zero_point_first(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return torch.round((x + zero_point) / scale).clamp(grid.qmin, grid.qmax).to(grid.dtype)
-
-
-def _multiplied(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return torch.round(x * scale + zero_point).clamp(grid.qmin, grid.qmax).to(grid.dtype)
-
-
-def _still_float(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return (torch.round(x / scale) + zero_point).clamp(grid.qmin, grid.qmax)
-
-
-def _always_int8(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    codes = torch.round(x / scale) + zero_point
-    return codes.clamp(grid.qmin, grid.qmax).to(torch.int64).to(torch.int8)
-
-
-def _no_zero_point(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return quantize(x, scale, 0, grid)
-
-
-def _converted_back(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    return (quantize(x, scale, zero_point, grid).to(torch.int64) - zero_point) * scale
-
-
-def _half_and_cut(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
-    codes = (x / scale + 0.5).to(torch.int32) + zero_point
-    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)
 
 
 def _quantize_numpy(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> np.ndarray:
@@ -239,139 +173,59 @@ def _quantize_numpy(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> 
 def _quantize_reciprocal(x: Tensor, scale: float, zero_point: int, grid: IntGrid) -> Tensor:
     low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
     inside = x.double().clamp(low, high)
-    return torch.floor(inside * (1 / scale) + 0.5 + zero_point).to(grid.dtype)
+    return (torch.round(inside * (1 / scale)) + zero_point).to(grid.dtype)
 
 
-EXERCISES = [
-    Exercise(
-        id="01.1",
-        title="Scale and zero point by hand",
-        minutes=8,
-        difficulty=2,
-        signature="qparams(lo, hi, grid)",
-        reference=qparams,
-        cases=_ranges,
-        compare=_same_qparams,
-        returns=("scale", "zero_point"),
-        accepted=(_qparams_from_the_top, _qparams_numpy, _qparams_one_tensor),
-        diagnoses=(
-            (
-                _steps_confused,
-                "2^bits is the number of codes; between the lowest and the highest "
-                "there are qmax - qmin steps",
-            ),
-            (
-                _not_widened,
-                "the range was not widened to contain 0: lo = min(lo, 0), "
-                "hi = max(hi, 0) come first",
-            ),
-            (
-                _not_widened_clamped,
-                "the zero point was clamped, but the range was not widened to "
-                "contain 0, so 0 is not representable",
-            ),
-            (_not_rounded, "the zero point was not rounded: it must be one of the integers"),
-            (_cut_off, "the zero point was cut off by int(...) instead of rounded"),
-            (_without_qmin, "lo should land on qmin; your zero point assumes codes from 0"),
-            (_wrong_sign, "the sign of lo / scale is reversed in the zero point"),
-            (
-                _symmetric,
-                "this is the symmetric formula (max|x| / qmax, zero point 0); "
-                "the affine one uses both ends",
-            ),
-            (
-                _no_width,
-                "a range without width (lo = hi = 0) divides by zero: give it any positive scale",
-            ),
-            (
-                _full_grid,
-                "2^bits - 1 steps are those of a full grid; a narrow one has one less: use "
-                "qmax - qmin",
-            ),
-            (
-                _no_width_too_soon,
-                "lo = hi was asked before widening: [3, 3] widens to [0, 3], which has a width",
-            ),
-            (_other_order, "the scale comes first, then the zero point"),
-        ),
-        hints=(
-            (
-                "I do not know where to begin",
-                "Two conditions fix a straight line: lo must land on qmin and hi on qmax. The "
-                "scale is the real distance divided by the number of steps between codes.",
-            ),
-            (
-                "My zero point is a fraction",
-                "The code of 0.0 is qmin - lo / scale. Round it: then 0.0 is exact.",
-            ),
-            (
-                "A range such as [2, 6] fails",
-                "0 must lie inside the range, or no code stands for it. Widen first: min(lo, 0), "
-                "max(hi, 0).",
-            ),
-            (
-                "ZeroDivisionError",
-                "A tensor of zeros gives lo = hi = 0. Return any positive scale, such as 1.0.",
-            ),
-        ),
+QUANTIZE = Exercise(
+    id="01.2", title="Quantize a tensor", minutes=7, difficulty=2,
+    signature="quantize(x, scale, zero_point, grid)", reference=quantize, cases=_tensors,
+    compare=_same_codes, returns="codes",
+    accepted=(_quantize_numpy, _quantize_reciprocal),
+    diagnoses=(
+        ("codes.clamp(grid.qmin, grid.qmax) => codes.long()",
+         "there is no clamp: codes beyond the grid wrap around or leave it"),
+        ("codes.clamp(grid.qmin, grid.qmax).to(grid.dtype) => "
+         "codes.long().to(grid.dtype).clamp(grid.qmin, grid.qmax)",
+         "your output equals casting before clamping: the cast wraps around, and then nothing is "
+         "left to clamp"),
+        ("torch.round( => torch.floor(",
+         "floor instead of round: the error grows up to a whole scale"),
+        ("torch.round(x / scale) => x / scale",
+         "no rounding: the cast to integers cuts off towards zero"),
+        ("grid.qmin, => -(2 ** (grid.bits - 1)) if grid.signed else 0,",
+         "the lowest code of a narrow grid is -127: clamp to grid.qmin, not to -2^(bits-1)"),
+        ("torch.round(x / scale) => torch.round(x / scale).clamp(grid.qmin, grid.qmax)",
+         "clamped before the zero point was added: add it, then clamp"),
+        ("+ zero_point => - zero_point",
+         "the zero point is added when quantizing; it is subtracted on the way back"),
+        ("torch.round(x / scale) + zero_point => torch.round((x + zero_point) / scale)",
+         "the zero point counts codes: add it after dividing by the scale"),
+        ("x / scale => x * scale", "x was multiplied by the scale; divide to quantize"),
+        (".to(grid.dtype) => .long().to(torch.int8)",
+         "stored in int8 whatever the grid: an unsigned code above 127 wraps around; use "
+         "grid.dtype"),
+        ("+ zero_point =>", "the zero point was not added"),
+        ("codes.clamp(grid.qmin, grid.qmax).to(grid.dtype) => (codes.clamp(grid.qmin, grid.qmax) "
+         "- zero_point) * scale",
+         "these are real numbers again: return the codes themselves"),
+        ("torch.round(x / scale) => (x / scale + 0.5).int()",
+         "adding 0.5 and cutting off rounds negative numbers the wrong way: torch.round"),
+        ("torch.round(x / scale) => torch.floor(x / scale + 0.5)",
+         "halfway values went up: torch.round takes the even neighbour, as ONNX does"),
+        ("torch.round(x / scale) + zero_point => torch.round(x / scale + zero_point)",
+         "rounded after the zero point was added: an odd one turns the even neighbour of a "
+         "halfway value into the other one"),
+        (".to(grid.dtype) =>", "the numbers are right; store them with .to(grid.dtype) at the end"),
     ),
-    Exercise(
-        id="01.2",
-        title="Quantize a tensor",
-        minutes=7,
-        difficulty=2,
-        signature="quantize(x, scale, zero_point, grid)",
-        reference=quantize,
-        cases=_tensors,
-        compare=_same_codes,
-        returns="codes",
-        accepted=(_quantize_numpy, _quantize_reciprocal),
-        diagnoses=(
-            (_no_clamp, "there is no clamp: codes beyond the grid wrap around or leave it"),
-            (
-                _wrap_then_clamp,
-                "your output equals casting before clamping: the cast wraps around, "
-                "and then nothing is left to clamp",
-            ),
-            (_floor, "floor instead of round: the error grows up to a whole scale"),
-            (_no_round, "no rounding: the cast to integers cuts off towards zero"),
-            (
-                _full_range,
-                "the lowest code of a narrow grid is -127: clamp to grid.qmin, not to -2^(bits-1)",
-            ),
-            (_zero_point_late, "clamped before the zero point was added: add it, then clamp"),
-            (
-                _zero_point_minus,
-                "the zero point is added when quantizing; it is subtracted on the way back",
-            ),
-            (_zero_point_first, "the zero point counts codes: add it after dividing by the scale"),
-            (_multiplied, "x was multiplied by the scale; divide to quantize"),
-            (
-                _always_int8,
-                "stored in int8 whatever the grid: an unsigned code above 127 wraps around; use "
-                "grid.dtype",
-            ),
-            (_no_zero_point, "the zero point was not added"),
-            (_converted_back, "these are real numbers again: return the codes themselves"),
-            (
-                _half_and_cut,
-                "adding 0.5 and cutting off rounds negative numbers the wrong way: torch.round",
-            ),
-            (_still_float, "the numbers are right; store them with .to(grid.dtype) at the end"),
-        ),
-        hints=(
-            (
-                "Large values come back negative",
-                "An int8 that is asked to hold 130 shows -126. Saturate first (clamp), cast last.",
-            ),
-            (
-                "I am off by one here and there",
-                "torch.round goes to the nearest whole number; a cast alone cuts off the fraction.",
-            ),
-            (
-                "Everything is right on [-128, 127] and wrong on the narrow grid",
-                "Use grid.qmin and grid.qmax instead of numbers.",
-            ),
-        ),
+    hints=(
+        ("Large values come back negative",
+         "An int8 that is asked to hold 130 shows -126. Saturate first (clamp), cast last."),
+        ("I am off by one here and there",
+         "torch.round goes to the nearest whole number; a cast alone cuts off the fraction."),
+        ("Everything is right on [-128, 127] and wrong on the narrow grid",
+         "Use grid.qmin and grid.qmax instead of numbers."),
     ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [QPARAMS, QUANTIZE]

@@ -32,59 +32,20 @@ def _batches() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("the largest magnitude is negative", [[0.5, -1.0], [0.2, -12.7], [0.3, 2.0]], 8)
     yield case("everything is negative", [[-0.5, -1.0], [-0.7, -0.9], [-0.2, -0.1]], 6)
     yield case("4 bits", [[0.7, -1.4], [2.1, -3.5], [0.1, 0.2]], 4)
+    yield case("batches of different length", [[0.5, -1.0, 0.1], [2.54], [0.2, 0.3]], 8)
     generator = torch.Generator().manual_seed(201)
     images = [torch.randn(4, 3, 5, 5, generator=generator) * k for k in (1.0, 3.0, 0.5)]
     yield "batches of pictures [4, 3, 5, 5]", {"batches": images, "bits": 8}
 
 
+def _width(batches: list[Tensor]) -> float:
+    """Used by wrong answers."""
+    return max(b.max().item() for b in batches) - min(b.min().item() for b in batches)
+
+
 def _same_scale(got: Any, expected: float, **_: Any) -> None:
     expect_number(got, "scale")
     expect_close(got, expected, "scale", rtol=1e-5)
-
-
-def _last_batch(batches: list[Tensor], bits: int) -> float:
-    return batches[-1].abs().max().item() / (2 ** (bits - 1) - 1)
-
-
-def _first_batch(batches: list[Tensor], bits: int) -> float:
-    return batches[0].abs().max().item() / (2 ** (bits - 1) - 1)
-
-
-def _mean_of_maxima(batches: list[Tensor], bits: int) -> float:
-    maxima = [batch.abs().max().item() for batch in batches]
-    return sum(maxima) / len(maxima) / (2 ** (bits - 1) - 1)
-
-
-def _only_the_maximum(batches: list[Tensor], bits: int) -> float:
-    return max(batch.max().item() for batch in batches) / (2 ** (bits - 1) - 1)
-
-
-def _all_codes(batches: list[Tensor], bits: int) -> float:
-    return max(batch.abs().max().item() for batch in batches) / 2 ** (bits - 1)
-
-
-def _affine_scale(batches: list[Tensor], bits: int) -> float:
-    low = min(batch.min().item() for batch in batches)
-    high = max(batch.max().item() for batch in batches)
-    return (high - low) / (2**bits - 1)
-
-
-def _fixed_bits(batches: list[Tensor], bits: int) -> float:
-    return max(batch.abs().max().item() for batch in batches) / 127
-
-
-def _moving_average(batches: list[Tensor], bits: int) -> float:
-    average = None
-    for batch in batches:
-        largest = batch.abs().max().item()
-        average = largest if average is None else 0.9 * average + 0.1 * largest
-    return average / (2 ** (bits - 1) - 1)
-
-
-def _half_range(batches: list[Tensor], bits: int) -> float:
-    low = min(batch.min().item() for batch in batches)
-    high = max(batch.max().item() for batch in batches)
-    return (high - low) / 2 / (2 ** (bits - 1) - 1)
 
 
 def _scale_concatenated(batches: list[Tensor], bits: int) -> Tensor:
@@ -95,6 +56,46 @@ def _scale_concatenated(batches: list[Tensor], bits: int) -> Tensor:
 def _scale_numpy(batches: list[Tensor], bits: int) -> float:
     ends = [(float(b.numpy().min()), float(b.numpy().max())) for b in batches]
     return float(np.abs(np.array(ends)).max() / ((1 << (bits - 1)) - 1))
+
+
+MINMAX_SCALE = Exercise(
+    id="02.1", title="The scale of min-max, batch by batch", minutes=6, difficulty=1,
+    signature="minmax_scale(batches, bits)", reference=minmax_scale, cases=_batches,
+    compare=_same_scale, returns="scale",
+    accepted=(_scale_concatenated, _scale_numpy),
+    diagnoses=(
+        ("max(largest, batch.abs().max().item()) => batch.abs().max().item()",
+         "only the last batch counts: carry the largest value from batch to batch"),
+        ("in batches: => in batches[:1]:",
+         "only the first batch counts: a later batch may hold larger values"),
+        ("max(largest, batch.abs().max().item()) => largest + batch.abs().max().item() / "
+         "len(batches)",
+         "this is the mean of the batches' maxima; values above the mean would be clipped"),
+        ('largest = 0.0 => largest = float("-inf")',
+         "batch.abs() => batch",
+         "the maximum, not the largest magnitude: a large negative value is left out"),
+        ("(2 ** (bits - 1) - 1) => 2 ** (bits - 1)",
+         "divided by 2^(bits-1): the largest code is 2^(bits-1) - 1"),
+        ("largest / (2 ** (bits - 1) - 1) => _width(batches) / (2**bits - 1)",
+         "this is the affine scale; the symmetric one has its range around 0"),
+        ("max(largest, batch.abs().max().item()) => 0.9 * (largest or batch.abs().max().item()) "
+         "+ 0.1 * batch.abs().max().item()",
+         "this is a moving average: it ends below the largest value, which is then clipped"),
+        ("return largest => return _width(batches) / 2",
+         "half of highest minus lowest: the range is centred on 0, so the larger magnitude "
+         "decides"),
+        ("in batches: => in torch.stack(batches):",
+         "torch.stack wants batches of one shape, and the last one is often shorter: loop over "
+         "the list"),
+        ("(2 ** (bits - 1) - 1) => 127", "127 is the largest code of 8 bits only: use `bits`"),
+    ),
+    hints=(
+        ("I do not know what to keep",
+         "One number is enough: the largest |x| of all batches so far."),
+        ("Which number divides it?",
+         "Symmetric codes of b bits end at 2^(b-1) - 1: 127 for 8 bits, 7 for 4 bits."),
+    ),
+)  # fmt: skip
 
 
 # 02.2 ------------------------------------------------------------------------------------------
@@ -108,7 +109,8 @@ def hist_percentile(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
     i = min(i, len(counts) - 1)
     below = running[i] - counts[i]
     inside = (wanted - below) / counts[i] if counts[i] else 0.0
-    return float(edges[i] + inside * (edges[i + 1] - edges[i]))
+    width = edges[i + 1] - edges[i]
+    return float(edges[i] + inside * width)
 
 
 def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,6 +124,7 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("wide bins that begin below zero", [5, 25, 50, 20], [-8, -4, 0, 4, 8], 95)
     yield case("an outlier far out", [900, 90, 9, 0, 0, 0, 0, 1], list(range(0, 90, 10)), 99)
     yield case("everything", [3, 4, 3], [0, 2, 4, 6], 100)
+    yield case("bins of unequal width", [10, 10], [0, 1, 3], 75)
     rng = np.random.default_rng(202)
     counts, edges = np.histogram(rng.exponential(size=4999), bins=64)
     yield "a long tail", {"counts": counts, "edges": edges, "p": 99.9}
@@ -130,38 +133,6 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
 def _same_value(got: Any, expected: float, edges: np.ndarray, **_: Any) -> None:
     expect_number(got, "the percentile")
     expect_close(got, expected, "the percentile", rtol=1e-6, atol=1e-6 * float(edges[1] - edges[0]))
-
-
-def _left_edge(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    i = min(int(np.searchsorted(np.cumsum(counts), p / 100 * counts.sum())), len(counts) - 1)
-    return float(edges[i])
-
-
-def _right_edge(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    i = min(int(np.searchsorted(np.cumsum(counts), p / 100 * counts.sum())), len(counts) - 1)
-    return float(edges[i + 1])
-
-
-def _not_a_percentage(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    return hist_percentile(counts, edges, 100 * min(p, 1.0))
-
-
-def _share_of_the_range(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    return float(edges[0] + p / 100 * (edges[-1] - edges[0]))
-
-
-def _upside_down(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    return hist_percentile(counts, edges, 100 - p)
-
-
-def _no_first_bin(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    return float(np.interp(p / 100 * counts.sum(), np.cumsum(counts), edges[1:]))
-
-
-def _sum_before_wraps(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
-    wanted, running = p / 100 * counts.sum(), np.cumsum(counts)
-    i = min(int(np.searchsorted(running, wanted)), len(counts) - 1)
-    return float(edges[i] + (wanted - running[i - 1]) / counts[i] * (edges[i + 1] - edges[i]))
 
 
 def _walk(counts: np.ndarray, edges: np.ndarray, p: float) -> float:
@@ -182,102 +153,45 @@ def _interpolated(counts: np.ndarray, edges: np.ndarray, p: float) -> np.float64
     return np.interp(p, shares, values)
 
 
-EXERCISES = [
-    Exercise(
-        id="02.1",
-        title="The scale of min-max, batch by batch",
-        minutes=6,
-        difficulty=1,
-        signature="minmax_scale(batches, bits)",
-        reference=minmax_scale,
-        cases=_batches,
-        compare=_same_scale,
-        returns="scale",
-        accepted=(_scale_concatenated, _scale_numpy),
-        diagnoses=(
-            (
-                _last_batch,
-                "only the last batch counts: carry the largest value from batch to batch",
-            ),
-            (_first_batch, "only the first batch counts: a later batch may hold larger values"),
-            (
-                _mean_of_maxima,
-                "this is the mean of the batches' maxima; values above the mean would be clipped",
-            ),
-            (
-                _only_the_maximum,
-                "the maximum, not the largest magnitude: a large negative value is left out",
-            ),
-            (
-                _all_codes,
-                "divided by 2^(bits-1): the largest code is 2^(bits-1) - 1",
-            ),
-            (_affine_scale, "this is the affine scale; the symmetric one has its range around 0"),
-            (
-                _moving_average,
-                "this is a moving average: it ends below the largest value, which is then clipped",
-            ),
-            (
-                _half_range,
-                "half of highest minus lowest: the range is centred on 0, so the larger magnitude "
-                "decides",
-            ),
-            (_fixed_bits, "127 is the largest code of 8 bits only: use `bits`"),
-        ),
-        hints=(
-            (
-                "I do not know what to keep",
-                "One number is enough: the largest |x| of all batches so far.",
-            ),
-            (
-                "Which number divides it?",
-                "Symmetric codes of b bits end at 2^(b-1) - 1: 127 for 8 bits, 7 for 4 bits.",
-            ),
-        ),
+HIST_PERCENTILE = Exercise(
+    id="02.2", title="A percentile from a histogram", minutes=9, difficulty=3,
+    signature="hist_percentile(counts, edges, p)", reference=hist_percentile, cases=_histograms,
+    compare=_same_value, returns="value",
+    accepted=(_walk, _interpolated),
+    diagnoses=(
+        ("edges[i] + inside * width => edges[i]",
+         "the left edge of the bin: values in it are spread up to its right edge"),
+        ("edges[i] + inside * width => edges[i + 1]",
+         "the right edge of the bin: go only the needed part of the way into it"),
+        ("p / 100 => min(p, 1.0)", "p is a percentage: divide it by 100"),
+        ("edges[i] + inside * width => edges[0] + p / 100 * (edges[-1] - edges[0])",
+         "p percent of the range; it is p percent of the values"),
+        ("edges[i] + inside * width => np.interp(wanted, running, edges[1:])",
+         "the interpolation begins after the first bin: before it the running sum is 0, at "
+         "edges[0]"),
+        ("running[i] - counts[i] => running[i - 1]",
+         "running[i - 1] of the first bin is the last sum of all: before the first bin the "
+         "running sum is 0"),
+        ("edges[i] + inside * width => (edges[i] + edges[i + 1]) / 2",
+         "the centre of the bin: go the needed share of the way from its left to its right edge"),
+        ("edges[i + 1] - edges[i] => edges[1] - edges[0]",
+         "the width of the first bin was used for all: bins may differ, take edges[i + 1] - "
+         "edges[i]"),
+        ("p / 100 * => p *", "p runs from 0 to 100: divide it by 100 before multiplying"),
+        ("p / 100 => (1 - p / 100)",
+         "counted from the top: p percent of the values lie below the result"),
     ),
-    Exercise(
-        id="02.2",
-        title="A percentile from a histogram",
-        minutes=9,
-        difficulty=3,
-        signature="hist_percentile(counts, edges, p)",
-        reference=hist_percentile,
-        cases=_histograms,
-        compare=_same_value,
-        returns="value",
-        accepted=(_walk, _interpolated),
-        diagnoses=(
-            (_left_edge, "the left edge of the bin: values in it are spread up to its right edge"),
-            (_right_edge, "the right edge of the bin: go only the needed part of the way into it"),
-            (_not_a_percentage, "p is a percentage: divide it by 100"),
-            (_share_of_the_range, "p percent of the range; it is p percent of the values"),
-            (
-                _no_first_bin,
-                "the interpolation begins after the first bin: before it the running sum is 0, at "
-                "edges[0]",
-            ),
-            (
-                _sum_before_wraps,
-                "running[i - 1] of the first bin is the last sum of all: before the first bin the "
-                "running sum is 0",
-            ),
-            (_upside_down, "counted from the top: p percent of the values lie below the result"),
-        ),
-        hints=(
-            (
-                "Where do I begin?",
-                "How many values lie below the result? p / 100 of the total. Walk from the left "
-                "until the running sum reaches that number.",
-            ),
-            (
-                "I have the bin, but not the value",
-                "The bin holds n values and you still need m of them: go the share m / n of the "
-                "way from its left to its right edge.",
-            ),
-            (
-                "numpy has something for running sums",
-                "np.cumsum(counts) gives them, np.searchsorted finds the first large enough.",
-            ),
-        ),
+    hints=(
+        ("Where do I begin?",
+         "How many values lie below the result? p / 100 of the total. Walk from the left until "
+         "the running sum reaches that number."),
+        ("I have the bin, but not the value",
+         "The bin holds n values and you still need m of them: go the share m / n of the way "
+         "from its left to its right edge."),
+        ("numpy has something for running sums",
+         "np.cumsum(counts) gives them, np.searchsorted finds the first large enough."),
     ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [MINMAX_SCALE, HIST_PERCENTILE]

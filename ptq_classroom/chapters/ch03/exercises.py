@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,56 +71,8 @@ def _is_smoothed(got: float, p: Array, q: Array) -> bool:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     smoothed = np.where(p > 0, p * np.log(a / b * total), 0.0).sum()
                 if math.isclose(got, smoothed, rel_tol=1e-9):
-                    return not math.isclose(got, float(_terms(p, q).sum()), rel_tol=1e-9)
+                    return not math.isclose(got, kl(p, q), rel_tol=1e-9)
     return False
-
-
-def _terms(p: Array, q: Array, log: Any = np.log, normalise: bool = True) -> Array:
-    """The summands of the divergence, 0 where P is 0; infinite where only P has mass."""
-    if normalise:
-        p, q = p / p.sum(), q / q.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(p > 0, p * log(p / q), 0.0)
-
-
-def _kl_in_bits(p: Array, q: Array) -> float:
-    return float(_terms(p, q, np.log2).sum())
-
-
-def _kl_of_counts(p: Array, q: Array) -> float:
-    return float(_terms(p, q, normalise=False).sum())
-
-
-def _kl_swapped(p: Array, q: Array) -> float:
-    return float(_terms(q, p).sum())
-
-
-def _kl_unmasked(p: Array, q: Array) -> float:
-    p, q = p / p.sum(), q / q.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float((p * np.log(p / q)).sum())
-
-
-def _kl_both_masked(p: Array, q: Array) -> float:
-    terms = _terms(p, q)
-    return float(terms[np.isfinite(terms)].sum())
-
-
-def _kl_smoothed(p: Array, q: Array) -> float:
-    p, q = p / p.sum(), q / q.sum()
-    return float((p * np.log((p + 1e-10) / (q + 1e-10))).sum())
-
-
-def _kl_mean(p: Array, q: Array) -> float:
-    return float(_terms(p, q).mean())
-
-
-def _kl_absolute(p: Array, q: Array) -> float:
-    return float(np.abs(_terms(p, q)).sum())
-
-
-def _kl_negative(p: Array, q: Array) -> float:
-    return -float(_terms(p, q).sum())
 
 
 def _kl_loop(p: Array, q: Array) -> float:
@@ -139,6 +90,43 @@ def _kl_torch(p: Array, q: Array) -> Tensor:
     a, b = torch.as_tensor(p).double(), torch.as_tensor(q).double()
     cross = torch.special.xlogy(a, a) - torch.special.xlogy(a, b)
     return cross.sum() / a.sum() - a.sum().log() + b.sum().log()
+
+
+KL = Exercise(
+    id="03.1", title="The divergence of two histograms", minutes=6, difficulty=2,
+    signature="kl(p, q)", reference=kl, cases=_pairs, compare=_same_divergence,
+    returns="the divergence",
+    accepted=(_kl_loop, _kl_torch),
+    diagnoses=(
+        ("np.log( => np.log2(", "log2 gives bits; the natural logarithm gives nats"),
+        ("np.log( => np.log10(", "log10 is 2.3 times too small: nats take the natural logarithm"),
+        ("p, q = p / p.sum(), q / q.sum() => pass",
+         "the counts were not divided by their sums: p and q must each add to 1"),
+        ("p, q = p / p.sum(), q / q.sum() => q, p = p / p.sum(), q / q.sum()",
+         "this is KL(Q || P): the weights in front of the logarithm are those of P"),
+        ("filled = p > 0 => filled = slice(None)",
+         "if (q[filled] == 0).any(): => if False:",
+         "0 * log(0) is nan in floating point; an empty bin of P counts as 0"),
+        ("p > 0 => (p > 0) & (q > 0)",
+         "a bin with P > 0 and Q = 0 was skipped: no code could ever have produced it, so the "
+         "divergence is infinite"),
+        ("if (q[filled] == 0).any(): => if False:",
+         "p[filled] / q[filled] => (p[filled] + 1e-10) / (q[filled] + 1e-10)",
+         SMOOTHED),
+        (").sum()) => ).mean())", "the terms are added up, not averaged"),
+        ("(p[filled] * np.log => np.abs(p[filled] * np.log",
+         "some terms are negative, and must stay so: no abs()"),
+        ("return float( => return -float(", "the sign is reversed: log(p / q), not log(q / p)"),
+    ),
+    hints=(
+        ("I do not know where to begin",
+         "Divide p and q by their sums. Then add up p * log(p / q), bin by bin."),
+        ("The result is nan",
+         "0 * log(0) counts as 0: keep only the bins with p > 0 before taking logarithms."),
+        ("A warning about dividing by zero",
+         "It comes from a bin where q is 0. If p is above 0 there, return float('inf')."),
+    ),
+)  # fmt: skip
 
 
 # 03.2 ------------------------------------------------------------------------------------------
@@ -162,58 +150,6 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "random", {"hist": rng.integers(0, 9, 40), "i": 25}
 
 
-def _p_dropped(hist: Array, i: int) -> Array:
-    return hist[:i].astype(np.float64)
-
-
-def _p_in_front(hist: Array, i: int) -> Array:
-    p = hist[:i].astype(np.float64)
-    p[0] += hist[i:].sum()
-    return p
-
-
-def _p_forgets_one(hist: Array, i: int) -> Array:
-    p = hist[:i].astype(np.float64)
-    p[-1] += hist[i + 1 :].sum()
-    return p
-
-
-def _p_counts_one_twice(hist: Array, i: int) -> Array:
-    p = hist[:i].astype(np.float64)
-    p[-1] += hist[i - 1 :].sum()
-    return p
-
-
-def _p_one_too_many(hist: Array, i: int) -> Array:
-    p = hist[: i + 1].astype(np.float64)
-    p[-1] += hist[i + 1 :].sum()
-    return p
-
-
-def _p_replaced(hist: Array, i: int) -> Array:
-    p = hist[:i].astype(np.float64)
-    p[-1] = hist[i:].sum()
-    return p
-
-
-def _p_appended(hist: Array, i: int) -> Array:
-    return np.append(hist[:i], hist[i:].sum())
-
-
-def _p_padded(hist: Array, i: int) -> Array:
-    p = np.zeros(len(hist))
-    p[:i] = make_p(hist, i)
-    return p
-
-
-def _p_normalised(hist: Array, i: int) -> Array:
-    return make_p(hist, i) / hist.sum()
-
-
-def _p_spread(hist: Array, i: int) -> Array:
-    return hist[:i] + hist[i:].sum() / i
-
-
 def _p_list(hist: Array, i: int) -> list[int]:
     """The last kept bin and everything after it are one number."""
     return [*hist[: i - 1].tolist(), sum(hist[i - 1 :].tolist())]
@@ -226,6 +162,42 @@ def _p_bincount(hist: Array, i: int) -> Array:
 def _p_tensor(hist: Array, i: int) -> Tensor:
     head, tail = torch.as_tensor(hist).split([i, len(hist) - i])
     return torch.cat([head[:-1], head[-1:] + tail.sum()])
+
+
+MAKE_P = Exercise(
+    id="03.2", title="P: the clipped histogram", minutes=4, difficulty=1,
+    signature="make_p(hist, i)", reference=make_p, cases=_histograms, returns="P",
+    accepted=(_p_list, _p_bincount, _p_tensor),
+    diagnoses=(
+        ("p[-1] += hist[i:].sum() => pass",
+         "the outliers are missing: clipped values are not gone, they land in the last bin"),
+        ("p[-1] => p[0]",
+         "the outliers went to the first bin: clipping moves them to the last one"),
+        ("hist[i:] => hist[i + 1 :]",
+         "hist[i + 1:] leaves out bin i, which is the first one outside"),
+        ("hist[i:] => hist[i - 1 :]",
+         "hist[i - 1:] counts the last kept bin twice: the first bin outside is number i"),
+        ("hist[:i] => hist[: i + 1]",
+         "hist[i:] => hist[i + 1 :]",
+         "there is one bin too many: hist[:i] are the first i bins"),
+        ("p[-1] += => p[-1] =", "the last bin's own count was replaced: add the outliers to it"),
+        ("p[-1] += hist[i:].sum() => p = np.append(p, hist[i:].sum())",
+         "the outliers got a bin of their own: P has i bins, not i + 1"),
+        ("return p => return np.append(p, np.zeros(len(hist) - i))",
+         "P has only i bins: cut off the zeros behind them"),
+        ("return p => return p / p.sum()",
+         "return counts: dividing by the sum is left to kl(p, q)"),
+        ("p[-1] += hist[i:].sum() => p += hist[i:].sum() / i",
+         "the outliers were spread over all bins: clipping moves them to the last one"),
+    ),
+    hints=(
+        ("I do not know where to begin",
+         "hist[:i] are the bins inside. hist[i:].sum() is how many values lie beyond."),
+        ("It says that I changed the input",
+         "hist[:i] is a view: p[-1] += ... writes into hist. Make a copy, for instance with "
+         "hist[:i].astype(float)."),
+    ),
+)  # fmt: skip
 
 
 # 03.3 ------------------------------------------------------------------------------------------
@@ -260,83 +232,6 @@ def _groupings() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "random", {"hist": hist, "i": i, "levels": levels}
 
 
-def _groups(i: int, levels: int) -> list[slice]:
-    return [slice(g * i // levels, (g + 1) * i // levels) for g in range(levels)]
-
-
-def _q_over_all(hist: Array, i: int, levels: int) -> Array:
-    q = np.zeros(i)
-    for group in _groups(i, levels):
-        q[group] = hist[:i][group].mean()
-    return q
-
-
-def _q_from_p(hist: Array, i: int, levels: int) -> Array:
-    return make_q(make_p(hist, i), i, levels)
-
-
-def _q_not_divided(hist: Array, i: int, levels: int) -> Array:
-    filled, q = make_p(hist, i) > 0, np.zeros(i)
-    for group in _groups(i, levels):
-        q[group] = filled[group] * hist[:i][group].sum()
-    return q
-
-
-def _q_filled_without_outliers(hist: Array, i: int, levels: int) -> Array:
-    return make_q(hist[:i], i, levels)
-
-
-def _q_rest_in_last(hist: Array, i: int, levels: int) -> Array:
-    ends = [g * (i // levels) for g in range(levels)] + [i]
-    return _in_groups(hist, i, [slice(a, b) for a, b in pairwise(ends)])
-
-
-def _q_rest_dropped(hist: Array, i: int, levels: int) -> Array:
-    width = i // levels
-    return _in_groups(hist, i, [slice(g * width, (g + 1) * width) for g in range(levels)])
-
-
-def _q_rounded_edges(hist: Array, i: int, levels: int) -> Array:
-    edges = [round(g * i / levels) for g in range(levels + 1)]
-    return _in_groups(hist, i, [slice(a, b) for a, b in pairwise(edges)])
-
-
-def _q_longest_first(hist: Array, i: int, levels: int) -> Array:
-    parts = np.array_split(np.arange(i), levels)
-    return _in_groups(hist, i, [slice(part[0], part[-1] + 1) for part in parts])
-
-
-def _q_merged_only(hist: Array, i: int, levels: int) -> Array:
-    return np.array([hist[:i][group].sum() for group in _groups(i, levels)], np.float64)
-
-
-def _q_mean_of_filled_everywhere(hist: Array, i: int, levels: int) -> Array:
-    filled, q = make_p(hist, i) > 0, np.zeros(i)
-    for group in _groups(i, levels):
-        q[group] = hist[:i][group].sum() / max(filled[group].sum(), 1)
-    return q
-
-
-def _q_normalised(hist: Array, i: int, levels: int) -> Array:
-    q = make_q(hist, i, levels)
-    return q / q.sum()
-
-
-def _q_nan(hist: Array, i: int, levels: int) -> Array:
-    filled, q = make_p(hist, i) > 0, np.zeros(i)
-    for group in _groups(i, levels):
-        with np.errstate(invalid="ignore"):
-            q[group] = filled[group] * (np.float64(hist[:i][group].sum()) / filled[group].sum())
-    return q
-
-
-def _in_groups(hist: Array, i: int, groups: list[slice]) -> Array:
-    filled, q = make_p(hist, i) > 0, np.zeros(i)
-    for group in groups:
-        q[group] = filled[group] * hist[:i][group].sum() / max(filled[group].sum(), 1)
-    return q
-
-
 def _q_prefix_sums(hist: Array, i: int, levels: int) -> Array:
     """Every group at once: differences of cumulative sums, repeated over the group's bins."""
     edges = np.arange(levels + 1) * i // levels
@@ -356,172 +251,65 @@ def _q_plain_python(hist: Array, i: int, levels: int) -> list[float]:
     return q
 
 
-EXERCISES = [
-    Exercise(
-        id="03.1",
-        title="The divergence of two histograms",
-        minutes=6,
-        difficulty=2,
-        signature="kl(p, q)",
-        reference=kl,
-        cases=_pairs,
-        compare=_same_divergence,
-        returns="the divergence",
-        accepted=(_kl_loop, _kl_torch),
-        diagnoses=(
-            (_kl_in_bits, "log2 gives bits; the natural logarithm gives nats"),
-            (
-                _kl_of_counts,
-                "the counts were not divided by their sums: p and q must each add to 1",
-            ),
-            (
-                _kl_swapped,
-                "this is KL(Q || P): the weights in front of the logarithm are those of P",
-            ),
-            (_kl_unmasked, "0 * log(0) is nan in floating point; an empty bin of P counts as 0"),
-            (
-                _kl_both_masked,
-                "a bin with P > 0 and Q = 0 was skipped: no code could ever have produced it, so "
-                "the divergence is infinite",
-            ),
-            (_kl_smoothed, SMOOTHED),
-            (_kl_mean, "the terms are added up, not averaged"),
-            (_kl_absolute, "some terms are negative, and must stay so: no abs()"),
-            (_kl_negative, "the sign is reversed: log(p / q), not log(q / p)"),
-        ),
-        hints=(
-            (
-                "I do not know where to begin",
-                "Divide p and q by their sums. Then add up p * log(p / q), bin by bin.",
-            ),
-            (
-                "The result is nan",
-                "0 * log(0) counts as 0: keep only the bins with p > 0 before taking logarithms.",
-            ),
-            (
-                "A warning about dividing by zero",
-                "It comes from a bin where q is 0. If p is above 0 there, return float('inf').",
-            ),
-        ),
+MAKE_Q = Exercise(
+    id="03.3", title="Q: what the levels can still tell apart", minutes=9, difficulty=3,
+    signature="make_q(hist, i, levels)", reference=make_q, cases=_groupings, returns="Q",
+    rtol=1e-6,
+    accepted=(_q_prefix_sums, _q_plain_python),
+    diagnoses=(
+        ("make_p(hist, i) > 0 => np.ones(i)",
+         "the mass was spread over all bins of the group: leave those empty that are empty in P"),
+        ("hist[:i][group].sum() => make_p(hist, i)[group].sum()",
+         "Q was made from P, outliers included: group the first i bins of hist itself"),
+        ("/ filled[group].sum() =>",
+         "each bin got the mass of its whole group: divide by the filled bins"),
+        ("make_p(hist, i) > 0 => hist[:i] > 0",
+         "the last bin holds nothing of its own but receives outliers, so it is filled in P and "
+         "takes part in its group"),
+        ("slice(g * i // levels, (g + 1) * i // levels) => slice(g * (i // levels), i if g == "
+         "levels - 1 else (g + 1) * (i // levels))",
+         "all the bins that remain went to the last group: group g ends at (g + 1) * i // "
+         "levels, so widths differ by one at most"),
+        ("slice(g * i // levels, (g + 1) * i // levels) => slice(g * (i // levels), (g + 1) * (i "
+         "// levels))",
+         "groups of i // levels bins leave the last bins without a group: group g ends at (g + "
+         "1) * i // levels"),
+        ("slice(g * i // levels, (g + 1) * i // levels) => np.array_split(np.arange(i), "
+         "levels)[g]",
+         "np.array_split puts the wider groups first: group g runs from g * i // levels to (g + "
+         "1) * i // levels"),
+        ("slice(g * i // levels, (g + 1) * i // levels) => slice(round(g * i / levels), round((g "
+         "+ 1) * i / levels))",
+         "the edges of the groups were rounded: // rounds down, group g begins at g * i // levels"),
+        ("np.zeros(i) => np.zeros(levels)",
+         "q[group] = filled[group] * hist[:i][group].sum() / filled[group].sum() => q[g] = "
+         "hist[:i][group].sum()",
+         "one number a group is not enough: spread it over the bins again"),
+        ("q[group] = filled[group] * => q[group] =",
+         "bins that are empty in P received mass as well: they stay 0"),
+        ("np.zeros(i) => np.zeros_like(hist[:i])",
+         "zeros_like(hist) is made of integers, which cut off the fractions: np.zeros(i)"),
+        ("q = np.zeros(i) => q, levels = np.zeros(i), levels - 1",
+         "the bins were put into levels - 1 groups: every level is a group"),
+        ("range(levels) => range(levels - 1)", "the last group was left out: range(levels)"),
+        ("return q => return q / q.sum()",
+         "return counts: dividing by the sum is left to kl(p, q)"),
+        ("if filled[group].any(): => if True:",
+         "a group without filled bins divides 0 by 0: leave it at 0"),
     ),
-    Exercise(
-        id="03.2",
-        title="P: the clipped histogram",
-        minutes=4,
-        difficulty=1,
-        signature="make_p(hist, i)",
-        reference=make_p,
-        cases=_histograms,
-        returns="P",
-        accepted=(_p_list, _p_bincount, _p_tensor),
-        diagnoses=(
-            (
-                _p_dropped,
-                "the outliers are missing: clipped values are not gone, they land in the last bin",
-            ),
-            (
-                _p_in_front,
-                "the outliers went to the first bin: clipping moves them to the last one",
-            ),
-            (_p_forgets_one, "hist[i + 1:] leaves out bin i, which is the first one outside"),
-            (
-                _p_counts_one_twice,
-                "hist[i - 1:] counts the last kept bin twice: the first bin outside is number i",
-            ),
-            (_p_one_too_many, "there is one bin too many: hist[:i] are the first i bins"),
-            (_p_replaced, "the last bin's own count was replaced: add the outliers to it"),
-            (_p_appended, "the outliers got a bin of their own: P has i bins, not i + 1"),
-            (_p_padded, "P has only i bins: cut off the zeros behind them"),
-            (_p_normalised, "return counts: dividing by the sum is left to kl(p, q)"),
-            (
-                _p_spread,
-                "the outliers were spread over all bins: clipping moves them to the last one",
-            ),
-        ),
-        hints=(
-            (
-                "I do not know where to begin",
-                "hist[:i] are the bins inside. hist[i:].sum() is how many values lie beyond.",
-            ),
-            (
-                "It says that I changed the input",
-                "hist[:i] is a view: p[-1] += ... writes into hist. Make a copy, for instance with "
-                "hist[:i].astype(float).",
-            ),
-        ),
+    hints=(
+        ("I do not know where to begin",
+         "Loop over the groups. Group g holds the bins g * i // levels up to, not including, (g "
+         "+ 1) * i // levels. Add up its counts, divide by the number of its filled bins, write "
+         "the result into those bins."),
+        ("Which bins are filled?",
+         "Those with make_p(hist, i) > 0. This differs from hist[:i] > 0 in one bin only: the "
+         "last, when it is empty itself and outliers land in it."),
+        ("My totals do not match",
+         "Q holds what lies inside, P holds everything. kl divides both by their sums, so the "
+         "difference in total is wanted."),
     ),
-    Exercise(
-        id="03.3",
-        title="Q: what the levels can still tell apart",
-        minutes=9,
-        difficulty=3,
-        signature="make_q(hist, i, levels)",
-        reference=make_q,
-        cases=_groupings,
-        returns="Q",
-        rtol=1e-6,
-        accepted=(_q_prefix_sums, _q_plain_python),
-        diagnoses=(
-            (
-                _q_over_all,
-                "the mass was spread over all bins of the group: leave those empty that are empty "
-                "in P",
-            ),
-            (
-                _q_from_p,
-                "Q was made from P, outliers included: group the first i bins of hist itself",
-            ),
-            (_q_not_divided, "each bin got the mass of its whole group: divide by the filled bins"),
-            (
-                _q_filled_without_outliers,
-                "the last bin holds nothing of its own but receives outliers, so it is filled in P "
-                "and takes part in its group",
-            ),
-            (
-                _q_rest_in_last,
-                "all the bins that remain went to the last group: group g ends at "
-                "(g + 1) * i // levels, so widths differ by one at most",
-            ),
-            (
-                _q_rest_dropped,
-                "groups of i // levels bins leave the last bins without a group: group g ends at "
-                "(g + 1) * i // levels",
-            ),
-            (
-                _q_longest_first,
-                "np.array_split puts the wider groups first: group g runs from g * i // levels to "
-                "(g + 1) * i // levels",
-            ),
-            (
-                _q_rounded_edges,
-                "the edges of the groups were rounded: // rounds down, group g begins at "
-                "g * i // levels",
-            ),
-            (_q_merged_only, "one number a group is not enough: spread it over the bins again"),
-            (
-                _q_mean_of_filled_everywhere,
-                "bins that are empty in P received mass as well: they stay 0",
-            ),
-            (_q_normalised, "return counts: dividing by the sum is left to kl(p, q)"),
-            (_q_nan, "a group without filled bins divides 0 by 0: leave it at 0"),
-        ),
-        hints=(
-            (
-                "I do not know where to begin",
-                "Loop over the groups. Group g holds the bins g * i // levels up to, not "
-                "including, (g + 1) * i // levels. Add up its counts, divide by the number of its "
-                "filled bins, write the result into those bins.",
-            ),
-            (
-                "Which bins are filled?",
-                "Those with make_p(hist, i) > 0. This differs from hist[:i] > 0 in one bin only: "
-                "the last, when it is empty itself and outliers land in it.",
-            ),
-            (
-                "My totals do not match",
-                "Q holds what lies inside, P holds everything. kl divides both by their sums, so "
-                "the difference in total is wanted.",
-            ),
-        ),
-    ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [KL, MAKE_P, MAKE_Q]

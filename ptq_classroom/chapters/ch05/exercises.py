@@ -46,7 +46,7 @@ def _row_shape(got: Any, expected: Tensor, w: Tensor, axis: int) -> None:
     except Failure as failure:
         if failure.index and not w.select(axis, failure.index[0]).any():
             found = torch.as_tensor(as_array(failure.got)).float()
-            others = w.abs().amax(dim=_others(w, axis)) > 0
+            others = ~_zeros(w, axis)
             if (
                 torch.allclose(found[others], expected[others], 1e-5)
                 and 0 < found[~others].max() < 1
@@ -55,53 +55,8 @@ def _row_shape(got: Any, expected: Tensor, w: Tensor, axis: int) -> None:
         raise
 
 
-def _others(w: Tensor, axis: int) -> list[int]:
-    return [d for d in range(w.dim()) if d != axis]
-
-
-def _largest_only(w: Tensor, axis: int) -> Tensor:
-    largest = w.amax(dim=_others(w, axis))
-    return torch.where(largest != 0, largest / 127, 1.0)
-
-
-def _one_for_all(w: Tensor, axis: int) -> Tensor:
-    return (w.abs().max() / 127).expand(w.shape[axis]).clone()
-
-
-def _across(w: Tensor, axis: int) -> Tensor:
-    largest = w.abs().amax(dim=axis)
-    return torch.where(largest > 0, largest / 127, 1.0)
-
-
-def _always_axis_0(w: Tensor, axis: int) -> Tensor:
-    return channel_scales(w, 0)
-
-
-def _all_codes(w: Tensor, axis: int) -> Tensor:
-    largest = w.abs().amax(dim=_others(w, axis))
-    return torch.where(largest > 0, largest / 128, 1.0)
-
-
-def _zero_scale(w: Tensor, axis: int) -> Tensor:
-    return w.abs().amax(dim=_others(w, axis)) / 127
-
-
-def _tiny_scale(w: Tensor, axis: int) -> Tensor:
-    return w.abs().amax(dim=_others(w, axis)).clamp(min=1e-8) / 127
-
-
-def _all_steps(w: Tensor, axis: int) -> Tensor:
-    return channel_scales(w, axis) * torch.where(_zeros(w, axis), 1.0, 127 / 255)
-
-
 def _zeros(w: Tensor, axis: int) -> Tensor:
-    return w.abs().amax(dim=_others(w, axis)) == 0
-
-
-def _affine(w: Tensor, axis: int) -> Tensor:
-    others = _others(w, axis)
-    width = w.amax(dim=others).clamp(min=0) - w.amin(dim=others).clamp(max=0)
-    return torch.where(width > 0, width / 255, 1.0)
+    return (w.transpose(0, axis).flatten(1) == 0).all(1)
 
 
 def _by_channel(w: Tensor, axis: int) -> Tensor:
@@ -115,6 +70,44 @@ def _by_channel(w: Tensor, axis: int) -> Tensor:
 def _by_rows(w: Tensor, axis: int) -> list[float]:
     rows = w.transpose(0, axis).reshape(w.shape[axis], -1).double()
     return [float(row.norm(p=float("inf"))) / 127 or 1.0 for row in rows]
+
+
+CHANNEL_SCALES = Exercise(
+    id="05.1", title="A scale for each channel", minutes=7, difficulty=2,
+    signature="channel_scales(w, axis)", reference=channel_scales, cases=_weights,
+    compare=_row_shape, returns="the scales",
+    accepted=(_by_channel, _by_rows),
+    diagnoses=(
+        ("w.abs().amax => w.amax",
+         "largest > 0 => largest != 0",
+         "the maximum, not the largest magnitude: negative weights count too"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => (largest.max() / "
+         "127).expand(len(largest))",
+         "one scale for the whole tensor: every channel has its own largest |w|"),
+        ("dim=others => dim=axis",
+         "reduced over `axis` itself: keep that dimension, and reduce over all the others"),
+        ("w.abs().amax(dim=others) => w.abs().reshape(w.shape[axis], -1).amax(1)",
+         "reshape goes through memory from axis 0 on: move the axis to the front first"),
+        ("d != axis => d != 0",
+         "axis 0 whatever was asked for: a transposed convolution has axis 1"),
+        ("/ 127 => / 128", "divided by 128: the narrow grid of weights ends at 127"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest / 127",
+         "a channel of zeros got the scale 0: nothing can be divided by it"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp(min=1e-8) / 127", TINY),
+        ("/ 127 => / 255", "divided by 255: the narrow grid has 127 steps on each side of zero"),
+        ("w.abs().amax(dim=others) => w.amax(dim=others).clamp(min=0) - "
+         "w.amin(dim=others).clamp(max=0)",
+         "/ 127 => / 255",
+         "this is the affine scale; the symmetric one has its range around 0"),
+    ),
+    hints=(
+        ("Which dimensions do I reduce over?",
+         "All but `axis`. amax takes a list of dimensions: w.abs().amax(dim=[1, 2, 3])."),
+        ("I want to loop over the channels",
+         "w.unbind(axis) gives them one by one, whatever the axis."),
+        ("A channel of zeros", "Any positive scale decodes it exactly; take 1."),
+    ),
+)  # fmt: skip
 
 
 # 05.2 ------------------------------------------------------------------------------------------
@@ -138,6 +131,8 @@ def _matrices() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "groups of 4", {"w": w, "group": 4}
     yield "one group for the whole row", {"w": w, "group": 12}
     yield "a square matrix", {"w": w[:, :4] * torch.tensor([1.0, 9.0, 0.1, 3.0]), "group": 2}
+    halves = torch.tensor([[7.0, 0.5, 1.5, 2.5], [-7.0, -0.5, -1.5, -2.5]])
+    yield "codes halfway between two integers", {"w": halves, "group": 4}
     dead = w.clone()
     dead[1, 4:8] = 0
     yield "a group of zeros", {"w": dead, "group": 4}
@@ -148,62 +143,6 @@ def _codes_and_scales(got: Any, expected: tuple[Tensor, Tensor], **_: Any) -> No
 
 
 Grouped = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-
-
-def _grouped(
-    largest: Callable[[Tensor], Tensor], qmax: float = 7, qmin: int = -7, last: int = 7
-) -> Grouped:
-    """The right function with another largest value, or another end of the grid."""
-
-    def quantize(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-        groups = w.reshape(len(w), -1, group)
-        top = largest(groups)
-        scales = torch.where(top != 0, top / qmax, 1.0)
-        return torch.round(groups / scales[:, :, None]).clamp(qmin, last).reshape(w.shape), scales
-
-    return quantize
-
-
-_eight_bits = _grouped(lambda x: x.abs().amax(dim=2), qmax=127)
-_lowest_code = _grouped(lambda x: x.abs().amax(dim=2), qmax=8, qmin=-8)
-_eight_levels = _grouped(lambda x: x.abs().amax(dim=2), qmax=8, qmin=-8, last=8)
-_half_steps = _grouped(lambda x: x.abs().amax(dim=2), qmax=7.5)
-_maximum_only = _grouped(lambda x: x.amax(dim=2))
-
-
-def _row_scales(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    codes, scales = group_quantize(w, w.shape[1])
-    return codes, scales.expand(-1, w.shape[1] // group).clone()
-
-
-def _no_zero_guard(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    groups = w.reshape(len(w), -1, group)
-    scales = groups.abs().amax(dim=2) / 7
-    return torch.round(groups / scales[:, :, None]).clamp(-7, 7).reshape(w.shape), scales
-
-
-def _interleaved(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    groups = w.reshape(len(w), group, -1)
-    largest = groups.abs().amax(dim=1)
-    scales = torch.where(largest > 0, largest / 7, 1.0)
-    return torch.round(groups / scales[:, None]).clamp(-7, 7).reshape(w.shape), scales
-
-
-def _truncated(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    groups = w.reshape(len(w), -1, group)
-    scales = group_quantize(w, group)[1]
-    return (groups / scales[:, :, None]).int().reshape(w.shape), scales
-
-
-def _floored(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    groups = w.reshape(len(w), -1, group)
-    scales = group_quantize(w, group)[1]
-    return (groups / scales[:, :, None]).floor().clamp(-7, 7).reshape(w.shape), scales
-
-
-def _decoded(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    codes, scales = group_quantize(w, group)
-    return codes * scales.repeat_interleave(group, dim=1), scales
 
 
 def _group_loop(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -224,6 +163,58 @@ def _group_repeat(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return (w / scales.repeat_interleave(group, dim=1)).round().int(), scales
 
 
+GROUP_QUANTIZE = Exercise(
+    id="05.2", title="A scale for each group", minutes=9, difficulty=3,
+    signature="group_quantize(w, group)", reference=group_quantize, cases=_matrices,
+    compare=_codes_and_scales, returns=("codes", "scales"),
+    accepted=(_group_loop, _group_repeat),
+    diagnoses=(
+        ("groups.abs().amax(dim=2) => groups.abs().amax(dim=(1, 2))[:, None].expand(-1, "
+         "groups.shape[1])",
+         "one scale for the whole row: each group has its own largest |w|"),
+        ("w.reshape(len(w), -1, group) => w.reshape(len(w), group, -1)",
+         "dim=2 => dim=1",
+         "scales[:, :, None] => scales[:, None]",
+         "these groups take every n-th weight; a group is a run of neighbours: reshape to [out, "
+         "in / group, group]"),
+        ("largest / 7 => largest / 127",
+         ".clamp(-7, 7) => .clamp(-127, 127)",
+         "127 is the largest code of 8 bits; with 4 bits it is 7"),
+        ("largest / 7 => largest / 8",
+         ".clamp(-7, 7) => .clamp(-8, 7)",
+         "divided by 8: the narrow 4-bit grid is [-7, 7]"),
+        ("largest / 7 => largest / 8",
+         ".clamp(-7, 7) => .clamp(-8, 8)",
+         "8 is no code of the narrow 4-bit grid: divide by 7 and clamp to [-7, 7]"),
+        ("largest / 7 => largest / 7.5",
+         "divided by 7.5, half of all steps: the largest code is 7"),
+        ("groups.abs().amax => groups.amax",
+         "largest > 0 => largest != 0",
+         "the maximum, not the largest magnitude of the group"),
+        ("torch.round(groups / scales[:, :, None]) => (groups / scales[:, :, None]).int()",
+         "cut off instead of rounded: .int() goes towards zero, round first"),
+        ("torch.round => torch.floor", "floor instead of round: every code went down"),
+        ("torch.round(groups / scales[:, :, None]) => torch.floor(0.5 + groups / scales[:, :, "
+         "None])",
+         "halfway codes went up: torch.round takes the even neighbour"),
+        ("w.reshape(len(w), -1, group) => w.T.reshape(w.shape[1], -1, group)",
+         "return codes.reshape(w.shape), scales => return codes.reshape(w.T.shape).T, scales.T",
+         "the groups run along the outputs: a group is a run of neighbours in one row"),
+        ("codes.reshape => (codes * scales[:, :, None]).reshape",
+         "these are the decoded weights; asked for are the integer codes"),
+        ("torch.where(largest > 0, largest / 7, 1.0) => largest / 7",
+         "a group of zeros was divided by its scale 0"),
+    ),
+    hints=(
+        ("How do I get at the groups?",
+         "w.reshape(out, in // group, group) puts each run of neighbours into a row of its own. "
+         "Reduce over the last dimension."),
+        ("The shapes do not broadcast",
+         "scales are [out, in / group]; give them a last dimension of 1 before dividing."),
+    ),
+)  # fmt: skip
+
+
 # 05.3 ------------------------------------------------------------------------------------------
 
 
@@ -238,34 +229,6 @@ def _sizes() -> Iterator[tuple[str, dict[str, Any]]]:
         yield label, {"bits": bits, "group": group, "scale_bits": scale_bits}
 
 
-def _scale_for_each(bits: int, group: int, scale_bits: int) -> float:
-    return bits + scale_bits
-
-
-def _of_the_group(bits: int, group: int, scale_bits: int) -> float:
-    return bits * group + scale_bits
-
-
-def _codes_only(bits: int, group: int, scale_bits: int) -> float:
-    return bits
-
-
-def _whole_bits(bits: int, group: int, scale_bits: int) -> float:
-    return bits + scale_bits // group
-
-
-def _both_shared(bits: int, group: int, scale_bits: int) -> float:
-    return (bits + scale_bits) / group
-
-
-def _more_in_long_groups(bits: int, group: int, scale_bits: int) -> float:
-    return bits + scale_bits * group
-
-
-def _upside_down(bits: int, group: int, scale_bits: int) -> float:
-    return bits + group / scale_bits
-
-
 def _bits_of_a_group(bits: int, group: int, scale_bits: int) -> float:
     return (group * bits + scale_bits) / group
 
@@ -275,115 +238,30 @@ def _bits_of_many(bits: int, group: int, scale_bits: int) -> Tensor:
     return (storage.sum() + 1000 * scale_bits) / storage.numel()
 
 
-EXERCISES = [
-    Exercise(
-        id="05.1",
-        title="A scale for each channel",
-        minutes=7,
-        difficulty=2,
-        signature="channel_scales(w, axis)",
-        reference=channel_scales,
-        cases=_weights,
-        compare=_row_shape,
-        returns="the scales",
-        accepted=(_by_channel, _by_rows),
-        diagnoses=(
-            (_largest_only, "the maximum, not the largest magnitude: negative weights count too"),
-            (_one_for_all, "one scale for the whole tensor: every channel has its own largest |w|"),
-            (
-                _across,
-                "reduced over `axis` itself: keep that dimension, and reduce over all the others",
-            ),
-            (_always_axis_0, "axis 0 whatever was asked for: a transposed convolution has axis 1"),
-            (_all_codes, "divided by 128: the narrow grid of weights ends at 127"),
-            (_zero_scale, "a channel of zeros got the scale 0: nothing can be divided by it"),
-            (_tiny_scale, TINY),
-            (_all_steps, "divided by 255: the narrow grid has 127 steps on each side of zero"),
-            (_affine, "this is the affine scale; the symmetric one has its range around 0"),
-        ),
-        hints=(
-            (
-                "Which dimensions do I reduce over?",
-                "All but `axis`. amax takes a list of dimensions: w.abs().amax(dim=[1, 2, 3]).",
-            ),
-            (
-                "I want to loop over the channels",
-                "w.unbind(axis) gives them one by one, whatever the axis.",
-            ),
-            ("A channel of zeros", "Any positive scale decodes it exactly; take 1."),
-        ),
+BITS_PER_WEIGHT = Exercise(
+    id="05.3", title="What a scale costs", minutes=3, difficulty=1,
+    signature="bits_per_weight(bits, group, scale_bits)", reference=bits_per_weight, cases=_sizes,
+    returns="the bits per weight",
+    accepted=(_bits_of_a_group, _bits_of_many),
+    diagnoses=(
+        ("/ group =>", "a scale for every weight: the weights of a group share one"),
+        ("bits + scale_bits / group => bits * group + scale_bits",
+         "these are the bits of the whole group: divide by its length"),
+        ("+ scale_bits / group =>", "the scales are not free: each group stores one"),
+        ("/ group => // group", "// drops the fraction: a share of a scale may be half a bit"),
+        ("/ group => * group",
+         "multiplied by the length: a longer group shares its scale among more"),
+        ("scale_bits / group => group / scale_bits",
+         "upside down: the scale's bits are divided by the length of the group"),
+        ("bits + scale_bits / group => (bits + scale_bits) / group",
+         "only the scale is shared; each weight has a code of its own"),
     ),
-    Exercise(
-        id="05.2",
-        title="A scale for each group",
-        minutes=9,
-        difficulty=3,
-        signature="group_quantize(w, group)",
-        reference=group_quantize,
-        cases=_matrices,
-        compare=_codes_and_scales,
-        returns=("codes", "scales"),
-        accepted=(_group_loop, _group_repeat),
-        diagnoses=(
-            (_row_scales, "one scale for the whole row: each group has its own largest |w|"),
-            (
-                _interleaved,
-                "these groups take every n-th weight; a group is a run of neighbours: reshape to "
-                "[out, in / group, group]",
-            ),
-            (_eight_bits, "127 is the largest code of 8 bits; with 4 bits it is 7"),
-            (_lowest_code, "divided by 8: the narrow 4-bit grid is [-7, 7]"),
-            (
-                _eight_levels,
-                "8 is no code of the narrow 4-bit grid: divide by 7 and clamp to [-7, 7]",
-            ),
-            (_half_steps, "divided by 7.5, half of all steps: the largest code is 7"),
-            (_maximum_only, "the maximum, not the largest magnitude of the group"),
-            (_truncated, "cut off instead of rounded: .int() goes towards zero, round first"),
-            (_floored, "floor instead of round: every code went down"),
-            (_decoded, "these are the decoded weights; asked for are the integer codes"),
-            (_no_zero_guard, "a group of zeros was divided by its scale 0"),
-        ),
-        hints=(
-            (
-                "How do I get at the groups?",
-                "w.reshape(out, in // group, group) puts each run of neighbours into a row of its "
-                "own. Reduce over the last dimension.",
-            ),
-            (
-                "The shapes do not broadcast",
-                "scales are [out, in / group]; give them a last dimension of 1 before dividing.",
-            ),
-        ),
+    hints=(
+        ("Where do I begin?",
+         "How many bits does one whole group take? Divide them among its weights."),
+        ("Is it a whole number?", "No. 4 bits in groups of 32 with 16-bit scales take 4.5."),
     ),
-    Exercise(
-        id="05.3",
-        title="What a scale costs",
-        minutes=3,
-        difficulty=1,
-        signature="bits_per_weight(bits, group, scale_bits)",
-        reference=bits_per_weight,
-        cases=_sizes,
-        returns="the bits per weight",
-        accepted=(_bits_of_a_group, _bits_of_many),
-        diagnoses=(
-            (_scale_for_each, "a scale for every weight: the weights of a group share one"),
-            (_of_the_group, "these are the bits of the whole group: divide by its length"),
-            (_codes_only, "the scales are not free: each group stores one"),
-            (_whole_bits, "// drops the fraction: a share of a scale may be half a bit"),
-            (
-                _more_in_long_groups,
-                "multiplied by the length: a longer group shares its scale among more",
-            ),
-            (_upside_down, "upside down: the scale's bits are divided by the length of the group"),
-            (_both_shared, "only the scale is shared; each weight has a code of its own"),
-        ),
-        hints=(
-            (
-                "Where do I begin?",
-                "How many bits does one whole group take? Divide them among its weights.",
-            ),
-            ("Is it a whole number?", "No. 4 bits in groups of 32 with 16-bit scales take 4.5."),
-        ),
-    ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [CHANNEL_SCALES, GROUP_QUANTIZE, BITS_PER_WEIGHT]

@@ -12,9 +12,7 @@ from torch.nn.modules import module as global_hooks
 
 from ptq_classroom.kit.examine import Probe
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import expect, expect_close
-
-NOTHING = "the function returned nothing: is a `return` missing?"
+from ptq_classroom.kit.expect import NOTHING, expect, expect_close
 
 # 06.1 ------------------------------------------------------------------------------------------
 
@@ -48,11 +46,12 @@ class _Small(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(601)
             self.stem = nn.Conv2d(2, 2, 1)
+            self.norm = nn.BatchNorm2d(2)  # another one in training mode
             self.features = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2))
             self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(self.stem(x)).mean((2, 3)))
+        return self.head(self.features(self.norm(self.stem(x))).mean((2, 3)))
 
 
 def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float, float]]:
@@ -60,7 +59,7 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
     inputs: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for x in batches:
-            values = [model.stem(x)]
+            values = [model.norm(model.stem(x))]
             for layer in model.features:
                 values.append(layer(values[-1]))
             inputs.setdefault("stem", []).append(x)
@@ -73,6 +72,7 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
     }
 
 
+TRAINING = "train() was called: batch norm then takes the statistics of each batch, not its own"
 HOOKS = "a hook stays on the model: keep the handles and remove() them"
 PRE_HOOKS = "a pre-hook stays on the model: it needs its handle and remove() like any other"
 GLOBAL_HOOKS = "a hook stays on all modules of PyTorch: remove() its handle"
@@ -110,6 +110,7 @@ def _check_collect(fn: Probe) -> None:
             )  # fmt: skip
             expect_close(pair[0], low, f"the low end of {name!r} ({label})", rtol=1e-5)
             expect_close(pair[1], high, f"the high end of {name!r} ({label})", rtol=1e-5)
+        expect(not model.training, "the model is in training mode afterwards", cause=TRAINING)
         where = ", ".join(name for names in left.values() for name in names)
         expect(
             not left, "a hook is left behind: it would run for ever after",
@@ -131,95 +132,6 @@ def _hooks_on(model: nn.Module, before: set[int]) -> dict[str, list[str]]:
     return {cause: names for cause, names in left.items() if names}
 
 
-def _with_hooks(
-    model: nn.Module, batches: list[Tensor], pick: Callable, kinds: tuple, remove: bool = True,
-    merge: Callable | None = None, modules: str = "named_modules",
-) -> dict[str, tuple[float, float]]:  # fmt: skip
-    ranges: dict[str, tuple[float, float]] = {}
-    handles = []
-    for name, module in getattr(model, modules)():
-        if isinstance(module, kinds):
-
-            def watch(module: Any, inputs: Any, output: Any, name: str = name) -> None:
-                x = pick(inputs, output)
-                new = (x.min().item(), x.max().item())
-                old = ranges.get(name)
-                if old is not None:
-                    new = merge(old, new) if merge else (min(old[0], new[0]), max(old[1], new[1]))
-                ranges[name] = new
-
-            handles.append(module.register_forward_hook(watch))
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
-    for handle in handles if remove else ():
-        handle.remove()
-    return ranges
-
-
-_LAYERS = (nn.Linear, nn.Conv2d)
-
-
-def _outputs(model: nn.Module, batches: list[Tensor]) -> dict:
-    return _with_hooks(model, batches, lambda i, o: o, _LAYERS)
-
-
-def _hooks_left(model: nn.Module, batches: list[Tensor]) -> dict:
-    return _with_hooks(model, batches, lambda i, o: i[0], _LAYERS, remove=False)
-
-
-def _pre_hooks_left(model: nn.Module, batches: list[Tensor]) -> dict:
-    ranges: dict[str, tuple[float, float]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, _LAYERS):
-
-            def watch(module: Any, inputs: Any, name: str = name) -> None:
-                x = inputs[0]
-                low, high = ranges.get(name, (float("inf"), float("-inf")))
-                ranges[name] = min(low, x.min().item()), max(high, x.max().item())
-
-            module.register_forward_pre_hook(watch)
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
-    return ranges
-
-
-def _from_zero(model: nn.Module, batches: list[Tensor]) -> dict:
-    return {n: (min(0.0, a), max(0.0, b)) for n, (a, b) in collect(model, batches).items()}
-
-
-def _first_batch_only(model: nn.Module, batches: list[Tensor]) -> dict:
-    return collect(model, batches[:1])
-
-
-def _weight_ranges(model: nn.Module, batches: list[Tensor]) -> dict:
-    layers = ((n, m.weight) for n, m in model.named_modules() if isinstance(m, _LAYERS))
-    return {name: (w.min().item(), w.max().item()) for name, w in layers}
-
-
-def _children_only(model: nn.Module, batches: list[Tensor]) -> dict:
-    return _with_hooks(model, batches, lambda i, o: i[0], _LAYERS, modules="named_children")
-
-
-def _last_batch_only(model: nn.Module, batches: list[Tensor]) -> dict:
-    return _with_hooks(model, batches, lambda i, o: i[0], _LAYERS, merge=lambda old, new: new)
-
-
-def _linear_only(model: nn.Module, batches: list[Tensor]) -> dict:
-    return _with_hooks(model, batches, lambda i, o: i[0], (nn.Linear,))
-
-
-def _every_module(model: nn.Module, batches: list[Tensor]) -> dict:
-    return _with_hooks(model, batches, lambda i, o: i[0], (nn.Module,))
-
-
-def _late_binding(model: nn.Module, batches: list[Tensor]) -> dict:
-    ranges = _with_hooks(model, batches, lambda i, o: i[0], _LAYERS).values()
-    last = [name for name, _ in model.named_modules()][-1]
-    return {last: (min(low for low, _ in ranges), max(high for _, high in ranges))}
-
-
 def _collect_pre_hook(model: nn.Module, batches: list[Tensor]) -> dict:
     seen: dict[str, list[Tensor]] = {}
 
@@ -229,7 +141,7 @@ def _collect_pre_hook(model: nn.Module, batches: list[Tensor]) -> dict:
     handles = [
         module.register_forward_pre_hook(keep(name))
         for name, module in model.named_modules()
-        if type(module) in _LAYERS
+        if type(module) in (nn.Linear, nn.Conv2d)
     ]
     try:
         for batch in batches:
@@ -245,17 +157,60 @@ def _collect_tensors(model: nn.Module, batches: list[Tensor]) -> dict:
     return {n: torch.tensor(r).unbind() for n, r in collect(model, batches).items()}
 
 
+COLLECT = Exercise(
+    id="06.1", title="Watch every layer's input", minutes=9, difficulty=3,
+    signature="collect(model, batches)", reference=collect, check=_check_collect,
+    accepted=(_collect_pre_hook, _collect_tensors),
+    diagnoses=(
+        ("inputs[0] => output", "the ranges are those of the layers' outputs, not of their inputs"),
+        ("handle.remove() => pass", HOOKS),
+        ("register_forward_hook => register_forward_pre_hook",
+         "output: Any, =>",
+         "handle.remove() => pass",
+         PRE_HOOKS),
+        ('ranges.get(name, (float("inf"), float("-inf"))) => (float("inf"), float("-inf"))',
+         "only the last batch counts: keep the extremes of all batches"),
+        ("in batches: => in batches[:1]:",
+         "only the first batch counts: keep the extremes of all batches"),
+        ('(float("inf"), float("-inf")) => (0.0, 0.0)',
+         "the extremes begin at 0, so 0 counts as seen: begin at the first value"),
+        ("ranges: dict[str, tuple[float, float]] = {} => ranges, _ = {}, model.train()", TRAINING),
+        ('(float("inf"), float("-inf")) => (0.0, 0.0)',
+         "min(low, x.min().item()), max(high, x.max().item()) => low + x.min().item() / "
+         "len(batches), high + x.max().item() / len(batches)",
+         "the extremes of the batches were averaged: values beyond the average would be clipped"),
+        ("inputs[0] => module.weight",
+         "these are the ranges of the weights; wanted are the inputs'"),
+        ("named_modules => named_children",
+         "layers in containers are missed: named_modules() goes inside"),
+        ("(nn.Linear, nn.Conv2d) => nn.Linear",
+         "only Linear layers are watched, Conv2d are layers too"),
+        ("(nn.Linear, nn.Conv2d) => nn.Module",
+         "every module is watched, not only Linear and Conv2d"),
+        (", name: str = name =>", "all hooks write under the last name: bind it with name=name"),
+    ),
+    hints=(
+        ("I do not know how to see a layer's input",
+         "`module.register_forward_hook(fn)` calls `fn(module, inputs, output)` after each "
+         "forward pass; `inputs` is a tuple, the tensor is `inputs[0]`."),
+        ("Every layer has the range of the last one",
+         "A function made in a loop sees the loop's variable as it is when it runs. Give it a "
+         "default argument: `def watch(module, inputs, output, name=name)`."),
+        ("The check finds hooks on the model",
+         "`register_forward_hook` returns a handle. Keep all of them in a list and call "
+         "`handle.remove()` when the batches are through."),
+    ),
+)  # fmt: skip
+
+
 # 06.2 ------------------------------------------------------------------------------------------
 
 
 def ablation_table(make: Callable, evaluate: Callable) -> dict[str, float]:
     """Score of each version minus FP32's; make(weight_bits, activation_bits) builds a version."""
+    versions = {"W8A32": (8, None), "W32A8": (None, 8), "W8A8": (8, 8)}
     fp32 = evaluate(make(None, None))
-    return {
-        "W8A32": evaluate(make(8, None)) - fp32,
-        "W32A8": evaluate(make(None, 8)) - fp32,
-        "W8A8": evaluate(make(8, 8)) - fp32,
-    }
+    return {name: evaluate(make(*bits)) - fp32 for name, bits in versions.items()}
 
 
 class _Version:
@@ -308,52 +263,6 @@ def _evaluator(scores: dict) -> Callable:
     return evaluate
 
 
-def _swapped(make: Callable, evaluate: Callable) -> dict:
-    right = ablation_table(make, evaluate)
-    return {**right, "W8A32": right["W32A8"], "W32A8": right["W8A32"]}
-
-
-def _wrong_sign(make: Callable, evaluate: Callable) -> dict:
-    return {name: -value for name, value in ablation_table(make, evaluate).items()}
-
-
-def _scores_alone(make: Callable, evaluate: Callable) -> dict:
-    fp32 = evaluate(make(None, None))
-    return {name: value + fp32 for name, value in ablation_table(make, evaluate).items()}
-
-
-def _added_up(make: Callable, evaluate: Callable) -> dict:
-    right = ablation_table(make, evaluate)
-    return {**right, "W8A8": right["W8A32"] + right["W32A8"]}
-
-
-def _against_w8a8(make: Callable, evaluate: Callable) -> dict:
-    fp32, whole = evaluate(make(None, None)), evaluate(make(8, 8))
-    return {n: v + fp32 - whole for n, v in ablation_table(make, evaluate).items()}
-
-
-def _in_percent(make: Callable, evaluate: Callable) -> dict:
-    return {name: 100 * value for name, value in ablation_table(make, evaluate).items()}
-
-
-def _relative(make: Callable, evaluate: Callable) -> dict:
-    fp32 = evaluate(make(None, None))
-    return {name: value / fp32 for name, value in ablation_table(make, evaluate).items()}
-
-
-def _with_fp32(make: Callable, evaluate: Callable) -> dict:
-    return {"FP32": 0.0, **ablation_table(make, evaluate)}
-
-
-def _without_make(make: Callable, evaluate: Callable) -> dict:
-    fp32 = evaluate(None, None)
-    return {"W8A32": evaluate(8, None) - fp32}
-
-
-def _thirty_two(make: Callable, evaluate: Callable) -> dict:
-    return {"W8A32": evaluate(make(8, 32)) - evaluate(make(None, None))}
-
-
 def _ablation_loop(make: Callable, evaluate: Callable) -> dict:
     scores = {}
     for w in (8, None):
@@ -367,6 +276,42 @@ def _ablation_tensors(make: Callable, evaluate: Callable) -> dict:
     versions = {"W8A32": (8, None), "W32A8": (None, 8), "W8A8": (8, 8)}
     values = torch.tensor([evaluate(make(*v)) for v in versions.values()], dtype=torch.double)
     return dict(zip(versions, (values - evaluate(make(None, None))).tolist(), strict=True))
+
+
+ABLATION_TABLE = Exercise(
+    id="06.2", title="Take the quantization apart", minutes=6, difficulty=2,
+    signature="ablation_table(make, evaluate)", reference=ablation_table, check=_check_ablation,
+    accepted=(_ablation_loop, _ablation_tensors),
+    diagnoses=(
+        ('"W8A32": (8, None), "W32A8": (None, 8) => "W8A32": (None, 8), "W32A8": (8, None)',
+         "W8A32 and W32A8 are exchanged: W comes first, and None means float"),
+        ("evaluate(make(*bits)) - fp32 => fp32 - evaluate(make(*bits))",
+         "the sign is turned: a loss is a negative change, version minus FP32"),
+        ("evaluate(make(*bits)) - fp32 => evaluate(make(8, 8)) - evaluate(make(*(8 if b is None "
+         "else None for b in bits)))",
+         "one thing was left out of W8A8, instead of put into FP32: make(8, None) - FP32"),
+        ("- fp32 =>", "these are the scores: subtract FP32's from each"),
+        ("evaluate(make(*bits)) - fp32 => evaluate(make(bits[0], None)) + evaluate(make(None, "
+         "bits[1])) - 2 * fp32",
+         "W8A8 is the sum of the other two: measure it, losses do not add up"),
+        ("make(None, None) => make(8, 8)", "the reference is W8A8: subtract the score of FP32"),
+        ("evaluate(make(*bits)) - fp32 => 100 * (evaluate(make(*bits)) - fp32)",
+         "the changes are 100 times too large: keep the unit of the scores"),
+        ("evaluate(make(*bits)) - fp32 => evaluate(make(*bits)) / fp32 - 1",
+         "divided by FP32's score: the change is a difference, not a ratio"),
+        ('versions = { => versions = {"FP32": (None, None), ',
+         "FP32 is the reference, not a version: leave its own change out"),
+        ("make(*bits) => *bits", "evaluate takes a version: evaluate(make(8, None))"),
+        ('"W8A32": (8, None) => "W8A32": (8, 32)',
+         "32 bits are floating point here: make takes None for them"),
+    ),
+    hints=(
+        ("Which model is FP32?",
+         "`make(None, None)`: no bits for weights, none for activations. Nothing is rounded."),
+        ("What is W32A8?",
+         "Weights in 32-bit floating point, activations in 8 bits: `make(None, 8)`."),
+    ),
+)  # fmt: skip
 
 
 # 06.3 ------------------------------------------------------------------------------------------
@@ -390,7 +335,7 @@ def _reports() -> Iterator[tuple[str, dict[str, Any]]]:
 
     four = {"conv": 17.2, "layer1": 18.9, "layer2": 28.6, "fc": 32.1}
     yield case("a drop, mostly from the activations", -5.0, -2.3, -0.1, -3.0, four)
-    mixed = {"a": 40.0, "b": 9.5, "c": 33.0, "d": -1.0}
+    mixed = {"a": 40.0, "b": 9.5, "c": 33.0, "d": -20.0}
     yield case("a drop, mostly from the weights", -9.0, -6.1, -5.2, -0.4, mixed)
     yield case("the interval contains zero", -1.2, 0.3, -0.9, -0.2, mixed)
     yield case("the interval ends at zero", -1.0, 0.0, -0.2, -0.7, four)
@@ -417,83 +362,6 @@ def _same_report(got: Any, expected: tuple, **_: Any) -> None:
     )  # fmt: skip
 
 
-def _verdict(kind: str, low: float, high: float, weights: float, activations: float) -> str:
-    dropped = {"right": high < 0, "mean": low + high < 0, "low": low < 0, "always": True}[kind]
-    if not dropped:
-        return "no drop shown"
-    return "weights" if weights < activations else "activations"
-
-
-def _highest_decibels(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    worst = sorted(decibels, key=decibels.get, reverse=True)[:2]
-    return _verdict("right", low, high, weights, activations), worst
-
-
-def _low_end(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    worst = sorted(decibels, key=decibels.get)[:2]
-    return _verdict("low", low, high, weights, activations), worst
-
-
-def _no_interval(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    worst = sorted(decibels, key=decibels.get)[:2]
-    return _verdict("always", low, high, weights, activations), worst
-
-
-def _wrong_half(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    worst = sorted(decibels, key=decibels.get)[:2]
-    return _verdict("right", low, high, activations, weights), worst
-
-
-def _by_magnitude(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    worst = sorted(decibels, key=lambda name: abs(decibels[name]), reverse=True)[:2]
-    worst = worst if min(decibels.values()) < 0 else sorted(decibels, key=decibels.get)[:2]
-    return _verdict("right", low, high, weights, activations), worst
-
-
-def _first_two(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    return _verdict("right", low, high, weights, activations), list(decibels)[:2]
-
-
-def _larger_magnitude(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    worst = sorted(decibels, key=decibels.get)[:2]
-    return _verdict("right", low, high, -abs(weights), -abs(activations)), worst
-
-
-def _best_of_the_two_first(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    verdict, worst = write_report(low, high, weights, activations, decibels)
-    return verdict, worst[::-1]
-
-
-def _one_name(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    verdict, worst = write_report(low, high, weights, activations, decibels)
-    return verdict, worst[0]
-
-
-def _one_name_in_a_list(
-    low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
-) -> tuple:
-    verdict, worst = write_report(low, high, weights, activations, decibels)
-    return verdict, worst[:1]
-
-
 def _report_with_min(
     low: float, high: float, weights: float, activations: float, decibels: dict[str, float]
 ) -> tuple:
@@ -516,97 +384,38 @@ def _report_with_tensors(
     return verdict, tuple(names[i] for i in order)
 
 
-EXERCISES = [
-    Exercise(
-        id="06.1",
-        title="Watch every layer's input",
-        minutes=9,
-        difficulty=3,
-        signature="collect(model, batches)",
-        reference=collect,
-        check=_check_collect,
-        diagnoses=(
-            (_outputs, "the ranges are those of the layers' outputs, not of their inputs"),
-            (_hooks_left, HOOKS),
-            (_pre_hooks_left, PRE_HOOKS),
-            (_last_batch_only, "only the last batch counts: keep the extremes of all batches"),
-            (_first_batch_only, "only the first batch counts: keep the extremes of all batches"),
-            (_from_zero, "the extremes begin at 0, so 0 counts as seen: begin at the first value"),
-            (_weight_ranges, "these are the ranges of the weights; wanted are the inputs'"),
-            (_children_only, "layers in containers are missed: named_modules() goes inside"),
-            (_linear_only, "only Linear layers are watched, Conv2d are layers too"),
-            (_every_module, "every module is watched, not only Linear and Conv2d"),
-            (_late_binding, "all hooks write under the last name: bind it with name=name"),
-        ),
-        accepted=(_collect_pre_hook, _collect_tensors),
-        hints=(
-            ("I do not know how to see a layer's input",
-             "`module.register_forward_hook(fn)` calls `fn(module, inputs, output)` after each "
-             "forward pass; `inputs` is a tuple, the tensor is `inputs[0]`."),
-            ("Every layer has the range of the last one",
-             "A function made in a loop sees the loop's variable as it is when it runs. Give it "
-             "a default argument: `def watch(module, inputs, output, name=name)`."),
-            ("The check finds hooks on the model",
-             "`register_forward_hook` returns a handle. Keep all of them in a list and call "
-             "`handle.remove()` when the batches are through."),
-        ),
+WRITE_REPORT = Exercise(
+    id="06.3", title="Write the report", minutes=7, difficulty=2,
+    signature="write_report(low, high, weights, activations, decibels)", reference=write_report,
+    cases=_reports, compare=_same_report,
+    accepted=(_report_with_min, _report_with_tensors),
+    diagnoses=(
+        ("key=decibels.get => key=decibels.get, reverse=True",
+         "layers with many decibels are the best ones, not the worst"),
+        ("high >= 0 => low >= 0",
+         "the low end decides nothing: a drop is shown where high is below 0"),
+        ("high >= 0 => high > 0", "an interval that ends at 0 reaches it: no drop is shown there"),
+        ("high >= 0 => False", "a drop is reported although the interval reaches zero"),
+        ("weights < activations => weights > activations",
+         "the other half is to blame: a larger loss is a more negative change"),
+        ("key=decibels.get => key=lambda name: abs(decibels[name])",
+         "negative decibels are worst of all: sort by value, not magnitude"),
+        ("sorted(decibels, key=decibels.get) => list(decibels)",
+         "these are the first two layers, not the worst two"),
+        ("weights < activations => abs(weights) > abs(activations)",
+         "magnitudes were compared: a half that gained is not to blame"),
+        ("[:2] => [1::-1]", "the right two layers, the other way round: worst first"),
+        ("[:2] => [0]", "one name, where a list of two is wanted"),
+        ("[:2] => [:1]", "a list of one name, where two are wanted"),
     ),
-    Exercise(
-        id="06.2",
-        title="Take the quantization apart",
-        minutes=6,
-        difficulty=2,
-        signature="ablation_table(make, evaluate)",
-        reference=ablation_table,
-        check=_check_ablation,
-        diagnoses=(
-            (_swapped, "W8A32 and W32A8 are exchanged: W comes first, and None means float"),
-            (_wrong_sign, "the sign is turned: a loss is a negative change, version minus FP32"),
-            (_scores_alone, "these are the scores: subtract FP32's from each"),
-            (_added_up, "W8A8 is the sum of the other two: measure it, losses do not add up"),
-            (_against_w8a8, "the reference is W8A8: subtract the score of FP32"),
-            (_in_percent, "the changes are 100 times too large: keep the unit of the scores"),
-            (_relative, "divided by FP32's score: the change is a difference, not a ratio"),
-            (_with_fp32, "FP32 is the reference, not a version: leave its own change out"),
-            (_without_make, "evaluate takes a version: evaluate(make(8, None))"),
-            (_thirty_two, "32 bits are floating point here: make takes None for them"),
-        ),
-        accepted=(_ablation_loop, _ablation_tensors),
-        hints=(
-            ("Which model is FP32?",
-             "`make(None, None)`: no bits for weights, none for activations. Nothing is rounded."),
-            ("What is W32A8?",
-             "Weights in 32-bit floating point, activations in 8 bits: `make(None, 8)`."),
-        ),
+    hints=(
+        ("When is a drop shown?",
+         "When the whole interval lies below zero, that is when `high < 0`. At zero or above, "
+         "the data allow that nothing was lost."),
+        ("Which layers are worst?",
+         "Those with the lowest signal-to-noise ratio: `sorted(decibels, key=decibels.get)`."),
     ),
-    Exercise(
-        id="06.3",
-        title="Write the report",
-        minutes=7,
-        difficulty=2,
-        signature="write_report(low, high, weights, activations, decibels)",
-        reference=write_report,
-        cases=_reports,
-        compare=_same_report,
-        diagnoses=(
-            (_highest_decibels, "layers with many decibels are the best ones, not the worst"),
-            (_low_end, "the low end decides nothing: a drop is shown where high is below 0"),
-            (_no_interval, "a drop is reported although the interval reaches zero"),
-            (_wrong_half, "the other half is to blame: a larger loss is a more negative change"),
-            (_by_magnitude, "negative decibels are worst of all: sort by value, not magnitude"),
-            (_first_two, "these are the first two layers, not the worst two"),
-            (_larger_magnitude, "magnitudes were compared: a half that gained is not to blame"),
-            (_best_of_the_two_first, "the right two layers, the other way round: worst first"),
-            (_one_name, "one name, where a list of two is wanted"),
-            (_one_name_in_a_list, "a list of one name, where two are wanted"),
-        ),
-        accepted=(_report_with_min, _report_with_tensors),
-        hints=(
-            ("When is a drop shown?",
-             "When the whole interval lies below zero, that is when `high < 0`. At zero or above, "
-             "the data allow that nothing was lost."),
-            ("Which layers are worst?",
-             "Those with the lowest signal-to-noise ratio: `sorted(decibels, key=decibels.get)`."),
-        ),
-    ),
-]  # fmt: skip
+)  # fmt: skip
+
+
+EXERCISES = [COLLECT, ABLATION_TABLE, WRITE_REPORT]

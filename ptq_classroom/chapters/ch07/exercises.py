@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from ptq_classroom.kit.examine import Probe
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import Failure, expect_close
+from ptq_classroom.kit.expect import Failure, expect, expect_close, roughly
 from ptq_classroom.kit.values import as_array, same
 
 # 07.1 ------------------------------------------------------------------------------------------
@@ -22,6 +24,9 @@ def token_scales(x: Tensor) -> Tensor:
     return torch.where(largest > 0, largest / 127, 1.0)
 
 
+COARSE = "a floor of 1e-5 is more than a quiet token holds: only a token of zeros needs one"
+
+
 def _tokens() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "two tokens", {"x": torch.tensor([[1.27, -0.5, 0.3], [12.7, 3.0, -1.0]])}
     yield "the largest magnitude is negative", {"x": torch.tensor([[0.5, -2.54], [-5.08, 1.0]])}
@@ -31,7 +36,7 @@ def _tokens() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a token of zeros", {"x": torch.tensor([[0.0, 0.0, 0.0], [0.635, 0.1, -0.2]])}
     yield (
         "a token so quiet that it is almost zeros",
-        {"x": torch.tensor([[1e-5, -2e-5, 0.0], [0.3, -0.2, 0.1]])},
+        {"x": torch.tensor([[1e-7, -2e-7, 0.0], [0.3, -0.2, 0.1]])},
     )
     yield "one token [4]", {"x": torch.tensor([0.1, -0.3, 0.2, 0.05])}
 
@@ -52,46 +57,6 @@ def _as_in(got: Any, expected: Tensor, free: Tensor) -> Tensor:
     return torch.where(free & (found > 0) & found.isfinite(), found, expected)
 
 
-def _one_scale(x: Tensor) -> Tensor:
-    return (x.abs().max() / 127).expand(*x.shape[:-1], 1).clone()
-
-
-def _columns(x: Tensor) -> Tensor:
-    return x.abs().flatten(0, -2).amax(0, keepdim=True) / 127
-
-
-def _without_sign(x: Tensor) -> Tensor:
-    largest = x.amax(-1, keepdim=True)
-    return torch.where(largest > 0, largest / 127, 1.0)
-
-
-def _by_128(x: Tensor) -> Tensor:
-    largest = x.abs().amax(-1, keepdim=True)
-    return torch.where(largest > 0, largest / 128, 1.0)
-
-
-def _affine_scales(x: Tensor) -> Tensor:
-    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
-    return torch.where(high > low, (high - low) / 255, 1.0)
-
-
-def _dropped_dimension(x: Tensor) -> Tensor:
-    return token_scales(x).squeeze(-1)
-
-
-def _zero_scale(x: Tensor) -> Tensor:
-    return x.abs().amax(-1, keepdim=True) / 127
-
-
-def _above_a_threshold(x: Tensor) -> Tensor:
-    scale = x.abs().amax(-1, keepdim=True) / 127
-    return torch.where(scale > 1e-3, scale, 1.0)
-
-
-def _codes_per_unit(x: Tensor) -> Tensor:
-    return 127 / x.abs().amax(-1, keepdim=True)
-
-
 def _scales_clamped(x: Tensor) -> Tensor:
     return x.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
 
@@ -105,6 +70,46 @@ def _scales_in_numpy(x: Tensor) -> np.ndarray:
     values = x.numpy()
     ends = np.maximum(values.max(-1, keepdims=True), -values.min(-1, keepdims=True))
     return np.where(ends == 0, 127, ends) / 127
+
+
+TOKEN_SCALES = Exercise(
+    id="07.1", title="A scale for each token", minutes=6, difficulty=2,
+    signature="token_scales(x)", reference=token_scales, cases=_tokens, compare=_same_scales,
+    returns="scales",
+    accepted=(_scales_in_a_loop, _scales_in_numpy, _scales_clamped),
+    diagnoses=(
+        ("x.abs().amax(-1, keepdim=True) => x.abs().max().expand(*x.shape[:-1], 1)",
+         "one scale for the whole tensor: each token has its own largest value"),
+        ("x.abs().amax(-1, keepdim=True) => x.abs().flatten(0, -2).amax(0, keepdim=True)",
+         "the largest value of each feature over the tokens: reduce the last dim"),
+        ("x.abs().amax => x.amax",
+         "the maximum, not the largest magnitude: a token may be negative"),
+        ("/ 127 => / 128", "divided by 128: the largest symmetric code of 8 bits is 127"),
+        ("x.abs().amax(-1, keepdim=True) => x.amax(-1, keepdim=True).clamp(min=0) - x.amin(-1, "
+         "keepdim=True).clamp(max=0)",
+         "/ 127 => / 255",
+         "this is the affine scale; the symmetric one is largest |x| / 127"),
+        ("keepdim=True => keepdim=False",
+         "the last dimension is gone: keep it with size 1, so that x / scales broadcasts"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest / 127",
+         "a token of zeros gets scale 0, and 0 / 0 is NaN: give it scale 1"),
+        ("largest > 0 => largest > 1e-3",
+         "a quiet token is taken for zeros: only where all values are 0 is the scale 1"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp_min(1e-5) / 127", COARSE),
+        ("torch.where(largest > 0, largest / 127, 1.0) => (largest / 127).clamp_min(1e-5)",
+         "a floor of 1e-5 under the scale is far above a quiet token's own: only 0 needs one"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => 127 / largest",
+         "this is the inverse, codes for each unit: 127 is the divisor"),
+    ),
+    hints=(
+        ("Which dimension is the token?",
+         "Each row along the last dimension is one token: reduce dim=-1, keep the others."),
+        ("The shape is wrong",
+         "amax(-1, keepdim=True) leaves a dimension of size 1, against which x broadcasts."),
+        ("What about a token of zeros?",
+         "Any positive scale decodes it exactly; torch.where(largest > 0, ..., 1.0)."),
+    ),
+)  # fmt: skip
 
 
 # 07.2 ------------------------------------------------------------------------------------------
@@ -131,13 +136,20 @@ def _linear_cases() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("one token, two outputs", 1, 4, 2, 711, 0.0)
     yield case("tokens of different ranges", 5, 16, 3, 712, 2.0)
     yield case("as many tokens as outputs", 6, 40, 6, 713, 1.0)
-    label, given = case("a token of zeros", 3, 12, 4, 714, 1.0)
+    label, given = case(SILENT, 3, 12, 4, 714, 1.0)
     given["x"][1] = 0.0
+    yield label, given
+    halves = torch.tensor([[127.0, 0.5, 1.5, 2.5], [-127.0, -0.5, -1.5, -2.5]])
+    wq = torch.tensor([[0, 1, 1, 1], [1, 2, 4, 8], [0, 0, 1, 0]], dtype=torch.int8)
+    yield "halfway codes", {"x": halves, "wq": wq, "sw": torch.tensor([0.5, 0.25, 1.0])}
+    label, given = case("a token so quiet that it is almost zeros", 3, 8, 4, 715, 1.0)
+    given["x"][2] *= 1e-8
     yield label, given
     yield "4096 large products that nearly cancel", _cancelling()
 
 
 HALF = 2048
+SILENT = "a token of zeros"
 
 
 def _cancelling() -> dict[str, Tensor]:
@@ -148,63 +160,21 @@ def _cancelling() -> dict[str, Tensor]:
     return {"x": x, "wq": wq.to(torch.int8), "sw": torch.tensor([0.0037, 0.0091])}
 
 
+ZEROS = "a token of zeros has scale 0, and 0 / 0 is NaN: give it scale 1"
 FLOATS = "decoded floats were multiplied, and each product was rounded: multiply the codes"
 
 
 def _same_output(got: Any, expected: Tensor, x: Tensor, **_: Any) -> None:
-    largest = float(expected.abs().max())
-    try:
-        expect_close(got, expected, "output", rtol=1e-4, atol=1e-5 * largest)
+    try:  # the room for rounding is that of its own row, which may be a quiet one
+        expect_close(got, expected, "output", rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        rows = expected.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        expect_close(torch.as_tensor(as_array(got)) / rows, expected / rows, "output", 1e-4, 1e-5)
     except Failure as failure:
         if x.shape[1] == 2 * HALF and same(got, expected, rtol=0.1):
             failure.cause = FLOATS  # nearly right, and only where sums must be exact
+        if failure.index and np.isnan(failure.got[failure.index]) and not x[failure.index[0]].any():
+            failure.cause = ZEROS
         raise
-
-
-def _wrapping(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    sx = token_scales(x)
-    return (torch.round(x / sx).to(torch.int8) @ wq.T) * (sx * sw)
-
-
-def _float_activations(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    return x @ (wq.float() * sw[:, None]).T
-
-
-def _no_input_scale(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    return torch.round(x / token_scales(x)) @ wq.float().T * sw
-
-
-def _no_weight_scale(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    return torch.round(x / token_scales(x)) @ wq.float().T * token_scales(x)
-
-
-def _tensor_scale(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    sx = x.abs().max() / 127
-    return torch.round(x / sx) @ wq.float().T * (sx * sw)
-
-
-def _truncated(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    sx = token_scales(x)
-    return torch.trunc(x / sx) @ wq.float().T * (sx * sw)
-
-
-def _fake_quantized(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    sx = token_scales(x)
-    return (torch.round(x / sx) * sx) @ (wq.float() * sw[:, None]).T
-
-
-def _not_transposed(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    sx = token_scales(x)
-    return (torch.round(x / sx).to(torch.int32) @ wq.to(torch.int32)) * (sx * sw)
-
-
-def _sums_alone(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    return torch.round(x / token_scales(x)).to(torch.int32) @ wq.to(torch.int32).T
-
-
-def _zero_divided(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
-    sx = x.abs().amax(-1, keepdim=True) / 127
-    return torch.round(x / sx) @ wq.float().T * (sx * sw)
 
 
 def _linear_in_float64(x: Tensor, wq: Tensor, sw: Tensor) -> Tensor:
@@ -223,88 +193,72 @@ def _linear_in_a_loop(x: Tensor, wq: Tensor, sw: Tensor) -> list[list[float]]:
     return output
 
 
-EXERCISES = [
-    Exercise(
-        id="07.1",
-        title="A scale for each token",
-        minutes=6,
-        difficulty=2,
-        signature="token_scales(x)",
-        reference=token_scales,
-        cases=_tokens,
-        compare=_same_scales,
-        returns="scales",
-        accepted=(_scales_in_a_loop, _scales_in_numpy, _scales_clamped),
-        diagnoses=(
-            (_one_scale, "one scale for the whole tensor: each token has its own largest value"),
-            (_columns, "the largest value of each feature over the tokens: reduce the last dim"),
-            (_without_sign, "the maximum, not the largest magnitude: a token may be negative"),
-            (_by_128, "divided by 128: the largest symmetric code of 8 bits is 127"),
-            (_affine_scales, "this is the affine scale; the symmetric one is largest |x| / 127"),
-            (
-                _dropped_dimension,
-                "the last dimension is gone: keep it with size 1, so that x / scales broadcasts",
-            ),
-            (_zero_scale, "a token of zeros gets scale 0, and 0 / 0 is NaN: give it scale 1"),
-            (
-                _above_a_threshold,
-                "a quiet token is taken for zeros: only where all values are 0 is the scale 1",
-            ),
-            (_codes_per_unit, "this is the inverse, codes for each unit: 127 is the divisor"),
-        ),
-        hints=(
-            (
-                "Which dimension is the token?",
-                "Each row along the last dimension is one token: reduce dim=-1, keep the others.",
-            ),
-            (
-                "The shape is wrong",
-                "amax(-1, keepdim=True) leaves a dimension of size 1, against which x broadcasts.",
-            ),
-            (
-                "What about a token of zeros?",
-                "Any positive scale decodes it exactly; torch.where(largest > 0, ..., 1.0).",
-            ),
-        ),
+class _CastsOfNaN(TorchFunctionMode):
+    """Whether a NaN becomes an integer: some integer comes out, and times a scale of 0 it hides."""
+
+    seen = False
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made = (args[0] if args else None), out
+        if isinstance(given, Tensor) and isinstance(made, Tensor) and given.is_floating_point():
+            whole = not made.is_floating_point() and made.dtype != torch.bool
+            self.seen |= whole and bool(given.isnan().any())
+        return out
+
+
+def _no_nan_becomes_a_code(fn: Probe) -> None:
+    given = dict(_linear_cases())[SILENT]
+    with _CastsOfNaN() as casts:
+        fn(*given.values())
+    expect(not casts.seen, "NaN became a code on the way to this output", cause=ZEROS)
+
+
+DYNAMIC_LINEAR = Exercise(
+    id="07.2", title="A linear layer that rounds its input and multiplies integers", minutes=10,
+    difficulty=3,
+    signature="dynamic_linear(x, wq, sw)", reference=dynamic_linear, cases=_linear_cases,
+    compare=_same_output, check=_no_nan_becomes_a_code, returns="output",
+    agree=roughly,
+    accepted=(_linear_in_float64, _linear_in_a_loop),
+    diagnoses=(
+        ("torch.round(x / sx).to(torch.int32) => torch.round(x / sx).to(torch.int8)",
+         "wq.to(torch.int32).T => wq.T",
+         "products of int8 in int8 wrap around: widen to int32 before multiplying"),
+        ("return sums * (sx * sw) => return x @ (wq.float() * sw[:, None]).T",
+         "x was never rounded: that is weight-only quantization"),
+        ("(sx * sw) => sw", "the token's scale is missing: sums have the unit s_x * s_w"),
+        ("(sx * sw) => sx", "the weight scale is missing: sums have the unit s_x * s_w"),
+        ("x.abs().amax(-1, keepdim=True) => x.abs().max()",
+         "one scale for the whole input: each token has its own"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp_min(1e-5) / 127", COARSE),
+        ("torch.round(x / sx) => torch.floor(x / sx + 0.5)",
+         "halfway codes went up: torch.round takes the even neighbour"),
+        ("torch.round(x / sx).to(torch.int32) => torch.round(x / sx).int().to(torch.uint8).int()",
+         "uint8 has no negative codes, and without a zero point they wrap around: int8 or int32"),
+        ("xq @ wq.to(torch.int32).T => (xq @ wq.to(torch.int32).T).to(torch.int16)",
+         "16 bits are too few for these sums: accumulate in int32"),
+        ("torch.round => torch.trunc", "codes were cut off towards 0, not rounded"),
+        ("torch.where(largest > 0, largest / 127, 1.0) => largest / 127", ZEROS),
+        ("return sums * (sx * sw) => return (xq * sx) @ (wq.float() * sw[:, None]).T", FLOATS),
+        ("wq.to(torch.int32).T => wq.to(torch.int32)",
+         "wq is [O, K], one row for each output: multiply by wq.T"),
+        ("return sums * (sx * sw) => return sums",
+         "both scales are missing: the sums have the unit s_x * s_w"),
     ),
-    Exercise(
-        id="07.2",
-        title="A linear layer that rounds its input and multiplies integers",
-        minutes=10,
-        difficulty=3,
-        signature="dynamic_linear(x, wq, sw)",
-        reference=dynamic_linear,
-        cases=_linear_cases,
-        compare=_same_output,
-        returns="output",
-        accepted=(_linear_in_float64, _linear_in_a_loop),
-        diagnoses=(
-            (_wrapping, "products of int8 in int8 wrap around: widen to int32 before multiplying"),
-            (_float_activations, "x was never rounded: that is weight-only quantization"),
-            (_no_input_scale, "the token's scale is missing: sums have the unit s_x * s_w"),
-            (_no_weight_scale, "the weight scale is missing: sums have the unit s_x * s_w"),
-            (_tensor_scale, "one scale for the whole input: each token has its own"),
-            (_truncated, "codes were cut off towards 0, not rounded"),
-            (_zero_divided, "a token of zeros has scale 0, and 0 / 0 is NaN: give it scale 1"),
-            (_fake_quantized, FLOATS),
-            (_not_transposed, "wq is [O, K], one row for each output: multiply by wq.T"),
-            (_sums_alone, "both scales are missing: the sums have the unit s_x * s_w"),
-        ),
-        hints=(
-            (
-                "Where do I begin?",
-                "Four steps: scale of each token, codes = round(x / scale), integer product with "
-                "the rows of wq, product of the scales.",
-            ),
-            (
-                "The shapes do not fit",
-                "wq is [O, K], one row an output: multiply by wq.T. The scales are [N, 1] and [O]; "
-                "their product broadcasts to [N, O].",
-            ),
-            (
-                "The numbers are small and look random",
-                "int8 @ int8 stays int8 in PyTorch and wraps. Use .to(torch.int32) on both.",
-            ),
-        ),
+    hints=(
+        ("Where do I begin?",
+         "Four steps: scale of each token, codes = round(x / scale), integer product with the "
+         "rows of wq, product of the scales."),
+        ("The shapes do not fit",
+         "wq is [O, K], one row an output: multiply by wq.T. The scales are [N, 1] and [O]; "
+         "their product broadcasts to [N, O]."),
+        ("The numbers are small and look random",
+         "int8 @ int8 stays int8 in PyTorch and wraps. Use .to(torch.int32) on both."),
     ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [TOKEN_SCALES, DYNAMIC_LINEAR]

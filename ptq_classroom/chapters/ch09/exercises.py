@@ -31,6 +31,7 @@ def _values() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("values below the range, too", [-1.0, 0.5, 2.0], [-1.5, -3.0, 3.0, 1.5, 0.1])
     yield case("values at the ends of the range", [-1.0, 2.0], [-1.0, 2.0, 2.0, 2.5, -1.0])
     yield case("no calibration value near zero", [4.0, 2.0, 3.0], [1.0, 0.5, 3.0, -0.5])
+    yield case("just beyond the range", [-1.0, 2.0], [2.004, -1.003, 1.0, 2.5])
     yield case("nothing is clipped", [-2.0, 2.0, 0.0], [1.0, -1.5])
     yield case("more calibration values than live ones", [-3.0, 0.5, 2.0, 1.0, 9.0], [1.0, 10.0])
     generator = torch.Generator().manual_seed(901)
@@ -41,46 +42,6 @@ def _values() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _same_share(got: Any, expected: float, **_: Any) -> None:
     expect_close(got, expected, "the share", rtol=1e-5, atol=1e-9)
-
-
-def _only_above(calib: Tensor, live: Tensor) -> float:
-    return (live > max(calib.max().item(), 0.0)).double().mean().item()
-
-
-def _magnitudes(calib: Tensor, live: Tensor) -> float:
-    return (live.abs() > calib.abs().max()).double().mean().item()
-
-
-def _without_zero(calib: Tensor, live: Tensor) -> float:
-    return ((live < calib.min()) | (live > calib.max())).double().mean().item()
-
-
-def _ends_count(calib: Tensor, live: Tensor) -> float:
-    low, high = min(calib.min().item(), 0.0), max(calib.max().item(), 0.0)
-    return ((live <= low) | (live >= high)).double().mean().item()
-
-
-def _inside(calib: Tensor, live: Tensor) -> float:
-    return 1.0 - clipped_share(calib, live)
-
-
-def _percent(calib: Tensor, live: Tensor) -> float:
-    return 100 * clipped_share(calib, live)
-
-
-def _count(calib: Tensor, live: Tensor) -> float:
-    return clipped_share(calib, live) * live.numel()
-
-
-def _other_way_round(calib: Tensor, live: Tensor) -> float:
-    return clipped_share(live, calib)
-
-
-def _pictures(calib: Tensor, live: Tensor) -> float:
-    low, high = min(calib.min().item(), 0.0), max(calib.max().item(), 0.0)
-    outside = (live < low) | (live > high)
-    each = outside.flatten(1) if live.dim() > 1 else outside[:, None]
-    return each.any(1).double().mean().item()
 
 
 def _share_by_clamping(calib: Tensor, live: Tensor) -> Tensor:
@@ -99,6 +60,51 @@ def _share_loop(calib: Tensor, live: Tensor) -> float:
     low, high = min(0.0, float(calib.min())), max(0.0, float(calib.max()))
     values = live.flatten().tolist()
     return sum(1 for v in values if v < low or v > high) / len(values)
+
+
+CLIPPED_SHARE = Exercise(
+    id="09.1", title="The share of live values that a range clips", minutes=6, difficulty=2,
+    signature="clipped_share(calib, live)", reference=clipped_share, cases=_values,
+    compare=_same_share, returns="share",
+    accepted=(_share_by_clamping, _share_numpy, _share_loop),
+    diagnoses=(
+        ("(live < low) | (live > high) => live > high",
+         "only values above the range are counted; those below it are clipped too"),
+        ("(live < low) | (live > high) => live.abs() > calib.abs().max()",
+         "magnitudes are compared: this range has two ends of its own"),
+        ("low, high = min(calib.min().item(), 0.0), max(calib.max().item(), 0.0) => low, high = "
+         "calib.min(), calib.max()",
+         "the range does not contain 0: an affine range is widened to hold it"),
+        ("(live < low) | (live > high) => (live <= low) | (live >= high)",
+         "values at an end of the range count as clipped: they are inside"),
+        ("return outside => return (~outside)", "this is the share inside; clipped are the others"),
+        ("return outside => return 100 * outside",
+         "this is a percentage: give a share from 0 to 1"),
+        ("double().mean() => double().sum()",
+         "this is the number of values: divide it by how many live values there are"),
+        ("outside = (live < low) | (live > high) => codes = ((live - low) / (high - low) * "
+         "255).round(); outside = (codes < 0) | (codes > 255)",
+         "codes beyond the grid were counted: a value up to half a step beyond the range still "
+         "rounds to its last code; compare the values"),
+        ("(live < low) | (live > high) => (calib < low) | (calib > high)",
+         "the calibration values were counted: none of them lies outside their own range"),
+        ("outside.double().mean() => outside.sum() / calib.numel()",
+         "divided by the number of calibration values: it is a share of the live ones"),
+        ("low, high = min => calib, live = live, calib; low, high = min",
+         "calib and live are exchanged: calib makes the range"),
+        ("return outside.double() => return (outside.flatten(1).any(1) if live.dim() > 1 else "
+         "outside).double()",
+         "this is the share of pictures with a clipped value; count values"),
+    ),
+    hints=(
+        ("Which two numbers make the range?",
+         "The smallest and the largest calibration value, and 0 belongs to it in any case: "
+         "min(smallest, 0) and max(largest, 0)."),
+        ("How do I count without a loop?",
+         "(live < low) | (live > high) is True where a value is clipped. The mean of True and "
+         "False, as floats, is the share."),
+    ),
+)  # fmt: skip
 
 
 # 09.2 ------------------------------------------------------------------------------------------
@@ -125,38 +131,6 @@ def _same_number(got: Any, expected: int, **_: Any) -> None:
     expect_close(got, expected, "the number of samples", rtol=0, atol=1e-9)
 
 
-def _rounded_down(share: float, risk: float) -> int:
-    return math.floor(math.log(risk) / math.log(1 - share))
-
-
-def _not_rounded(share: float, risk: float) -> float:
-    return math.log(risk) / math.log(1 - share)
-
-
-def _one_too_many(share: float, risk: float) -> int:
-    return math.floor(math.log(risk) / math.log(1 - share)) + 1
-
-
-def _expect_one(share: float, risk: float) -> int:
-    return math.ceil(1 / share)
-
-
-def _straight_line(share: float, risk: float) -> int:
-    return math.ceil((1 - risk) / share)
-
-
-def _all_of_them(share: float, risk: float) -> int:
-    return math.ceil(math.log(risk) / math.log(share))
-
-
-def _risk_of_meeting(share: float, risk: float) -> int:
-    return math.ceil(math.log(1 - risk) / math.log(1 - share))
-
-
-def _exponential(share: float, risk: float) -> int:
-    return math.ceil(-math.log(risk) / share)
-
-
 def _needed_by_logarithm(share: float, risk: float) -> int:
     return math.ceil(math.log(risk) / math.log1p(-share) - 1e-9)
 
@@ -171,87 +145,39 @@ def _needed_by_bisection(share: float, risk: float) -> int:
     return high
 
 
-EXERCISES = [
-    Exercise(
-        id="09.1",
-        title="The share of live values that a range clips",
-        minutes=6,
-        difficulty=2,
-        signature="clipped_share(calib, live)",
-        reference=clipped_share,
-        cases=_values,
-        compare=_same_share,
-        returns="share",
-        accepted=(_share_by_clamping, _share_numpy, _share_loop),
-        diagnoses=(
-            (
-                _only_above,
-                "only values above the range are counted; those below it are clipped too",
-            ),
-            (_magnitudes, "magnitudes are compared: this range has two ends of its own"),
-            (_without_zero, "the range does not contain 0: an affine range is widened to hold it"),
-            (_ends_count, "values at an end of the range count as clipped: they are inside"),
-            (_inside, "this is the share inside; clipped are the others"),
-            (_percent, "this is a percentage: give a share from 0 to 1"),
-            (_count, "this is the number of values: divide it by how many live values there are"),
-            (_other_way_round, "calib and live are exchanged: calib makes the range"),
-            (_pictures, "this is the share of pictures with a clipped value; count values"),
-        ),
-        hints=(
-            (
-                "Which two numbers make the range?",
-                "The smallest and the largest calibration value, and 0 belongs to it in any case: "
-                "min(smallest, 0) and max(largest, 0).",
-            ),
-            (
-                "How do I count without a loop?",
-                "(live < low) | (live > high) is True where a value is clipped. The mean of "
-                "True and False, as floats, is the share.",
-            ),
-        ),
+SAMPLES_NEEDED = Exercise(
+    id="09.2", title="How many samples meet a rare mode", minutes=6, difficulty=2,
+    signature="samples_needed(share, risk)", reference=samples_needed, cases=_modes,
+    compare=_same_number, returns="n",
+    accepted=(_needed_by_logarithm, _needed_by_bisection),
+    diagnoses=(
+        ("return n => return math.floor(math.log(risk) / math.log(1 - share))",
+         "rounded down: with one sample fewer the risk is still too high"),
+        ("return n => return math.log(risk) / math.log(1 - share)",
+         "this is no whole number: round it up"),
+        ("> risk => >= risk", "one too many where (1 - share)^n is exactly the risk"),
+        ("return n => return math.ceil(1 / share)",
+         "this many samples hold the mode once on average, and often not at all; `risk` is not "
+         "used"),
+        ("return n => return math.ceil(3 / share)",
+         "3 / share is a rule of thumb for a risk of 5 %: `risk` is not used"),
+        ("return n => return math.ceil((1 - risk) / share)",
+         "chances do not add up: two samples of share 0.5 do not meet the mode for certain"),
+        ("(1 - share) ** n => share**n",
+         "this is the chance that every sample shows the mode: use 1 - share"),
+        ("> risk => > 1 - risk", "risk is the chance to miss the mode, not the chance to meet it"),
+        ("(1 - share) ** n => math.exp(-n * share)",
+         "exp(-n share) stands for (1 - share)^n: close for a small share, but not equal"),
     ),
-    Exercise(
-        id="09.2",
-        title="How many samples meet a rare mode",
-        minutes=6,
-        difficulty=2,
-        signature="samples_needed(share, risk)",
-        reference=samples_needed,
-        cases=_modes,
-        compare=_same_number,
-        returns="n",
-        accepted=(_needed_by_logarithm, _needed_by_bisection),
-        diagnoses=(
-            (_rounded_down, "rounded down: with one sample fewer the risk is still too high"),
-            (_not_rounded, "this is no whole number: round it up"),
-            (_one_too_many, "one too many where (1 - share)^n is exactly the risk"),
-            (
-                _expect_one,
-                "this many samples hold the mode once on average, and often not at all; "
-                "`risk` is not used",
-            ),
-            (
-                _straight_line,
-                "chances do not add up: two samples of share 0.5 do not meet the mode for certain",
-            ),
-            (_all_of_them, "this is the chance that every sample shows the mode: use 1 - share"),
-            (_risk_of_meeting, "risk is the chance to miss the mode, not the chance to meet it"),
-            (
-                _exponential,
-                "exp(-n share) stands for (1 - share)^n: close for a small share, but not equal",
-            ),
-        ),
-        hints=(
-            (
-                "Where do I begin?",
-                "One sample misses the mode with chance 1 - share. n independent samples all miss "
-                "it with chance (1 - share) ** n.",
-            ),
-            (
-                "How do I find n?",
-                "A loop is enough: begin with n = 1 and go on while the chance exceeds the risk. "
-                "With logarithms it takes one line; then round up.",
-            ),
-        ),
+    hints=(
+        ("Where do I begin?",
+         "One sample misses the mode with chance 1 - share. n independent samples all miss it "
+         "with chance (1 - share) ** n."),
+        ("How do I find n?",
+         "A loop is enough: begin with n = 1 and go on while the chance exceeds the risk. With "
+         "logarithms it takes one line; then round up."),
     ),
-]
+)  # fmt: skip
+
+
+EXERCISES = [CLIPPED_SHARE, SAMPLES_NEEDED]

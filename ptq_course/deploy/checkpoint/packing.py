@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, whole
 
 AT_ONCE = 8  # eight codes of b bits fill b bytes, and with b < 8 they fit into one int64
 
@@ -24,7 +24,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Returns uint8 [ceil(n * bits / 8)] for up to 8 bits, int16 [n] above.
     Raises QuantizationError for other bits, floating-point codes, or a code that does not fit.
     """
-    _check_bits(bits)
+    bits = whole("pack: bits", bits, 1, 16)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise QuantizationError(f"pack: codes must be integers, got {codes.dtype}; quantize first.")
     flat = codes.detach().cpu().flatten().long()
@@ -49,7 +49,7 @@ def unpack(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> T
 
     Raises QuantizationError where ``stored`` has another type or length than ``shape`` needs.
     """
-    _check_bits(bits)
+    bits = whole("unpack: bits", bits, 1, 16)
     count = math.prod(shape)
     dtype, length = (torch.int16, count) if bits > 8 else (torch.uint8, math.ceil(count * bits / 8))
     if stored.dtype != dtype or stored.shape != (length,):
@@ -72,8 +72,3 @@ def unpack(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> T
 
 def _shifts(count: int, step: int) -> Tensor:
     return torch.arange(count) * step
-
-
-def _check_bits(bits: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
-        raise QuantizationError(f"pack: bits must be an integer from 1 to 16, got {bits!r}.")

@@ -173,10 +173,8 @@ def _filled(
 
 
 def _network(header: Header, model: nn.Module) -> Network:
-    config = header.qconfig
-    if header.traced:
-        return TracedNetwork(model, config.float_layers, config.fused_activations, config.target)
-    return UntracedNetwork(model, config.float_layers)
+    kind = TracedNetwork if header.traced else UntracedNetwork
+    return kind(model, header.qconfig)
 
 
 def _check_layers(header: Header, network: Network) -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_classroom.chapters.ch04 import figures, modes, widget
+from ptq_classroom.chapters.ch04 import figures, widget
+from ptq_classroom.chapters.ch04.exercises import (
+    BLOCK,
+    BRANCH,
+    CHAIN,
+    TWO_RELUS,
+    qdq_pairs,
+    suspects,
+)
 from ptq_classroom.chapters.ch04.operations import (
     observe_values,
     operations,
@@ -17,7 +25,6 @@ from ptq_classroom.chapters.ch04.operations import (
     readers,
     round_values,
 )
-from ptq_classroom.chapters.ch04.pairs import BLOCK, BRANCH, CHAIN, TWO_RELUS, qdq_pairs
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.pictures.models import load_model
@@ -69,13 +76,12 @@ def test_two_readers_that_would_merge_do_not():
 
 @pytest.mark.parametrize("kind", [list, tuple, set, np.array, iter, dict.fromkeys])
 def test_any_collection_of_names_is_accepted(kind):
-    right = modes.suspects
-    assert examine(exercises.get("04.3"), lambda m: kind(right(m))).status == "passed"
+    assert examine(exercises.get("04.3"), lambda m: kind(suspects(m))).status == "passed"
 
 
 @pytest.mark.parametrize("kind", [" ".join, len, lambda names: [n.encode() for n in names]])
 def test_something_else_than_names_is_said(kind):
-    failure = examine(exercises.get("04.3"), lambda m: kind(modes.suspects(m))).failure
+    failure = examine(exercises.get("04.3"), lambda m: kind(suspects(m))).failure
     assert failure.headline == "suspects should return a list of names"
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ptq_classroom.chapters.ch08 import figures, widget
-from ptq_classroom.chapters.ch08.addition import add_int
-from ptq_classroom.chapters.ch08.multiplier import NOT_EXACT, to_multiplier
+from ptq_classroom.chapters.ch08.exercises import NOT_EXACT, add_int, to_multiplier
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.kit.prediction import Prediction
