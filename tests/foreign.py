@@ -616,21 +616,29 @@ def _norms(count: int) -> list[str]:
     return [*(f"layers.0.norm{i + 1}" for i in range(count)), "norm"]
 
 
+NO_KERNEL = "ONNX Runtime has no integer kernel for"
+NOT_READ = "no integer kernel of ONNX Runtime reads its result"  # an add before a LayerNorm, say
+
+
+def _unread(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, NOT_READ)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "residual": Architecture(Residual),
-    "preactivation": Architecture(
-        PreActivation, in_float=dict.fromkeys(("norm1", "norm3"), "no layer that could absorb it")
-    ),
-    "dense_concat": Architecture(DenseConcat, in_float={"norm": "no layer that could absorb it"}),
+    "preactivation": Architecture(PreActivation),
+    "dense_concat": Architecture(DenseConcat),
     "inverted_residual": Architecture(InvertedResidual),
     "inverted_se": Architecture(InvertedSE),
     "hardswish": Architecture(HardswishBlock),
-    "unet": Architecture(UNet),
+    "unet": Architecture(UNet, in_float={"up.0": NO_KERNEL}),
     "shared_layer": Architecture(SharedLayer, floats((6,))),
-    "siamese": Architecture(Siamese, pictures(2)),
-    "attention": Architecture(SelfAttention, floats((6, 16)), {"norm": "LayerNorm"}),
+    "siamese": Architecture(Siamese, pictures(2), dict.fromkeys(("sub", "abs_1"), NO_KERNEL)),
+    "attention": Architecture(
+        SelfAttention, floats((6, 16)), {"norm": "LayerNorm", **_unread("add")}
+    ),
     "attention_length_first": Architecture(
-        lambda: SelfAttention(False), floats((6, 16)), {"norm": "LayerNorm"}
+        lambda: SelfAttention(False), floats((6, 16)), {"norm": "LayerNorm", **_unread("add")}
     ),
     "text_encoder": Architecture(
         TextEncoder,
@@ -640,6 +648,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             **{f"encoder.layers.{i}.self_attn.masked_softmax": "masked scores" for i in (0, 1)},
             **{f"encoder.layers.{i}.norm{j}": "LayerNorm" for i in (0, 1) for j in (1, 2)},
             **dict.fromkeys(("gelu", "gelu_1"), "gelu"),
+            **_unread("add_1", "add_2", "add_3", "add_4"),
         },
     ),
     "text_encoder_packed": Architecture(
@@ -650,6 +659,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             **{f"encoder.layers.{i}.self_attn.masked_softmax": "masked scores" for i in (0, 1)},
             **{f"encoder.layers.{i}.norm{j}": "LayerNorm" for i in (0, 1) for j in (1, 2)},
             **dict.fromkeys(("gelu", "gelu_1"), "gelu"),
+            **_unread("add_1", "add_2", "add_3", "add_4"),
         },
     ),
     "language_model": Architecture(
@@ -657,8 +667,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         tokens(9),
         {"norm": "LayerNorm", "masked_fill": "no integer form", "softmax": "masked scores"},
     ),
-    "normalizes_its_input_in_place": Architecture(InPlaceInput),
-    "works_on_views": Architecture(WorksOnViews),
+    "normalizes_its_input_in_place": Architecture(InPlaceInput, in_float={"sub_": NO_KERNEL}),
+    "works_on_views": Architecture(WorksOnViews, in_float=_unread("mul")),
     "translator": Architecture(
         Translator,
         tokens(9, 7),
@@ -667,6 +677,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             **{f"transformer.decoder.{n}": "LayerNorm" for n in _norms(3)},
             "transformer.decoder.layers.0.self_attn.mask": "AttentionMask",
             "transformer.decoder.layers.0.self_attn.masked_softmax": "masked scores",
+            **_unread("add", "add_1", "add_2", "add_3", "add_4"),
         },
     ),
     "vision_transformer": Architecture(
@@ -674,6 +685,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_float={
             "mlp.1": "GELU",
             **dict.fromkeys(("norm1", "norm2", "norm"), "LayerNorm"),
+            **_unread("cat", "add", "add_1", "add_2"),
         },
     ),
     "temporal": Architecture(TemporalConvolution, floats((4, 20))),
@@ -689,20 +701,33 @@ ARCHITECTURES: dict[str, Architecture] = {
             **dict.fromkeys(("tokens.1", "channels.1"), "GELU"),
         },
     ),
-    "resnext": Architecture(ResNeXt),
+    "resnext": Architecture(ResNeXt, in_float={"up.0": NO_KERNEL, **_unread("add")}),
     "lstm": Architecture(Recurrent, floats((4, 10)), {"lstm": "LSTM is recurrent"}),
     "gru": Architecture(Gru, tokens(10), {"gru": "GRU is recurrent"}),
-    "autoencoder": Architecture(Autoencoder),
+    "autoencoder": Architecture(
+        Autoencoder,
+        in_float={
+            **dict.fromkeys(("decoder.3", "decoder.6"), NO_KERNEL),
+            **_unread("decoder.7"),
+        },
+    ),
     "einsum": Architecture(
         EinsumAttention,
         floats((6, 16)),
-        dict.fromkeys(("einsum", "einsum_1"), "write it as matmul"),
+        {
+            **dict.fromkeys(("einsum", "einsum_1"), "write it as matmul"),
+            "truediv": NO_KERNEL,
+            **_unread("softmax"),
+        },
     ),
     "dict_output": Architecture(DictOutput),
     "rms_norm": Architecture(
         RootMeanSquare,
         floats((6, 16)),
-        dict.fromkeys(("pow_1", "mean", "add", "rsqrt", "mul", "mul_1"), "part of a formula"),
+        {
+            **dict.fromkeys(("pow_1", "mean", "add", "rsqrt", "mul", "mul_1"), "part of a formula"),
+            **_unread("add_1"),
+        },
     ),
     "masked_attention": Architecture(
         MaskedAttention,
@@ -713,7 +738,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             **dict.fromkeys(("softmax", "softmax_1"), "masked scores"),
         },
     ),
-    "pixel_shuffle": Architecture(PixelShuffler),
+    "pixel_shuffle": Architecture(PixelShuffler, in_float=_unread("add")),
     "window_shift": Architecture(WindowShift),
     "data_dependent": Architecture(
         DataDependent,

@@ -7,17 +7,10 @@ kinds     what each operation does to integers (`kinds`), and what this graph's 
 plan      which values become integers and share a scale, which layers (`planning`)
 """
 
+from ptq_course.graph.choosing import check_float_layers
 from ptq_course.graph.copying import copied, plain_module, prepared_copy
 from ptq_course.graph.kinds import WEIGHTED_MODULES, Kind
-from ptq_course.graph.planning import (
-    LayerSite,
-    Plan,
-    Value,
-    check_float_layers,
-    kinds_of,
-    plan,
-    stays_float,
-)
+from ptq_course.graph.planning import LayerSite, Plan, Value, kinds_of, plan
 from ptq_course.graph.tracing import optional_arguments, required_inputs, trace
 
 __all__ = [
@@ -34,6 +27,5 @@ __all__ = [
     "plan",
     "prepared_copy",
     "required_inputs",
-    "stays_float",
     "trace",
 ]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ptq_course.errors import QuantizationError
 from ptq_course.graph.functional import constant
 from ptq_course.graph.layer_types import channel_axis, layer_type, output_channels, row_repeats
+from ptq_course.graph.tracing import SECOND_CALL
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRAINING_ONLY = (
@@ -99,6 +100,10 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     gamma and beta stay on the layer as ``folded_gamma`` and ``folded_beta``, because they tell the
     mean and spread of its output (chapter 11). A batch norm after a Linear must normalize its
     features: a graph does not tell a [N, L, C] tensor, whose axis 1 it would take, from [N, C].
+
+    A batch norm that no layer can absorb (behind a ReLU, an add, a concatenation) is a multiply-add
+    per channel: it becomes a depthwise convolution with kernels of one element, which every runtime
+    has an integer kernel for. BatchNorm1d stays, because a graph does not tell its inputs' rank.
     """
     if module.training or any(isinstance(m, BATCH_NORMS) and m.training for m in module.modules()):
         raise QuantizationError(
@@ -114,6 +119,9 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
         _fold_into(module.get_submodule(batch_norm.source.target), batch_norm)
         node.replace_all_uses_with(batch_norm.source)
         module.graph.erase_node(node)
+    for node in list(module.graph.nodes):
+        if (batch_norm := _batch_norm_at(module, node)) is not None:
+            _write_as_convolution(module, node, batch_norm)
     for node in reversed(list(module.graph.nodes)):
         if node.op == "get_attr" and not node.users:  # statistics of F.batch_norm
             module.graph.erase_node(node)
@@ -190,6 +198,28 @@ def _can_absorb(module: fx.GraphModule, batch_norm: _BatchNorm) -> bool:
     if output_channels(layer) != len(batch_norm.mean):  # it normalizes another axis
         return False
     return sum(n.op == "call_module" and n.target == before.target for n in module.graph.nodes) == 1
+
+
+_POINTWISE = {nn.BatchNorm2d: nn.Conv2d, nn.BatchNorm3d: nn.Conv3d}
+
+
+def _write_as_convolution(module: fx.GraphModule, node: fx.Node, batch_norm: _BatchNorm) -> None:
+    """Replace a batch norm, in place, by a depthwise convolution with 1x1 kernels."""
+    if node.op != "call_module":
+        return
+    kind = _POINTWISE.get(type(module.get_submodule(node.target)))
+    if kind is None:
+        return
+    channels = len(batch_norm.mean)
+    layer = kind(channels, channels, 1, groups=channels, device="meta")
+    layer.weight = nn.Parameter(torch.ones(layer.weight.shape, dtype=batch_norm.mean.dtype))
+    layer.bias = None
+    layer.to(batch_norm.mean.device).eval()
+    _fold_into(layer, batch_norm)
+    calls = [n for n in module.graph.nodes if n.op == "call_module" and n.target == node.target]
+    if len(calls) > 1:  # a second call is a second layer, as everywhere
+        node.target = f"{node.target}{SECOND_CALL}{len(calls)}"
+    module.add_submodule(str(node.target), layer)
 
 
 def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:

@@ -39,7 +39,7 @@ class Kind(Enum):
 WEIGHTED_MODULES: tuple[type[nn.Module], ...] = tuple(LAYER_TYPES)
 
 
-def _every_form(names: str) -> frozenset[Operation]:
+def every_form(names: str) -> frozenset[Operation]:
     """Each name as a method, and as a function of torch, torch.nn.functional and operator."""
     places = (torch, F, operator)
     found = [getattr(place, name, None) for name in names.split() for place in places]
@@ -50,35 +50,35 @@ def _modules(names: str) -> frozenset[type[nn.Module]]:
     return frozenset(getattr(nn, name) for name in names.split())
 
 
-MEANS = _every_form("mean")
-_AVERAGING = MEANS | _every_form(
+MEANS = every_form("mean")
+AVERAGING = MEANS | every_form(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 ) | _modules(
     "AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d"
 )  # fmt: skip
-_RESIZING = _modules("Upsample UpsamplingNearest2d UpsamplingBilinear2d") | {
+RESIZING = _modules("Upsample UpsamplingNearest2d UpsamplingBilinear2d") | {
     F.interpolate, F.upsample
 }  # fmt: skip
 _PADDING = {F.pad}
-ADDITIONS = _every_form("add add_ iadd")
-SUBTRACTIONS = _every_form("sub sub_ isub subtract")
-PRODUCTS = _every_form("mul mul_ imul multiply")  # element by element
-DIVISIONS = _every_form("div truediv div_ itruediv divide true_divide")
+ADDITIONS = every_form("add add_ iadd")
+SUBTRACTIONS = every_form("sub sub_ isub subtract")
+PRODUCTS = every_form("mul mul_ imul multiply")  # element by element
+DIVISIONS = every_form("div truediv div_ itruediv divide true_divide")
 SCALINGS = DIVISIONS | PRODUCTS
-JOINS = _every_form("cat concat concatenate")
+JOINS = every_form("cat concat concatenate")
 # Sums and products, as opposed to contractions (matmul) and joins (cat).
-ARITHMETIC = ADDITIONS | SUBTRACTIONS | PRODUCTS | MEANS | _every_form("neg abs sum div truediv")
+ARITHMETIC = ADDITIONS | SUBTRACTIONS | PRODUCTS | MEANS | every_form("neg abs sum div truediv")
 # Small changes of their input are large changes of their output: rounding it would ruin a formula.
-FORMULAS = DIVISIONS | {torch.linalg.norm, torch.linalg.vector_norm} | _every_form(
+FORMULAS = DIVISIONS | {torch.linalg.norm, torch.linalg.vector_norm} | every_form(
     "pow square sqrt rsqrt reciprocal exp expm1 log log2 log1p var std var_mean norm logsumexp"
 )  # fmt: skip
-SOFTMAXES = _every_form("softmax") | {nn.Softmax, nn.Softmax2d, MaskedSoftmax}
+SOFTMAXES = every_form("softmax") | {nn.Softmax, nn.Softmax2d, MaskedSoftmax}
 # The activations that a runtime may fuse into the layer before (QConfig.fused_activations).
 ACTIVATIONS: dict[str, frozenset[Operation]] = {
-    "relu": _every_form("relu relu_") | {nn.ReLU},
-    "relu6": _every_form("relu6") | {nn.ReLU6},
-    "hardswish": _every_form("hardswish") | {nn.Hardswish},
-    "silu": _every_form("silu") | {nn.SiLU},
+    "relu": every_form("relu relu_") | {nn.ReLU},
+    "relu6": every_form("relu6") | {nn.ReLU6},
+    "hardswish": every_form("hardswish") | {nn.Hardswish},
+    "silu": every_form("silu") | {nn.SiLU},
 }
 # Max pooling: over how many dimensions, and its settings in order.
 MAX_POOLS: dict[Operation, tuple[int, tuple[str, ...]]] = {
@@ -88,11 +88,11 @@ MAX_POOLS: dict[Operation, tuple[int, tuple[str, ...]]] = {
         ("max_pool", "MaxPool", ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
         ("adaptive_max_pool", "AdaptiveMaxPool", ("output_size",)),
     )
-    for operation in (*_every_form(f"{function}{dims}d"), getattr(nn, f"{kind}{dims}d"))
+    for operation in (*every_form(f"{function}{dims}d"), getattr(nn, f"{kind}{dims}d"))
 }
 # They move codes, or choose among them, whatever the scale: the same numbers in another shape or
 # order, or the largest of them.
-MOVES = {swap_last, *MAX_POOLS} | _every_form(
+MOVES = {swap_last, *MAX_POOLS} | every_form(
     "flatten reshape view transpose permute squeeze unsqueeze contiguous clone detach chunk split "
     "tensor_split unbind t T mT swapaxes swapdims movedim moveaxis expand expand_as view_as "
     "reshape_as repeat tile repeat_interleave roll flip narrow select index_select getitem "
@@ -104,22 +104,22 @@ MOVES = {swap_last, *MAX_POOLS} | _every_form(
     "Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"
 )  # fmt: skip
 # x.float() of an input: integers until here, so that the scale belongs behind it.
-CONVERSIONS = _every_form("float to type_as")
-_BORDERS = _PADDING | {ZeroPadding} | _modules(  # zero is on every grid
+CONVERSIONS = every_form("float to type_as")
+BORDERS = _PADDING | {ZeroPadding} | _modules(  # zero is on every grid
     "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d "
     "ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d"
 )  # fmt: skip
-CONTRACTIONS = _every_form("matmul imatmul mm bmm mv dot addmm baddbmm")
-_CURVES = DIVISIONS | _every_form(
+CONTRACTIONS = every_form("matmul imatmul mm bmm mv dot addmm baddbmm")
+_CURVES = DIVISIONS | every_form(
     "hardswish hardsigmoid silu sigmoid sigmoid_ tanh tanh_ leaky_relu leaky_relu_ hardtanh clamp "
     "clamp_ clip clamp_min clamp_max neg abs sum"
 ) | _modules("Hardswish Hardsigmoid SiLU Sigmoid Tanh LeakyReLU Hardtanh")  # fmt: skip
 KINDS: dict[Operation, Kind] = {
     operation: kind
     for operations, kind in (
-        (_AVERAGING | _RESIZING | _BORDERS | MOVES | CONVERSIONS, Kind.INHERIT),
+        (AVERAGING | RESIZING | BORDERS | MOVES | CONVERSIONS, Kind.INHERIT),
         (ADDITIONS | SUBTRACTIONS | PRODUCTS | JOINS | CONTRACTIONS, Kind.BINARY),
-        (_every_form("stack hstack vstack dstack maximum minimum"), Kind.BINARY),
+        (every_form("stack hstack vstack dstack maximum minimum"), Kind.BINARY),
         (_CURVES, Kind.CURVE),
         (ACTIVATIONS["relu"] | ACTIVATIONS["relu6"], Kind.CLAMP),
         (SOFTMAXES, Kind.SOFTMAX),
@@ -129,21 +129,32 @@ KINDS: dict[Operation, Kind] = {
 }
 
 # Their results are shapes and numbers, never a tensor that could be quantized.
-NOT_TENSORS = {torch._assert, torch._shape_as_tensor, len, int, float} | _every_form(
+NOT_TENSORS = {torch._assert, torch._shape_as_tensor, len, int, float} | every_form(
     "size dim ndim numel stride floordiv item tolist is_floating_point"
 )
 TENSOR_ATTRIBUTES = {"T", "mT", "data", "values"}  # x.T is a tensor, x.shape is not
-CREATING = _every_form(
+CREATING = every_form(
     "arange zeros ones full empty eye linspace rand randn zeros_like ones_like full_like "
     "empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
 )
 # Their results are integers or truth values whatever they read.
-INTEGER_MAKING = _every_form(
+INTEGER_MAKING = every_form(
     "eq ne lt le gt ge logical_not logical_and logical_or isnan isinf isfinite bool long int "
     "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
 )
-FLOAT_MAKING = DIVISIONS | _every_form("float to type_as half double sigmoid mean")
-MASKING = _every_form("masked_fill masked_fill_ where triu tril")
+# Their arguments are angles, sampling addresses, sides of a comparison or what becomes an index:
+# the position of that argument, None for all. Rounding it to 8 bits would be another angle.
+ADDRESSING: dict[Operation, int | None] = {
+    **dict.fromkeys(
+        every_form(
+            "sin cos tan eq ne lt le gt ge argmax argmin argsort bucketize searchsorted floor ceil "
+            "round long int bool"
+        )
+    ),
+    **dict.fromkeys(every_form("grid_sample"), 1),
+}
+FLOAT_MAKING = DIVISIONS | every_form("float to type_as half double sigmoid mean")
+MASKING = every_form("masked_fill masked_fill_ where triu tril")
 
 
 def operation_of(module: nn.Module, node: fx.Node) -> Operation:
@@ -160,9 +171,9 @@ def operation_of(module: nn.Module, node: fx.Node) -> Operation:
 def averages(module: nn.Module, node: fx.Node) -> bool:
     """Whether an inheriting operation leaves the grid of its input, so that it must round again."""
     operation = operation_of(module, node)
-    if operation in _RESIZING:
+    if operation in RESIZING:
         return not str(_setting(module, node, "mode", 3, "nearest")).startswith("nearest")
-    return operation in _AVERAGING
+    return operation in AVERAGING
 
 
 def refusal(module: nn.Module, node: fx.Node) -> str | None:
@@ -176,7 +187,7 @@ def refusal(module: nn.Module, node: fx.Node) -> str | None:
         return f"{_name(operation)} is called with more than its input (output_size?)"
     if kind is Kind.WEIGHTED and rescales(module.get_submodule(node.target)):
         return f"{_name(operation)} with max_norm rescales its weight at run time"
-    if operation in _RESIZING and "cubic" in str(_setting(module, node, "mode", 3, "nearest")):
+    if operation in RESIZING and "cubic" in str(_setting(module, node, "mode", 3, "nearest")):
         return "bicubic interpolation leaves the range of its input"
     if operation in _PADDING or (isinstance(operation, type) and "ConstantPad" in _name(operation)):
         filled = _setting(module, node, "mode", 2, "constant") == "constant"
@@ -217,12 +228,12 @@ _WHY: dict[Operation, str] = {
     nn.EmbeddingBag: "EmbeddingBag sums rows of its table inside one kernel",
     nn.MultiheadAttention: "MultiheadAttention with bias_k, add_zero_attn or a changed forward()",
     **dict.fromkeys(FORMULAS - DIVISIONS, "part of a formula that is computed in floating point"),
-    **dict.fromkeys(_every_form("einsum"), "einsum has no integer kernel; write it as matmul"),
-    **dict.fromkeys(_every_form("batch_norm"),
+    **dict.fromkeys(every_form("einsum"), "einsum has no integer kernel; write it as matmul"),
+    **dict.fromkeys(every_form("batch_norm"),
                     "batch_norm follows no layer that could absorb it, or uses the batch"),
-    **dict.fromkeys([*_every_form("layer_norm group_norm instance_norm rms_norm")],
+    **dict.fromkeys([*every_form("layer_norm group_norm instance_norm rms_norm")],
                     f"the norm {_STATISTICS}"),
     **dict.fromkeys(
-        [*(row.function for row in LAYER_TYPES.values()), *_every_form("bilinear")],
+        [*(row.function for row in LAYER_TYPES.values()), *every_form("bilinear")],
         "its weight is computed from data, or its settings are not constants"),
 }  # fmt: skip

@@ -182,7 +182,8 @@ class _Reader:
         if kind is Kind.BINARY and len(sources) < 2:
             repeated = sum(a in self.result.floats for a in node.args if _is_node(a)) == 2  # x + x
             kind = Kind.BINARY if repeated else Kind.CURVE  # x * 0.5: one value in, one out
-        if kind is Kind.CURVE and operation in SCALINGS and self._follows_product(sources[0]):
+        scales = kind is Kind.CURVE and operation in SCALINGS
+        if scales and not any(map(_is_negative, node.args)) and self._follows_product(sources[0]):
             return Kind.CLAMP, ""  # a constant factor changes the scale, not the codes
         if kind is Kind.CLAMP and operation not in self.fused:
             kind = Kind.CURVE
@@ -266,6 +267,10 @@ def _is_node(argument: object) -> bool:
 
 def _is_float(argument: object) -> bool:
     return isinstance(argument, float)
+
+
+def _is_negative(argument: object) -> bool:
+    return isinstance(argument, (int, float)) and argument < 0
 
 
 def _is_mask_number(argument: object) -> bool:

@@ -75,6 +75,8 @@ def trace(model: nn.Module, example: Sequence[torch.Tensor] | None = None) -> fx
     unalias(traced)
     expand_dot_product_attention(traced)
     _name_clamps(traced)
+    _name_leaky_relus(traced)
+    _name_subtractions(traced)
     rewrite_functional_layers(traced)
     rewrite_products(traced)
     erase_unused_constants(traced)
@@ -210,6 +212,23 @@ def _name_clamps(traced: fx.GraphModule) -> None:
             # Whoever reads the clamped tensor under its old name must still see it clamped.
             node.args = (node.all_input_nodes[0],)
             node.kwargs = {"inplace": True} if in_place else {}
+
+
+def _name_subtractions(traced: fx.GraphModule) -> None:
+    """x - 3 is x + (-3), to the bit; runtimes have kernels for sums."""
+    for node in traced.graph.nodes:
+        number = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+        if node.target in (operator.sub, torch.sub, "sub") and type(number) in (int, float):
+            node.op, node.target, node.args = "call_function", operator.add, (node.args[0], -number)
+
+
+def _name_leaky_relus(traced: fx.GraphModule) -> None:
+    """A PReLU with one slope for all channels is, once trained, a LeakyReLU."""
+    for node in traced.graph.nodes:
+        layer = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if type(layer) is nn.PReLU and bool((layer.weight == layer.weight[0]).all()):
+            node.op, node.target = "call_function", F.leaky_relu
+            node.args = (node.all_input_nodes[0], layer.weight[0].item())
 
 
 def _hashable(bounds: tuple) -> tuple:

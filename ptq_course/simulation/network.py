@@ -8,7 +8,7 @@ has.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,51 +16,50 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import Plan, optional_arguments, plain_module, plan, required_inputs, trace
 from ptq_course.graph.fusion import fuse
+from ptq_course.graph.kernels import KERNELS
 from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.graph.reading import source_of
+from ptq_course.grids.affine import IntGrid
 from ptq_course.grids.metrics import rounding_limit
+from ptq_course.simulation.curves import ROUNDED
 from ptq_course.simulation.observe import output_tensors
+from ptq_course.simulation.qconfig import QConfig
 
 
 class TracedNetwork:
     """A traced, fused copy of a model and the plan for quantizing it."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        float_layers: Collection[str] = (),
-        fused_activations: Collection[str] = ALWAYS_FUSED,
-        example: Sequence[Tensor] | None = None,
+        self, model: nn.Module, config: QConfig, example: Sequence[Tensor] | None = None
     ) -> None:
         self.module: fx.GraphModule = fuse(trace(model, example))
         self.optional_names = list(optional_arguments(plain_module(model)))
-        self._plan_again(float_layers, fused_activations)
+        self._plan_all(config)
 
-    def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule]) -> None:
+    def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule], config: QConfig) -> None:
         """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
         self.module = step(self.module)
-        self._plan_again(self.float_layers, self.fused_activations)
+        self._plan_all(config)
 
-    def _plan_again(
-        self, float_layers: Collection[str], fused_activations: Collection[str]
-    ) -> None:
-        # Both may change after observation, so more values are observed than this plan needs.
-        observed = [name for name in ALWAYS_FUSED if name in fused_activations]
-        self.full_plan: Plan = plan(self.module, fused_activations=observed)
-        self.replan(float_layers, fused_activations)
+    def _plan_all(self, config: QConfig) -> None:
+        # Other choices may follow after observation: more values are observed than one plan needs.
+        fused = [name for name in ALWAYS_FUSED if name in config.fused_activations]
+        self.full_plan = Plan({}, {}, {})
+        for target in KERNELS:
+            self.full_plan.values |= plan(self.module, (), fused, target).values
+        self.replan(config)
 
-    def replan(
-        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
-    ) -> None:
+    def replan(self, config: QConfig) -> None:
         """Plan with other choices; QuantizationError where they need values never observed."""
-        fused = self.fused_activations if fused_activations is None else fused_activations
-        new = plan(self.module, float_layers, fused)
+        fused = config.fused_activations
+        new = plan(self.module, config.float_layers, fused, config.target)
         missing = sorted(new.values.keys() - self.full_plan.values.keys())
         if missing:
             raise QuantizationError(
                 f"fused_activations={tuple(fused)} needs the values {', '.join(missing)}, which "
                 "were not observed; start with a new PTQQuantizer and this config."
             )
-        self.float_layers, self.fused_activations, self.plan = float_layers, fused, new
+        self.plan = new
 
     @property
     def input_names(self) -> list[str]:
@@ -83,11 +82,20 @@ class TracedNetwork:
         return module.eval()
 
     def with_quantizers(
-        self, layers: Mapping[str, nn.Module], quantizers: Mapping[str, nn.Module]
+        self,
+        layers: Mapping[str, nn.Module],
+        quantizers: Mapping[str, nn.Module],
+        grid: IntGrid | None,
     ) -> nn.Module:
-        """A copy with ``layers`` for the float ones and each value through its quantizer."""
+        """A copy with ``layers`` for the float ones and each value through its quantizer.
+
+        grid: that of the activations, for what is rounded inside an operation.
+        """
         module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
         nodes = {node.name: node for node in module.graph.nodes}
+        for name, family in self.plan.inner.items():
+            if grid is not None:
+                _call_instead(module, nodes[name], ROUNDED[family](grid))
         for path, layer in layers.items():
             replace_submodule(module, path, layer)
         for name, quantizer in quantizers.items():
@@ -142,6 +150,12 @@ def _insert_after(module: fx.GraphModule, node: fx.Node, layer: nn.Module, suffi
     module.add_submodule(target, layer)
     _call_after(module, node, target)
     return target
+
+
+def _call_instead(module: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
+    target = f"{node.name}_rounded"
+    module.add_submodule(target, layer)
+    node.op, node.target, node.args, node.kwargs = "call_module", target, (source_of(node),), {}
 
 
 def _call_after(module: fx.GraphModule, node: fx.Node, target: str) -> None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.graph import copied, plain_module, stays_float
+from ptq_course.graph import copied, plain_module
 from ptq_course.graph.layer_types import own_forward
 from ptq_course.grids.affine import QParams
 from ptq_course.ranges.calibrators import Calibrator
@@ -78,13 +78,13 @@ class PTQQuantizer:
         except UnsupportedError as error:
             if steps:
                 raise UnsupportedError(f"steps need a traced graph. {error}") from error
-            self.network = UntracedNetwork(model, self.config.float_layers)
+            self.network = UntracedNetwork(model, self.config)
             self._needs_example = bool(own_forward(model)) and example is None
             warnings.warn(f"Quantizing layer by layer. {error}", stacklevel=2)
         if not self._needs_example:
             self._check_layers()
         for step in steps:
-            self.network.apply(lambda module, step=step: step(module, self))
+            self.network.apply(lambda module, step=step: step(module, self), self.config)
         self.statistics = Statistics()
         self.qparams: dict[str, QParams] = {}
         self._calibrators: dict[str, Calibrator] = {}  # by value, as qparams
@@ -143,8 +143,7 @@ class PTQQuantizer:
         return self
 
     def _traced(self, example: Sequence[Tensor] | None) -> TracedNetwork:
-        config = self.config
-        return TracedNetwork(self._unfused, config.float_layers, config.fused_activations, example)
+        return TracedNetwork(self._unfused, self.config, example)
 
     def _resolve_shapes(self, loader: Iterable) -> Iterable:
         """Trace again, with the first batch as the example that answers questions about shapes."""
@@ -191,7 +190,7 @@ class PTQQuantizer:
         config = self.config if config is None else config
         config = config if bits is None else config.with_bits(bits)
         network = copy.copy(self.network)
-        network.replan(config.float_layers, config.fused_activations)
+        network.replan(config)
         rule = ranges or config.activation_range
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
         self.config, self.network, self._decided = config, network, True
@@ -215,11 +214,11 @@ class PTQQuantizer:
         layers = {}
         if config.weight_bits is not None:
             for name, site in plan.layers.items():
-                if not stays_float(name, config.float_layers):
+                if not site.kept_float:
                     source = qparams.get(site.input_value) if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
-        module = self.network.with_quantizers(layers, quantizers)
+        module = self.network.with_quantizers(layers, quantizers, config.activation_grid)
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
     def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ptq_course.errors import QuantizationError, needs
-from ptq_course.graph import Plan, stays_float
+from ptq_course.graph import Plan
 from ptq_course.grids.affine import QParams, fake_quantize
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.simulation.layers import weight_qparams
@@ -111,7 +111,7 @@ def make_report(
         layer = module.get_submodule(name)
         weight = layer.weight.detach()
         bits = scales = decibels = None
-        if config.weight_bits is not None and not stays_float(name, config.float_layers):
+        if config.weight_bits is not None and not site.kept_float:
             parameters = weight_qparams(
                 layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -15,10 +16,11 @@ from ptq_course.graph import (
     prepared_copy,
     required_inputs,
 )
-from ptq_course.graph.kinds import ALWAYS_FUSED
 from ptq_course.graph.layer_types import layer_type, rescales
+from ptq_course.grids.affine import IntGrid
 from ptq_course.simulation.layers import LayerStandIn
 from ptq_course.simulation.network import replace_submodule, shallow_copy
+from ptq_course.simulation.qconfig import QConfig
 
 
 class UntracedNetwork:
@@ -29,25 +31,19 @@ class UntracedNetwork:
     rewritten to their linear layers here too.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        float_layers: Collection[str] = (),
-        fused_activations: Collection[str] = ALWAYS_FUSED,
-    ) -> None:
+    def __init__(self, model: nn.Module, config: QConfig) -> None:
         self.module = prepared_copy(model)
         self.optional_names = list(optional_arguments(self.module))
-        self.replan(())
+        self.replan(replace(config, float_layers=()))
         self.full_plan = self.plan
-        self.replan(float_layers)
+        self.replan(config)
 
-    def replan(
-        self, float_layers: Collection[str], fused_activations: Collection[str] | None = None
-    ) -> None:
+    def replan(self, config: QConfig) -> None:
         """Plan with other choices; nothing is fused in a model without a graph."""
         self.plan = Plan({}, {}, {"(between layers)": "the model could not be traced"})
         layers = {n: m for n, m in self.module.named_modules() if layer_type(m)}
         names = {n for n, layer in layers.items() if not rescales(layer)}
+        float_layers = config.float_layers
         check_float_layers(float_layers, names)
         for path, module in self.module.named_modules():
             if path in names and path not in float_layers:
@@ -79,7 +75,10 @@ class UntracedNetwork:
         return module
 
     def with_quantizers(
-        self, layers: Mapping[str, nn.Module], quantizers: Mapping[str, nn.Module]
+        self,
+        layers: Mapping[str, nn.Module],
+        quantizers: Mapping[str, nn.Module],
+        grid: IntGrid | None = None,
     ) -> nn.Module:
         module = shallow_copy(self.module)
         for path, site in self.plan.layers.items():

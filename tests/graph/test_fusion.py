@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,9 +257,10 @@ def test_fused_activations_can_change_after_observation():
     quantizer.compute_qparams(config=QConfig.onnxruntime())
     assert set(quantizer.qparams) == {"x", "a", "silu"}
     relu = PTQQuantizer(Activated(F.relu)).calibrate([torch.randn(32, 4)], progress=False)
+    apart = replace(QConfig.tensorrt(), fused_activations=())
     with pytest.raises(QuantizationError, match="values a, which were not observed"):
-        relu.compute_qparams(config=QConfig(fused_activations=()))
-    unfused = PTQQuantizer(Activated(F.relu), config=QConfig(fused_activations=()))
+        relu.compute_qparams(config=apart)
+    unfused = PTQQuantizer(Activated(F.relu), config=apart)
     assert set(unfused.calibrate([torch.randn(32, 4)], progress=False).qparams) == {
         "x", "a", "relu",
     }  # fmt: skip

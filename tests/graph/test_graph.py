@@ -99,7 +99,7 @@ class PoolBetween(nn.Module):
 
 
 def test_pooling_between_layer_and_relu_gives_the_layer_a_value():
-    assert list(planned(PoolBetween()).values) == ["x", "a", "relu"]
+    assert list(planned(PoolBetween()).values) == ["x", "a", "relu", "b"]
 
 
 class Unknown(nn.Module):

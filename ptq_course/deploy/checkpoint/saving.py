@@ -129,9 +129,9 @@ def _assemble(
         raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
     config = header.qconfig
     if header.traced:
-        network = TracedNetwork(model, config.float_layers, config.fused_activations, example)
+        network: Network = TracedNetwork(model, config, example)
     else:
-        network = UntracedNetwork(model, config.float_layers)
+        network = UntracedNetwork(model, config)
     try:
         loaded = _filled(header, tensors, network, config)
     except QuantizationError:
@@ -167,7 +167,7 @@ def _filled(
         for name, entry in header.layers.items()
     }
     quantizers = {name: ActivationQuantizer(q, name=name) for name, q in qparams.items()}
-    module = network.with_quantizers(layers, quantizers)
+    module = network.with_quantizers(layers, quantizers, config.activation_grid)
     _load_float_state(module, tensors)
     left_in_float = dict(network.plan.left_in_float)
     if header.granularity is None:

@@ -6,14 +6,17 @@ Nothing here changes what the network computes.
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ptq_course.deploy.onnx.layers import implied_clamp
+from ptq_course.graph.kinds import KINDS, Kind, every_form, operation_of
 from ptq_course.simulation.layers import ActivationQuantizer
 
+_SEVERAL = every_form("chunk split tensor_split unbind")
 _POOL_MODULES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
@@ -34,6 +37,46 @@ def drop_implied_clamps(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.all_input_nodes[0])
             module.graph.erase_node(node)
     module.recompile()
+
+
+def repeat_quantizers(module: fx.GraphModule) -> None:
+    """Quantize again, to the same grid, behind what only moves codes: padding, resizing, splitting.
+
+    The values do not change. But the runtime looks for Q/DQ right in front of a kernel, and carries
+    it through a reshape or max pooling only; a convolution behind anything else would stay real.
+    """
+    for node in list(module.graph.nodes):
+        if _is_quantizer(module, node):
+            _repeat_behind(module, node, str(node.target))
+    module.recompile()
+
+
+def _repeat_behind(module: fx.GraphModule, node: fx.Node, quantizer: str) -> None:
+    for user in list(node.users):
+        moves = KINDS.get(operation_of(module, user)) is Kind.INHERIT
+        if not moves or user.all_input_nodes[0] is not node:
+            continue
+        _repeat_behind(module, user, quantizer)
+        readers = [u for u in user.users if u.op != "output" and not _is_quantizer(module, u)]
+        readers = [u for u in readers if KINDS.get(operation_of(module, u)) is not Kind.INHERIT]
+        if readers and not _is_tuple(user):
+            with module.graph.inserting_after(user):
+                again = module.graph.call_module(quantizer, (user,))
+            for reader in readers:
+                reader.replace_input_with(user, again)
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    """chunk and split return a tuple, and so does a slice of it."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[1], slice) and _is_tuple(node.all_input_nodes[0])
+    return node.target in _SEVERAL
+
+
+def _is_quantizer(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    return isinstance(module.get_submodule(str(node.target)), ActivationQuantizer)
 
 
 def _clamp_bounds(module: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:

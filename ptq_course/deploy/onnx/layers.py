@@ -14,26 +14,30 @@ from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
 
 class ExportedQuantizer(nn.Module):
-    """An ActivationQuantizer, as the runtime executes it."""
+    """An ActivationQuantizer, as the runtime executes it.
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
+    factor: a constant that its input lacks (`curves.absorb_factors`); x * factor is rounded.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer, factor: float = 1.0) -> None:
         super().__init__()
         grid = quantizer.grid
         dtype = torch.int8 if grid.signed else torch.uint8
-        self.register_buffer("scale", quantizer.scale.clone())
+        self.register_buffer("scale", (quantizer.scale.double() / factor).float())
+        self.register_buffer("decoded", quantizer.scale.clone())
         self.register_buffer("zero_point", quantizer.zero_point.to(dtype))
         # A grid smaller than the 8-bit type needs its own clamp, in real numbers.
         limits = torch.iinfo(dtype)
         self.clamp: tuple[float, float] | None = None
         if (grid.qmin, grid.qmax) != (limits.min, limits.max):
             zero = int(quantizer.zero_point)
-            scale = quantizer.scale.item()
+            scale = self.scale.item()
             self.clamp = ((grid.qmin - zero) * scale, (grid.qmax - zero) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.clamp is not None:
             x = torch.clamp(x, *self.clamp)
-        return torch.ops.ptq.quantize_dequantize(x, self.scale, self.zero_point)
+        return torch.ops.ptq.quantize_dequantize(x, self.scale, self.zero_point, self.decoded)
 
 
 class ExportedLayer(nn.Module):

@@ -18,11 +18,15 @@ FLOAT = 1  # ONNX's number of float32 (importing onnx for it would be slow)
 
 
 @torch.library.custom_op("ptq::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """QuantizeLinear, then DequantizeLinear: the boundary between two integer operations."""
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, decoded: Tensor) -> Tensor:
+    """QuantizeLinear, then DequantizeLinear: the boundary between two integer operations.
+
+    ``decoded`` is the scale that the codes are decoded with: the same, or times a constant factor
+    that x lacks.
+    """
     limits = torch.iinfo(zero_point.dtype)
     codes = torch.clamp(torch.round(x / scale) + zero_point, limits.min, limits.max)
-    return (codes - zero_point) * scale
+    return (codes - zero_point) * decoded
 
 
 @torch.library.custom_op("ptq::dequantize", mutates_args=())
@@ -85,7 +89,7 @@ def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @quantize_dequantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, decoded: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -135,8 +139,8 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
     # onnxscript reads the annotations: untyped arguments are ONNX values, typed ones attributes.
     # ruff: noqa: ANN001
 
-    def translate_quantize_dequantize(x, scale, zero_point):
-        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+    def translate_quantize_dequantize(x, scale, zero_point, decoded):
+        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), decoded, zero_point)
 
     def translate_dequantize(codes, scale, zero_point, axis: int):
         return op.DequantizeLinear(codes, scale, zero_point, axis=axis)

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
-from ptq_course.deploy.onnx.graph import drop_implied_clamps, use_global_average_pool
+from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
+from ptq_course.deploy.onnx.graph import (
+    drop_implied_clamps,
+    repeat_quantizers,
+    use_global_average_pool,
+)
 from ptq_course.deploy.onnx.layers import (
     ExportedQuantizer,
     FourBitLinear,
@@ -31,6 +36,7 @@ from ptq_course.deploy.targets import TARGETS, check_dynamic, check_target, find
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
+from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.dynamic_layers import DynamicLayer
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
@@ -154,10 +160,14 @@ def _exportable(
     model: nn.Module, examples: tuple[Tensor, ...], integer_bias: bool = True
 ) -> nn.Module:
     """A module in which every quantized part is replaced by the operator that exports it."""
+    factors: dict[ActivationQuantizer, float] = {}
     if isinstance(model, ConvertedModel):
         module = copy.deepcopy(model.module)
         if isinstance(module, fx.GraphModule):
             drop_implied_clamps(module)
+            factors = absorb_factors(module)
+            write_numbers_as_codes(module)
+            repeat_quantizers(module)
     else:
         try:
             module = fuse(trace(model))
@@ -168,7 +178,9 @@ def _exportable(
     replaced: dict[nn.Module, nn.Module] = {}
     for part in module.modules():
         if isinstance(part, ActivationQuantizer):
-            replaced[part] = ExportedQuantizer(part)
+            replaced[part] = ExportedQuantizer(part, factors.get(part, 1.0))
+        elif isinstance(part, RoundedInside):
+            replaced[part] = ExportedCurve(part)
         elif isinstance(part, DynamicLayer):
             replaced[part] = exported_dynamic_layer(part)
         elif isinstance(part, QuantizedLayer):

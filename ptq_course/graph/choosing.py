@@ -1,0 +1,89 @@
+"""What the user keeps in floating point: by name, by type, or everything behind a layer.
+
+Chapters 06 and 10. An entry of ``float_layers`` is one of
+
+    "head.conv"     an operation by its name: a module's path, or the name of a function's node
+    "Sigmoid"       every operation of that type: a module's class, a function's or method's name
+    "behind:head"   everything computed from the result of ``head``, which itself is quantized
+
+A layer stands for all its calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ptq_course.errors import UnsupportedError
+from ptq_course.graph.kinds import Kind, operation_of
+from ptq_course.graph.reading import Reading
+from ptq_course.graph.tracing import SECOND_CALL
+
+BEHIND = "behind:"
+
+
+@dataclass
+class Choice:
+    """The nodes that stay in floating point because the user asked for it."""
+
+    nodes: set[fx.Node] = field(default_factory=set)
+    why: str = "kept in floating point by float_layers"
+
+
+def choose(traced: fx.GraphModule, reading: Reading, float_layers: Collection[str]) -> Choice:
+    """Resolve ``float_layers`` in a graph; UnsupportedError for an entry that matches nothing."""
+    choice = Choice()
+    for entry in float_layers:
+        name = entry.removeprefix(BEHIND)
+        matched = [node for node in reading.kinds if _matches(traced, node, name)]
+        if not matched:
+            _refuse(traced, reading, entry)
+        choice.nodes |= _descendants(matched) if entry.startswith(BEHIND) else set(matched)
+    return choice
+
+
+def _matches(traced: fx.GraphModule, node: fx.Node, name: str) -> bool:
+    if not node.op.startswith("call"):
+        return False
+    path = str(node.target).split(SECOND_CALL)[0] if node.op == "call_module" else node.name
+    if name in (path, node.name, node.target):
+        return True
+    operation = operation_of(traced, node)
+    return name == getattr(operation, "__name__", operation)
+
+
+def _descendants(nodes: list[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = [user for node in nodes for user in node.users]
+    while pending:
+        node = pending.pop()
+        if node not in found and node.op != "output":
+            found.add(node)
+            pending += node.users
+    return found
+
+
+def _refuse(traced: fx.GraphModule, reading: Reading, entry: str) -> None:
+    layers = [str(n.target) for n, kind in reading.kinds.items() if kind is Kind.WEIGHTED]
+    others = [
+        str(n.target) if n.op == "call_module" else n.name
+        for n in reading.kinds
+        if n.op.startswith("call") and n in reading.floats and str(n.target) not in layers
+    ]
+    raise UnsupportedError(
+        f"float_layers names {entry!r}, which is not an operation of the model. Its layers: "
+        f"{', '.join(sorted(set(layers)))}. Its other operations: "
+        f"{', '.join(dict.fromkeys(others)) or 'none'}."
+    )
+
+
+def check_float_layers(float_layers: Collection[str], layers: Collection[str]) -> None:
+    """Raise UnsupportedError where ``float_layers`` names no layer of a model without a graph."""
+    for name in float_layers:
+        if name not in layers:
+            raise UnsupportedError(
+                f"float_layers names {name!r}, which is not a layer of the model. "
+                f"Its layers: {', '.join(sorted(layers))}."
+            )

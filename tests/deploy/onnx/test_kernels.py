@@ -1,0 +1,125 @@
+"""The kernels that ONNX Runtime makes of a file: the table of `graph.kernels`, held by the runtime.
+
+Convolutions around each activation, in the file as a user gets it: no convolution may be left in
+floating point, and what the table calls an integer kernel must be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ptq_course.deploy import onnx as deploy
+from ptq_course.graph.kernels import KERNELS
+from ptq_course.grids.metrics import snr_pooled
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def norm(kind: type[nn.Module], *settings: int) -> nn.Module:
+    """A layer whose parameters and statistics are not those of a fresh one."""
+    layer = kind(*settings)
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    return layer
+
+
+def network(between: nn.Module, second: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), between, nn.Conv2d(8, 8, 3, padding=1), second,
+        nn.Conv2d(8, 4, 1),
+    ).eval()  # fmt: skip
+
+
+# The operation, and the kernels of its own that the file must hold (twice each).
+INTEGER: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "relu": (nn.ReLU, set()),
+    "relu6": (nn.ReLU6, set()),
+    "late batch norm": (lambda: nn.Sequential(nn.ReLU(), norm(nn.BatchNorm2d, 8)), set()),
+    "silu": (nn.SiLU, {"QLinearSigmoid", "QLinearMul"}),
+    "hardswish": (nn.Hardswish, {"QLinearAdd", "QLinearMul"}),
+    "hardsigmoid": (nn.Hardsigmoid, {"QLinearAdd"}),
+    "leaky relu": (nn.LeakyReLU, {"QLinearLeakyRelu"}),
+    "prelu with one slope": (nn.PReLU, {"QLinearLeakyRelu"}),
+    "sigmoid": (nn.Sigmoid, {"QLinearSigmoid"}),
+    "pooled and resized": (
+        lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)),
+        {"Resize"},
+    ),
+    "x - 3": (lambda: Function(lambda x: x - 3.0), {"QLinearAdd"}),
+    "x / -3": (lambda: Function(lambda x: x / -3.0), {"QLinearMul"}),
+    "factor": (lambda: Function(lambda x: x * 0.3), set()),
+    "split": (lambda: Function(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), {"Split"}),
+    "padded": (lambda: Function(lambda x: nn.functional.pad(x, (1, 0, 1, 0))), {"Pad"}),
+}
+REAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "gelu": (nn.GELU, "Gelu"),
+    "tanh": (nn.Tanh, "Tanh"),
+    "prelu": (lambda: norm(nn.PReLU, 8), "PRelu"),
+    "group norm": (lambda: nn.Sequential(norm(nn.GroupNorm, 2, 8), nn.ReLU()), "Mul"),
+}
+
+
+def made(model: nn.Module, path, **choices) -> tuple[dict[str, int], PTQQuantizer, float]:
+    """The operators that the runtime makes of a model's file, the quantizer, and the file's SNR."""
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    quantizer = PTQQuantizer(model, config=QConfig(**choices)).observe([x], progress=False)
+    quantized = quantizer.compute_qparams("minmax").convert()
+    session = deploy.session(deploy.export(quantized, x, path))
+    with torch.no_grad():
+        assert snr_pooled(model(x), session(x)) > 25
+        return session.operators, quantizer, snr_pooled(quantized(x), session(x))
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_every_convolution_runs_in_integers_and_so_does_what_is_between(tmp_path, name):
+    make, kernels = INTEGER[name]
+    operators, quantizer, agreement = made(network(make(), make()), tmp_path / "file.onnx")
+    assert not {"Conv", "FusedConv"} & set(operators)
+    assert operators["QLinearConv"] == (5 if name == "late batch norm" else 3)
+    assert {kernel: operators.get(kernel) for kernel in kernels} == dict.fromkeys(kernels, 2)
+    assert operators["QuantizeLinear"] == (3 if name == "padded" else 1), "only at the input"
+    assert quantizer.left_in_float == {}
+    assert agreement > 40
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_has_no_kernel_is_named_and_leaves_the_convolutions_in_integers(tmp_path, name):
+    make, operator = REAL[name]
+    operators, quantizer, agreement = made(network(make(), make()), tmp_path / "file.onnx")
+    assert not {"Conv", "FusedConv"} & set(operators)
+    assert operators["QLinearConv"] == 3
+    assert operators[operator] == 2
+    assert len(quantizer.left_in_float) == 2
+    assert agreement > 40
+
+
+def test_the_last_convolution_stays_real_where_the_configuration_asks_for_it(tmp_path):
+    model = network(nn.ReLU(), nn.ReLU())
+    operators, quantizer, _ = made(model, tmp_path / "file.onnx", float_layers=("4",))
+    assert operators["QLinearConv"] == 2
+    assert operators.get("Conv", 0) + operators.get("FusedConv", 0) == 1
+    assert list(quantizer.left_in_float) == ["4"]
+
+
+def test_each_kernel_of_the_table_is_asked_for_by_a_test():
+    mine = {kernel for _, kernels in INTEGER.values() for kernel in kernels}
+    table = {n for k in KERNELS["onnxruntime"].values() for n in k.name.split(", ")}
+    elsewhere = {"QLinearConv", "QGemm", "Gather", "QLinearMatMul", "QLinearSoftmax",
+                 "QLinearConcat",
+                 "QLinearAveragePool"}  # fmt: skip
+    assert table - elsewhere <= mine
