@@ -101,6 +101,8 @@ KERNELS: dict[str, dict[str, Kernel]] = {
 }
 # Here every operation that `kinds` knows has an integer form of its own name.
 COMPLETE = {"tensorrt", "arm"}
+# Their files hold integers from the first layer to the last, also where nobody reads a result.
+INTEGERS_THROUGHOUT = {"arm"}
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "arm": "LiteRT"}
 
 

@@ -30,6 +30,7 @@ from ptq_course.graph.kernels import (
     DEFAULT_TARGET,
     FAMILY_OF,
     IN_UNIT_RANGE,
+    INTEGERS_THROUGHOUT,
     RUNTIMES,
     Kernel,
     kernel_of,
@@ -47,6 +48,7 @@ class Value:
     range: tuple[float, float] | None = None  # known beforehand (softmax), else calibrated
     inherited_by: list[str] = field(default_factory=list)  # averaging nodes that round to its grid
     asked_by: list[str] = field(default_factory=list)  # kernels that read it, or return it
+    only_returned: bool = False  # rounded because a kernel returns codes; nothing reads them
 
 
 @dataclass
@@ -106,7 +108,9 @@ def plan(
             owner[node] = names[node]
             known = (0.0, 1.0) if operation_of(traced, node) in IN_UNIT_RANGE else None
             asked = list(dict.fromkeys(demand.wanted[node]))
-            result.values[names[node]] = Value(names[node], node.name, known, asked_by=asked)
+            result.values[names[node]] = Value(
+                names[node], node.name, known, [], asked, node not in demand.read
+            )
         if node.op.startswith("call") and (why := demand.why_float(node)):
             result.left_in_float[node.target if node.op == "call_module" else node.name] = why
         if (family := demand.rounds_inside(node)) is not None:
@@ -126,10 +130,12 @@ class _Demand:
         self.containers = _containers(reading)
         self.addresses = _addresses(traced, reading)
         self.wanted: dict[fx.Node, list[str]] = {}
+        self.read: set[fx.Node] = set()
         for node in reading.kinds:
             kernel = self.kernel(node)
-            returns_codes = kernel is not None and kernel.rounds_output
-            if reading.kinds[node] is not Kind.WEIGHTED or not returns_codes:
+            if kernel is None or not kernel.rounds_output:
+                continue
+            if reading.kinds[node] is not Kind.WEIGHTED and target not in INTEGERS_THROUGHOUT:
                 continue
             if (end := self.boundary(node)) not in self.addresses:
                 self.wanted.setdefault(end, []).append(kernel.name)
@@ -137,6 +143,7 @@ class _Demand:
             if node in reading.floats:
                 names = [name for user in node.users if (name := self._asks(user, node))]
                 if names:
+                    self.read.add(node)
                     self.wanted.setdefault(node, []).extend(names)
 
     def kernel(self, node: fx.Node) -> Kernel | None:

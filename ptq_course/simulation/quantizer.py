@@ -304,7 +304,8 @@ class PTQQuantizer:
 
     def report(self) -> Report:
         """A table of layers that prints and plots: ranges, scales, error of the weights."""
-        return make_report(self.network.module, self.network.plan, self.config, self.qparams)
+        network = self.network
+        return make_report(network.module, network.plan, self.config, self.qparams, self.statistics)
 
     def _by_layer(self, by_value: dict) -> dict:
         sites = self.network.plan.layers.items()

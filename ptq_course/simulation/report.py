@@ -7,17 +7,20 @@ the network's answers is measured on data (`metrics.flips`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from ptq_course.errors import QuantizationError, needs
 from ptq_course.graph import Plan
 from ptq_course.grids.affine import QParams, fake_quantize
 from ptq_course.grids.metrics import snr_pooled
+from ptq_course.ranges.histograms import DyadicHistogram
 from ptq_course.simulation.layers import weight_qparams
 from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.statistics import Statistics
 from ptq_course.tables import html_table, text_table
 
 COLUMNS = (
@@ -63,20 +66,24 @@ class Report:
 
     layers: tuple[LayerReport, ...]
     left_in_float: dict[str, str]
+    returned: dict[str, str] = field(default_factory=dict)  # value -> its kernel and the price
 
     def __str__(self) -> str:
         table = text_table(COLUMNS, [layer.cells() for layer in self.layers])
-        return "\n".join([table, *self._float_lines()])
+        return "\n".join([table, *self._notes()])
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, [layer.cells() for layer in self.layers], self._float_lines())
+        return html_table(COLUMNS, [layer.cells() for layer in self.layers], self._notes())
 
-    def _float_lines(self) -> list[str]:
-        if not self.left_in_float:
-            return []
+    def _notes(self) -> list[str]:
+        parts = {
+            "in floating point": self.left_in_float,
+            "rounded only because their kernel returns codes": self.returned,
+        }
         return [
-            "in floating point: "
-            + "; ".join(f"{name} ({why})" for name, why in self.left_in_float.items())
+            f"{what} ({len(named)}): " + "; ".join(f"{name} ({why})" for name, why in named.items())
+            for what, named in parts.items()
+            if named
         ]
 
     def worst_weights(self, count: int = 3) -> list[LayerReport]:
@@ -103,9 +110,17 @@ class Report:
 
 
 def make_report(
-    module: nn.Module, plan: Plan, config: QConfig, qparams: Mapping[str, QParams]
+    module: nn.Module,
+    plan: Plan,
+    config: QConfig,
+    qparams: Mapping[str, QParams],
+    statistics: Statistics,
 ) -> Report:
-    """Describe each layer of ``plan``; ``qparams`` may be empty (nothing decided yet)."""
+    """Describe each layer of ``plan``; ``qparams`` may be empty (nothing decided yet).
+
+    A value that no kernel reads is rounded where the kernel that computes it returns codes; what
+    that costs is read from its histogram, where one was collected.
+    """
     rows = []
     for name, site in plan.layers.items():
         layer = module.get_submodule(name)
@@ -129,4 +144,18 @@ def make_report(
                 scale, zero_point,
             )
         )  # fmt: skip
-    return Report(tuple(rows), dict(plan.left_in_float))
+    returned = {}
+    for name, value in plan.values.items():
+        if value.only_returned and name in qparams:
+            hist = statistics.summaries.get(name, {}).get(DyadicHistogram)
+            price = "" if hist is None else f", {_histogram_snr(hist, qparams[name]):.1f} dB pooled"
+            returned[name] = f"{', '.join(value.asked_by)}{price}"
+    return Report(tuple(rows), dict(plan.left_in_float), returned)
+
+
+def _histogram_snr(hist: DyadicHistogram, qparams: QParams) -> float:
+    """Signal over rounding error of a histogram's values, each at the middle of its bin."""
+    edges = torch.from_numpy(hist.edges())
+    middle = ((edges[1:] + edges[:-1]) / 2).float()
+    weight = torch.from_numpy(hist.counts).sqrt()
+    return snr_pooled(middle * weight, fake_quantize(middle, qparams) * weight)
