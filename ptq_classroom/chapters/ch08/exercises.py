@@ -322,7 +322,8 @@ def _sums() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("sums beyond the output's range", (0, 3.0), (-2.0, 2.5), (-1.0, 2.3))
     yield case("scales far apart", (0, 10.0), (-0.3, 0.3), (0, 10.5))
     label, given = case("large inputs that nearly cancel", (0, 8.0), (-8.317, 0), (-0.0973, 0.1011))
-    a, b = (c.reshape(-1).double() for c in torch.meshgrid(*[torch.arange(256.0)] * 2))
+    codes = torch.arange(256.0, dtype=torch.float64)
+    a, b = codes.repeat_interleave(256), codes.repeat(256)
     sums = (a * given["qa"].scale) + (b - given["qb"].zero_point) * given["qb"].scale
     near = torch.nonzero(sums.abs() < 0.1).flatten()[:300]
     yield label, {**given, "a": a[near].byte(), "b": b[near].byte()}
