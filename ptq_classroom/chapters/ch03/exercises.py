@@ -235,6 +235,10 @@ def _groupings() -> Iterator[tuple[str, dict[str, Any]]]:
         "an empty last bin that receives outliers",
         {"hist": np.array([8, 4, 2, 0, 0, 5]), "i": 4, "levels": 2},
     )
+    yield (
+        "an empty last bin, and no outliers",
+        {"hist": np.array([4, 0, 2, 6, 1, 0]), "i": 6, "levels": 2},
+    )
     yield "as many levels as bins", {"hist": np.array([5, 0, 2, 2, 3]), "i": 4, "levels": 4}
     rng = np.random.default_rng(303)
     for i, levels in ((24, 8), (27, 8)):
@@ -271,7 +275,7 @@ MAKE_Q = Exercise(
     id="03.3", title="Q: what the levels can still tell apart", minutes=9, difficulty=3,
     signature="make_q(hist, i, levels)", reference=make_q, cases=_groupings, returns="Q",
     pace=_many_groups,
-    rtol=1e-6,
+    rtol=1e-6, atol=1e-12,
     accepted=(_q_prefix_sums, _q_plain_python),
     diagnoses=(
         ("make_p(hist, i) > 0 => np.ones(i)",
@@ -309,6 +313,8 @@ MAKE_Q = Exercise(
         ("q = np.zeros(i) => q, levels = np.zeros(i), levels - 1",
          "the bins were put into levels - 1 groups: every level is a group"),
         ("range(levels) => range(levels - 1)", "the last group was left out: range(levels)"),
+        ("filled = make_p(hist, i) > 0 => filled = hist[:i] > 0; filled[-1] = True",
+         "the last bin is filled only where it holds something or receives outliers"),
         ("return q => return q / q.sum()",
          "return counts: dividing by the sum is left to kl(p, q)"),
         ("if filled[group].any(): => if True:",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import Failure, expect, expect_close
+from ptq_classroom.kit.expect import Failure, expect, expect_close, several
 from ptq_classroom.kit.values import as_array, same
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
 from ptq_course.integer import operations
@@ -205,7 +205,7 @@ NOT_EXACT = "m is not exact enough: float32 has 24 bits, use Python's float"
 def _pair(got: Any, expected: tuple[int, int]) -> tuple[float, float]:
     """m and shift out of two numbers in a tuple, list, array or tensor."""
     try:
-        m, shift = (float(v) for v in (got if isinstance(got, tuple | list) else as_array(got)))
+        m, shift = (float(as_array(v)) for v in several(got, 2) or ())
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise Failure(
             "the function should return (m, shift)",
