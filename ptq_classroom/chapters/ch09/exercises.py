@@ -89,7 +89,7 @@ CLIPPED_SHARE = Exercise(
          "rounds to its last code; compare the values"),
         ("(live < low) | (live > high) => (calib < low) | (calib > high)",
          "the calibration values were counted: none of them lies outside their own range"),
-        ("outside.double().mean() => outside.sum() / calib.numel()",
+        ("outside.double().mean() => (outside.sum() / calib.numel())",
          "divided by the number of calibration values: it is a share of the live ones"),
         ("low, high = min => calib, live = live, calib; low, high = min",
          "calib and live are exchanged: calib makes the range"),
