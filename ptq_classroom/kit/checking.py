@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ptq_classroom.kit import exercises, learner
+from ptq_classroom.kit import exercises, learner, pace
+from ptq_classroom.kit.cells import outdated
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.kit.expect import Failure
 
@@ -22,9 +23,14 @@ def check(id: str, fn: Callable[..., Any], strict: bool = False) -> None:
     if not strict and (getattr(fn, "__module__", None) or "").startswith(OURS):
         print(f"✗ {id} {exercise.function}: this is the course's function: run your own cell again")
         return
+    if not strict and (said := outdated(fn)):
+        print(f"✗ {id} {exercise.function}: {said}")
+        return
     result = examine(exercise, fn)
     if result.status == "passed":
         print(f"✓ {id} {exercise.function} passes")
+        if said := pace.note(exercise, fn):
+            print(f"  {said}")
         if not strict:
             learner.save(exercise, fn)
     elif strict:

@@ -152,15 +152,16 @@ def _diagnose(exercise: Exercise, calls: list, failing: int, structure: bool = F
     """
     best, cause = len(calls) // 2, ""  # a look-alike on a single input is not a cause
     for wrong, sentence in exercise.diagnoses if calls else ():
-        outcomes = [_outcome(wrong, args, kwargs) for args, kwargs, _ in calls]
-        if structure and not alike(calls[failing][2], outcomes[failing]):
-            continue
-        agree = [
-            exercise.agree(got, outcome)
-            for (_, _, got), outcome in zip(calls, outcomes, strict=True)
-        ]
-        if agree[failing] and sum(agree) > best:
-            best, cause = sum(agree), sentence
+
+        def agrees(call: tuple, wrong: Callable[..., Any] = wrong, structure: bool = False) -> bool:
+            args, kwargs, got = call
+            outcome = _outcome(wrong, args, kwargs)
+            return (not structure or alike(got, outcome)) and exercise.agree(got, outcome)
+
+        if agrees(calls[failing], structure=structure):
+            agreed = 1 + sum(agrees(call) for i, call in enumerate(calls) if i != failing)
+            if agreed > best:
+                best, cause = agreed, sentence
     return cause
 
 

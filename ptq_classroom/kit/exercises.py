@@ -32,6 +32,7 @@ class Exercise:
     diagnoses: (known wrong answer, likely cause); a wrong answer is a function, or one or several
         changes "before => after" of the reference's source (see mutation.py), and is a function in
         the exercise that comes of it. accepted: right answers written differently.
+    pace: one case in the size that the notebook has, where slowness would show (see pace.py).
     agree: agree(got, known wrong answer), whether the two do the same; where chance plays a part,
         equality would never find it.
     """
@@ -51,6 +52,7 @@ class Exercise:
     returns: str | tuple[str, ...] = "the result"
     rtol: float = 1e-5
     atol: float = 1e-8
+    pace: Callable[[], tuple[str, dict[str, Any]]] | None = None
     may_change_inputs: bool = False
     agree: Callable[[Any, Any], bool] = same
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 
-from ptq_classroom.kit import exercises, learner
+from ptq_classroom.kit import cells, exercises, learner
 from ptq_classroom.kit.place import course_folder
 
 _given: dict[str, int] = {}
@@ -47,7 +47,7 @@ def reset(id: str) -> None:
     if found is None:
         return
     exercise, cell = found
-    shell = _shell()
+    shell = cells.notebook()
     if shell is None:
         print(cell)
     else:
@@ -87,11 +87,3 @@ def _find(id: str, tag: str) -> str | None:
             if tag in meta.get("tags", ()) and meta.get("ptq", {}).get("exercise") == id:
                 return "".join(cell["source"])
     return None
-
-
-def _shell():
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()

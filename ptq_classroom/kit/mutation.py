@@ -7,6 +7,7 @@ shows in tracebacks and to `inspect.getsource`, as if somebody had typed it.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import linecache
 import textwrap
@@ -42,6 +43,7 @@ def mutation(original: Callable[..., Any], *changes: str) -> Callable[..., Any]:
     return made
 
 
+@functools.cache
 def _source(fn: Callable[..., Any]) -> tuple[str, str]:
     """The source up to the docstring's end, and the statements behind it."""
     source = textwrap.dedent(inspect.getsource(fn))

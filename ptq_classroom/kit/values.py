@@ -73,7 +73,7 @@ def same(a: Any, b: Any, rtol: float = 1e-6) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k], rtol) for k in a)
     if isinstance(a, torch.nn.Module) and isinstance(b, torch.nn.Module):
-        return same(dict(a.state_dict()), dict(b.state_dict()), rtol) and a.training == b.training
+        return same(dict(a.state_dict()), dict(b.state_dict()), rtol) and _modes(a) == _modes(b)
     try:
         x, y = as_array(a), as_array(b)
     except (ValueError, TypeError):
@@ -147,6 +147,12 @@ def snapshot(value: Any) -> Any:
         return copy.deepcopy(value)
     except Exception:
         return value
+
+
+def _modes(model: torch.nn.Module) -> tuple[list[bool], list[bool]]:
+    """Which modules are in training mode, and which parameters get gradients."""
+    modes = [module.training for module in model.modules()]
+    return modes, [parameter.requires_grad for parameter in model.parameters()]
 
 
 def _equal(a: Any, b: Any) -> bool:

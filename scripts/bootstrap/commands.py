@@ -15,6 +15,7 @@ from .setup import setup
 
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
+KERNEL_START = ROOT / "ptq_classroom" / "kit" / "kernel_start.py"
 COPIER = ROOT / "ptq_classroom" / "kit" / "learner_copy.py"
 # Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
 TAKE_A_VALUE = {
@@ -77,6 +78,7 @@ def lab(arguments: list[str]) -> int:
         command.append(f"--LabApp.default_url=/lab/tree/{first.relative_to(ROOT).as_posix()}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # a container's only user; the server listens on localhost
+    os.environ.setdefault("PYTHONSTARTUP", str(KERNEL_START))  # run by each kernel
     return hand_over(environment, [*command, *arguments])
 
 

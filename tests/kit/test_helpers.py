@@ -56,11 +56,11 @@ def test_reset_offers_a_new_cell(course: Path, capsys, monkeypatch):
         def set_next_input(self, text):
             cells.append(text)
 
-    monkeypatch.setattr(helpers, "_shell", Shell)
+    monkeypatch.setattr(helpers.cells, "notebook", Shell)
     reset("prep.2")
     assert cells == [STUB]
     assert "in the cell below" in capsys.readouterr().out
-    monkeypatch.setattr(helpers, "_shell", lambda: None)
+    monkeypatch.setattr(helpers.cells, "notebook", lambda: None)
     reset("prep.2")
     assert STUB in capsys.readouterr().out
 

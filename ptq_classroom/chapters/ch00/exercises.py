@@ -43,6 +43,8 @@ def _networks() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("wrong before and wrong after", [1, 1, 2, 0], [2, 1, 0, 0], [0, 1, 2, 1], 3)
     yield case("nothing changes", [0, 1, 2], [0, 1, 2], [0, 2, 2], 3)
     yield case("only gained", [1, 2, 0, 0, 1], [1, 1, 0, 2, 1], [1, 1, 0, 2, 0], 3)
+    label, given = case("every logit is negative", [0, 1, 2, 2], [0, 2, 1, 2], [0, 1, 1, 0], 3)
+    yield label, {**given, "fp": given["fp"] - 5, "q": given["q"] - 5}
     yield case("as many images as classes", [0, 1, 2, 3], [0, 3, 2, 3], [0, 1, 2, 1], 4)
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 10, 200)

@@ -56,6 +56,9 @@ def _same_qparams(got: Any, expected: tuple, lo: float, hi: float, grid: IntGrid
             got=got,
         )
         expect_integers(values[1], "zero_point")
+        inside = grid.qmin <= float(values[1]) <= grid.qmax
+        on_grid = f"an integer from {grid.qmin} to {grid.qmax}"
+        expect(inside, "the zero point lies outside the grid", expected=on_grid, got=got)
         return
     expect_close(got, expected, ("scale", "zero_point"), rtol=1e-4, atol=1e-9)
     expect_integers(values[1], "zero_point")
@@ -147,6 +150,7 @@ def _tensors() -> Iterator[tuple[str, dict[str, Any]]]:
         return label, {"x": x, "scale": scale, "zero_point": zero_point, "grid": grid}
 
     yield case("inside the range", [0.26, -0.26, 0.74, -0.74, 1.02], 0.5, 0, S8)
+    yield case("near the middle of two codes", [0.6252, 1.1748, -0.8748, 1.0952], 0.01, 0, S8)
     yield case("with a zero point", [-1.0, -0.31, 0.0, 0.52, 2.9], 4 / 255, 64, U8)
     yield case("beyond both ends, 8 bits", [1.3, 3.0, -1.3, -3.0, 0.5], 0.01, 0, S8)
     yield case("beyond both ends, 4 bits", [0.4, 2.3, -0.9, -2.3, 0.12], 0.1, 0, S4)

@@ -30,7 +30,7 @@ def _batches() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("the largest value in the last batch", [[0.5, -1.0], [0.2, 2.0], [-0.1, 2.54]], 8)
     yield case("the largest value in the first batch", [[5.08, -1.0], [0.2, 2.0], [-0.1, 1.0]], 8)
     yield case("the largest magnitude is negative", [[0.5, -1.0], [0.2, -12.7], [0.3, 2.0]], 8)
-    yield case("everything is negative", [[-0.5, -1.0], [-0.7, -0.9], [-0.2, -0.1]], 6)
+    yield case("everything is negative", [[-0.25, -0.5], [-0.35, -0.45], [-0.1, -0.2]], 6)
     yield case("4 bits", [[0.7, -1.4], [2.1, -3.5], [0.1, 0.2]], 4)
     yield case("batches of different length", [[0.5, -1.0, 0.1], [2.54], [0.2, 0.3]], 8)
     generator = torch.Generator().manual_seed(201)

@@ -42,6 +42,11 @@ def _pairs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "random", _pair(rng.integers(1, 50, 12), rng.integers(1, 50, 12))
 
 
+def _long() -> tuple[str, dict[str, Any]]:
+    rng = np.random.default_rng(311)
+    return "2,048 bins", _pair(rng.integers(1, 50, 2048), rng.integers(1, 50, 2048))
+
+
 def _pair(p: Any, q: Any) -> dict[str, Any]:
     return {"p": np.asarray(p, np.float64), "q": np.asarray(q, np.float64)}
 
@@ -95,7 +100,7 @@ def _kl_torch(p: Array, q: Array) -> Tensor:
 KL = Exercise(
     id="03.1", title="The divergence of two histograms", minutes=6, difficulty=2,
     signature="kl(p, q)", reference=kl, cases=_pairs, compare=_same_divergence,
-    returns="the divergence",
+    returns="the divergence", pace=_long,
     accepted=(_kl_loop, _kl_torch),
     diagnoses=(
         ("np.log( => np.log2(", "log2 gives bits; the natural logarithm gives nats"),
@@ -150,6 +155,11 @@ def _histograms() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "random", {"hist": rng.integers(0, 9, 40), "i": 25}
 
 
+def _long_histogram() -> tuple[str, dict[str, Any]]:
+    hist = np.random.default_rng(312).integers(0, 50, 4096)
+    return "2,048 of 4,096 bins", {"hist": hist, "i": 2048}
+
+
 def _p_list(hist: Array, i: int) -> list[int]:
     """The last kept bin and everything after it are one number."""
     return [*hist[: i - 1].tolist(), sum(hist[i - 1 :].tolist())]
@@ -167,6 +177,7 @@ def _p_tensor(hist: Array, i: int) -> Tensor:
 MAKE_P = Exercise(
     id="03.2", title="P: the clipped histogram", minutes=4, difficulty=1,
     signature="make_p(hist, i)", reference=make_p, cases=_histograms, returns="P",
+    pace=_long_histogram,
     accepted=(_p_list, _p_bincount, _p_tensor),
     diagnoses=(
         ("p[-1] += hist[i:].sum() => pass",
@@ -224,12 +235,21 @@ def _groupings() -> Iterator[tuple[str, dict[str, Any]]]:
         "an empty last bin that receives outliers",
         {"hist": np.array([8, 4, 2, 0, 0, 5]), "i": 4, "levels": 2},
     )
+    yield (
+        "an empty last bin, and no outliers",
+        {"hist": np.array([4, 0, 2, 6, 1, 0]), "i": 6, "levels": 2},
+    )
     yield "as many levels as bins", {"hist": np.array([5, 0, 2, 2, 3]), "i": 4, "levels": 4}
     rng = np.random.default_rng(303)
     for i, levels in ((24, 8), (27, 8)):
         hist = rng.integers(0, 6, 40) * rng.integers(0, 2, 40)
         hist[i:] += 1  # always some outliers
         yield "random", {"hist": hist, "i": i, "levels": levels}
+
+
+def _many_groups() -> tuple[str, dict[str, Any]]:
+    label, inputs = _long_histogram()
+    return f"{label} in 128 groups", {**inputs, "levels": 128}
 
 
 def _q_prefix_sums(hist: Array, i: int, levels: int) -> Array:
@@ -254,7 +274,8 @@ def _q_plain_python(hist: Array, i: int, levels: int) -> list[float]:
 MAKE_Q = Exercise(
     id="03.3", title="Q: what the levels can still tell apart", minutes=9, difficulty=3,
     signature="make_q(hist, i, levels)", reference=make_q, cases=_groupings, returns="Q",
-    rtol=1e-6,
+    pace=_many_groups,
+    rtol=1e-6, atol=1e-12,
     accepted=(_q_prefix_sums, _q_plain_python),
     diagnoses=(
         ("make_p(hist, i) > 0 => np.ones(i)",
@@ -292,6 +313,8 @@ MAKE_Q = Exercise(
         ("q = np.zeros(i) => q, levels = np.zeros(i), levels - 1",
          "the bins were put into levels - 1 groups: every level is a group"),
         ("range(levels) => range(levels - 1)", "the last group was left out: range(levels)"),
+        ("filled = make_p(hist, i) > 0 => filled = hist[:i] > 0; filled[-1] = True",
+         "the last bin is filled only where it holds something or receives outliers"),
         ("return q => return q / q.sum()",
          "return counts: dividing by the sum is left to kl(p, q)"),
         ("if filled[group].any(): => if True:",

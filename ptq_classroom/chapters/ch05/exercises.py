@@ -35,6 +35,8 @@ def _weights() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a transposed convolution [3, 4, 2, 2], axis 1", {"w": up, "axis": 1}
     dead = torch.tensor([[0.0, 0.0], [0.635, -0.2], [-0.1, -1.27]])
     yield "a channel of zeros", {"w": dead, "axis": 0}
+    quiet = torch.tensor([[1e-5, -3e-5], [0.5, 0.2], [-2e-3, 1e-3]])
+    yield "a channel so quiet that it is almost zeros", {"w": quiet, "axis": 0}
 
 
 TINY = "a channel of zeros got a tiny scale; any would do, but 1 is asked for"
@@ -94,6 +96,8 @@ CHANNEL_SCALES = Exercise(
         ("torch.where(largest > 0, largest / 127, 1.0) => largest / 127",
          "a channel of zeros got the scale 0: nothing can be divided by it"),
         ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp(min=1e-8) / 127", TINY),
+        ("largest > 0 => largest > 1e-4",
+         "a quiet channel is taken for zeros: only where all values are 0 is the scale 1"),
         ("/ 127 => / 255", "divided by 255: the narrow grid has 127 steps on each side of zero"),
         ("w.abs().amax(dim=others) => w.amax(dim=others).clamp(min=0) - "
          "w.amin(dim=others).clamp(max=0)",

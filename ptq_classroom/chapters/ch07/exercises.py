@@ -38,6 +38,7 @@ def _tokens() -> Iterator[tuple[str, dict[str, Any]]]:
         "a token so quiet that it is almost zeros",
         {"x": torch.tensor([[1e-7, -2e-7, 0.0], [0.3, -0.2, 0.1]])},
     )
+    yield "nothing but zeros", {"x": torch.zeros(2, 3)}
     yield "one token [4]", {"x": torch.tensor([0.1, -0.3, 0.2, 0.05])}
 
 

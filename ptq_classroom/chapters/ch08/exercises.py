@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import Failure, expect, expect_close
+from ptq_classroom.kit.expect import Failure, expect, expect_close, several
 from ptq_classroom.kit.values import as_array, same
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
 from ptq_course.integer import operations
@@ -205,7 +205,7 @@ NOT_EXACT = "m is not exact enough: float32 has 24 bits, use Python's float"
 def _pair(got: Any, expected: tuple[int, int]) -> tuple[float, float]:
     """m and shift out of two numbers in a tuple, list, array or tensor."""
     try:
-        m, shift = (float(v) for v in (got if isinstance(got, tuple | list) else as_array(got)))
+        m, shift = (float(as_array(v)) for v in several(got, 2) or ())
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise Failure(
             "the function should return (m, shift)",
@@ -322,7 +322,8 @@ def _sums() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("sums beyond the output's range", (0, 3.0), (-2.0, 2.5), (-1.0, 2.3))
     yield case("scales far apart", (0, 10.0), (-0.3, 0.3), (0, 10.5))
     label, given = case("large inputs that nearly cancel", (0, 8.0), (-8.317, 0), (-0.0973, 0.1011))
-    a, b = (c.reshape(-1).double() for c in torch.meshgrid(*[torch.arange(256.0)] * 2))
+    codes = torch.arange(256.0, dtype=torch.float64)
+    a, b = codes.repeat_interleave(256), codes.repeat(256)
     sums = (a * given["qa"].scale) + (b - given["qb"].zero_point) * given["qb"].scale
     near = torch.nonzero(sums.abs() < 0.1).flatten()[:300]
     yield label, {**given, "a": a[near].byte(), "b": b[near].byte()}

@@ -32,6 +32,7 @@ def _values() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("values at the ends of the range", [-1.0, 2.0], [-1.0, 2.0, 2.0, 2.5, -1.0])
     yield case("no calibration value near zero", [4.0, 2.0, 3.0], [1.0, 0.5, 3.0, -0.5])
     yield case("just beyond the range", [-1.0, 2.0], [2.004, -1.003, 1.0, 2.5])
+    yield case("every calibration value below zero", [-4.0, -2.0], [-1.0, -0.5, 0.5, -5.0, 0.0])
     yield case("nothing is clipped", [-2.0, 2.0, 0.0], [1.0, -1.5])
     yield case("more calibration values than live ones", [-3.0, 0.5, 2.0, 1.0, 9.0], [1.0, 10.0])
     generator = torch.Generator().manual_seed(901)
@@ -88,7 +89,7 @@ CLIPPED_SHARE = Exercise(
          "rounds to its last code; compare the values"),
         ("(live < low) | (live > high) => (calib < low) | (calib > high)",
          "the calibration values were counted: none of them lies outside their own range"),
-        ("outside.double().mean() => outside.sum() / calib.numel()",
+        ("outside.double().mean() => (outside.sum() / calib.numel())",
          "divided by the number of calibration values: it is a share of the live ones"),
         ("low, high = min => calib, live = live, calib; low, high = min",
          "calib and live are exchanged: calib makes the range"),
@@ -122,6 +123,7 @@ def _modes() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "every second picture, risk 0.25", {"share": 0.5, "risk": 0.25}
     yield "every second picture, risk 0.2", {"share": 0.5, "risk": 0.2}
     yield "nine of ten pictures, risk 0.05", {"share": 0.9, "risk": 0.05}
+    yield "nine of ten pictures, risk 0.2", {"share": 0.9, "risk": 0.2}
     yield "one picture in forty, risk 0.05", {"share": 0.025, "risk": 0.05}
     yield "one picture in fifty, risk 0.01", {"share": 0.02, "risk": 0.01}
     yield "one picture in a thousand, risk 0.3", {"share": 0.001, "risk": 0.3}

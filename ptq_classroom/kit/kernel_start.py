@@ -1,0 +1,29 @@
+"""Run by each kernel that `course.py lab` starts: a name that is missing says "run the first cell".
+
+PYTHONSTARTUP names this file. Standard library only; without a notebook it does nothing, and it
+leaves no name of its own behind.
+"""
+
+
+def _start():
+    import sys
+
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    names = "check hint solution reset predict show term learner np torch nn Tensor IntGrid"
+    first = frozenset(names.split())  # what the first cells of the chapters import
+
+    def explain(shell, kind, error, trace, tb_offset=None):  # noqa: ANN001
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+        if error.name in first:
+            print(f"`{error.name}` comes from the notebook's first cell: run the first cell, then")
+            print(
+                "this one again (Run > Run All Above Selected Cell runs all that come before it)."
+            )
+
+    if shell:
+        shell.set_custom_exc((NameError,), explain)
+
+
+_start()
+del _start
