@@ -6,8 +6,8 @@ From each file of notebooks/ (outputs cleared, solution cells removed; pictures 
 - changed in the course and never touched by the learner (byte for byte as made): it is replaced;
 - changed in the course and touched by the learner: theirs stays, the new one comes beside it as
   `03_kl_calibration.new.ipynb`.
-Nothing that a learner wrote is ever overwritten or deleted. What a file will hold is recorded before
-it is written: a start that was killed leaves no copy that passes for the learner's own work.
+Nothing that a learner wrote is ever overwritten or deleted. What a file will hold is recorded
+before it is written: a start that was killed leaves no copy that passes for the learner's own work.
 Standard library only, and loaded by its file: it starts fast.
 """
 
