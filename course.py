@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""The course in two commands; nothing beyond the standard library is needed to start.
+"""The course in two commands; Python's standard library is enough to start.
 
-    python course.py lab     set up what is missing, then open JupyterLab on chapter 00
-    python course.py test    run every test and every notebook; or: test [pytest's arguments]
-    python course.py doctor  say what is installed, what is missing, and what this processor can do
-    python course.py setup   only set up; `setup --again` repeats every step
+    python course.py lab       set up what is missing, then open JupyterLab
+    python course.py test      run every test and every notebook
+    python course.py progress  say what is passed, chapter by chapter
+    python course.py doctor    say what is installed, what is missing, and what
+                               this processor can do
+    python course.py setup     only set up
 
-`lab` hands its other arguments to JupyterLab (--no-browser, --port 8899), `test` hands its
-own to pytest.
+`python course.py lab --help` says more of a command; so for each of them.
 """
 
 # Only syntax that every Python knows, down to 2.7: an old one must get as far as the message below.

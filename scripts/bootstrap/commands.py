@@ -1,4 +1,4 @@
-"""The commands of course.py: lab, test, doctor, setup."""
+"""The commands of course.py: lab, test, progress, doctor, setup."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from .environment import EXTRAS, ROOT, Environment, child_variables, current
 from .pip import SetupError
 from .setup import setup
+from .words import fitted, meant
 
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
@@ -27,45 +28,109 @@ TAKE_A_VALUE = {
 }  # fmt: skip
 
 
+HELP = {
+    "lab": """\
+python course.py lab [JupyterLab's arguments]
+
+Sets up what is missing, brings my_course/ up to date without touching what you
+wrote there, and opens chapter 00 in JupyterLab. What follows `lab` goes on to
+JupyterLab:
+
+    python course.py lab --no-browser --port 8899
+
+All of JupyterLab's own options: python course.py lab --help-all
+""",
+    "test": """\
+python course.py test [pytest's arguments]
+
+Sets up what is missing and runs every test, then every notebook. What follows
+`test` goes on to pytest: options alone still run everything, a place runs what
+is there:
+
+    python course.py test -x -n 2 --dist loadfile
+    python course.py test notebooks/03_kl_calibration.ipynb
+
+All of pytest's own options: .venv/bin/python -m pytest --help
+""",
+    "progress": """\
+python course.py progress
+
+Says which exercises are passed, chapter by chapter. Counted is what a passed
+check has put into my_course/my_ptq.py.
+""",
+    "doctor": """\
+python course.py doctor
+
+Says what is installed, what is missing, what this processor can do and what
+stands in the way of the course. Changes nothing.
+""",
+    "setup": """\
+python course.py setup [--again] [--latest]
+
+Makes .venv beside course.py with all libraries, in the versions that the
+notebooks were executed with; where everything is there it does nothing.
+
+    --again   repeat every step and install over what is there, which repairs
+              a damaged library
+    --latest  take the newest versions that pyproject.toml allows
+""",
+}
+OPTIONS = {"setup": ("--again", "--latest"), "doctor": (), "progress": ()}
+
+
 def run(arguments: list[str], help_text: str) -> int:
     """Carry out one command; returns the exit status."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
-    commands = {"lab": lab, "test": test, "doctor": doctor, "setup": set_up}
     if name in ("help", "-h", "--help"):
-        print(help_text.strip())
-        return 0
+        name, rest = (rest[0], ["--help"]) if rest else ("", [])
+        if not name:
+            print(help_text.strip())
+            return 0
+    commands = {"lab": lab, "test": test, "progress": progress, "doctor": doctor, "setup": set_up}
     if name not in commands:
-        print(f"course.py does not know {name!r}.\n\n{help_text.strip()}", file=sys.stderr)
+        refuse(f"course.py does not know {name!r}.{meant(name, commands)}\n\n{help_text.strip()}")
+        return 2
+    if rest[:1] in (["--help"], ["-h"]):
+        print(HELP[name].strip())
+        return 0
+    known = OPTIONS.get(name)
+    if known is not None and (unknown := [word for word in rest if word not in known]):
+        guess = meant(unknown[0], known)
+        refuse(f"{name} does not know {' '.join(unknown)}.{guess}\n\n{HELP[name].strip()}")
         return 2
     try:
         return commands[name](rest)
     except SetupError as problem:
-        print(f"\n{problem}", file=sys.stderr)
+        refuse(f"\n{problem}")
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. Run the same command again: it continues where it was.", file=sys.stderr)
+        refuse("\nStopped. Run the same command again: it continues where it was.")
         return 130
+
+
+def refuse(text: str) -> None:
+    """Say on stderr why it does not go on."""
+    print(fitted(text), file=sys.stderr)
 
 
 def set_up(arguments: list[str]) -> int:
     """`setup [--again] [--latest]`"""
-    if unknown := [word for word in arguments if word not in ("--again", "--latest")]:
-        print(
-            f"setup does not know {' '.join(unknown)}; it takes only --again (once more) and\n"
-            "--latest (libraries newer than those that the notebooks were executed with).",
-            file=sys.stderr,
-        )
-        return 2
     environment = current()
     if not environment.managed:
-        print(
-            f"The active environment ({environment.folder}) has the course installed\n"
-            f'and is used as it is. To bring it up to date: python -m pip install -e ".[{EXTRAS}]"'
-        )
+        text = f"The active environment ({environment.folder}) has the course installed and is "
+        text += f'used as it is. To bring it up to date: python -m pip install -e ".[{EXTRAS}]"'
+        print(fitted(text))
         return 0
     setup(environment, again="--again" in arguments, latest="--latest" in arguments)
     print("Everything is in place. Next: python course.py lab")
     return 0
+
+
+def progress(arguments: list[str]) -> int:
+    """`progress`"""
+    from .progress import show
+
+    return show()
 
 
 def lab(arguments: list[str]) -> int:

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import sys
-import textwrap
 
 from . import pins, processor
 from .environment import EXTRAS, ROOT, Environment, ask, requirements
 from .setup import free_gb, needed_gb
+from .words import fitted
 
 _PROBE = "import sys; sys.path.insert(0, sys.argv[1]); from bootstrap import probe; probe.main()"
 _VERSIONS = """
@@ -43,16 +43,15 @@ def examine(environment: Environment) -> int:
     if obstacles:
         print("In the way:")
         for obstacle in obstacles:
-            print("- " + obstacle.replace("\n", "\n  "))
+            print(fitted(obstacle, before="- "))
         return 1
     print("Nothing stands in the way. Next: python course.py lab")
     return 0
 
 
 def row(name: str, *lines: str) -> None:
-    """One entry of the report: its name, then its lines under each other."""
-    for position, line in enumerate(lines):
-        print(f"{name if position == 0 else '':<14}{line}")
+    """One entry of the report: its name, then its lines under each other, as far as they fit."""
+    print(fitted("\n".join(lines), before=f"{name:<14}"))
 
 
 def about_environment(environment: Environment) -> None:
@@ -66,8 +65,8 @@ def about_environment(environment: Environment) -> None:
             "Environment", ".venv, unfinished or out of date: `python course.py setup` continues it"
         )
     else:
-        row("Environment", "none yet: `python course.py setup` (or lab, or test) makes .venv,")
-        row("", "a download of about 600 MB")
+        text = "none yet: `python course.py setup` (or lab, or test) makes .venv, a download of "
+        row("Environment", text + "about 600 MB")
 
 
 def about_libraries(environment: Environment, obstacles: list[str]) -> None:
@@ -77,9 +76,9 @@ def about_libraries(environment: Environment, obstacles: list[str]) -> None:
     versions = json.loads(answer) if answer else dict.fromkeys(names)
     present = [f"{name} {version}" for name, version in versions.items() if version]
     missing = [name for name, version in versions.items() if not version]
-    row("Libraries", *textwrap.wrap(", ".join(present) or "none yet", 84))
+    row("Libraries", ", ".join(present) or "none yet")
     if missing:
-        row("Missing", *textwrap.wrap(", ".join(missing), 84))
+        row("Missing", ", ".join(missing))
     if missing and (environment.complete or not environment.managed):
         remedy = "python course.py setup --again"
         if not environment.managed:
@@ -117,7 +116,7 @@ def about_threads(facts: dict) -> None:
 
 def about_processor(chip: processor.Processor, facts: dict) -> None:
     """What the processor is, what that means for INT8, and what was measured."""
-    row("Processor", chip.line(), *textwrap.wrap(processor.meaning(chip), 84))
+    row("Processor", chip.line(), processor.meaning(chip))
     if "torch" in facts:
         row("", f"Measured: PyTorch's INT8 matrix product is {share(facts['torch']['wrong'])}.")
     if "runtime" in facts:
@@ -141,7 +140,8 @@ def about_notebooks(facts: dict) -> None:
         row("Notebooks", "`test` compares their outputs strictly: this machine is as recorded")
         return
     row(
-        "Notebooks", "`test` runs every cell and assertion without comparing outputs, as digits may"
+        "Notebooks",
+        "`test` runs every cell and assertion without comparing outputs, as digits may differ "
+        "from those recorded:",
+        "; ".join(facts["differences"]),
     )
-    row("", "differ from those recorded:")
-    row("", *textwrap.wrap("; ".join(facts["differences"]), 84))

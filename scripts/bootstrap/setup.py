@@ -29,6 +29,7 @@ from .environment import (
     stamp,
 )
 from .pip import NoVersionError, SetupError, install
+from .words import fitted
 
 LOCKS = runpy.run_path(str(ROOT / "ptq_classroom" / "kit" / "learner_file.py"))
 NEED_GB = 3.0  # on Linux 1.8 GB of libraries, and what pip unpacks on the way
@@ -87,8 +88,10 @@ def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
             install(environment, ["-c", file, *rest_arguments()], patient=patient)
             return
         except NoVersionError:
-            say("not all of the versions that the notebooks were made with exist for this system;")
-            say("taking the newest that pyproject.toml allows: outputs are not compared then")
+            say(
+                "not all of the versions that the notebooks were made with exist for this system; "
+                "taking the newest that pyproject.toml allows: outputs are not compared then"
+            )
     install(environment, rest_arguments(), patient=patient)
 
 
@@ -150,8 +153,10 @@ def fetched(environment: Environment, again: bool, latest: bool) -> bool:
         if not enough or not loads_from_here(environment):
             raise
         reason = str(problem).splitlines()[0].partition(". ")[0].rstrip(".")
-        say(f"note: {reason}.")
-        say("What is installed serves: going on with it. Connected, the next start completes it.")
+        say(
+            f"note: {reason}. What is installed serves: going on with it. Connected, the next "
+            "start completes it."
+        )
         return False
     return True
 
@@ -212,8 +217,8 @@ def forget_old_pointer(environment: Environment) -> None:
 
 
 def say(text: str) -> None:
-    """One line of progress, in order with what pip prints."""
-    print(f"[setup] {text}", flush=True)
+    """One piece of progress, in order with what pip prints."""
+    print(fitted(text, before="[setup] "), flush=True)
 
 
 def free_gb(folder: object = ROOT) -> float:
@@ -241,8 +246,10 @@ def check_build(environment: Environment) -> None:
     on_linux = sys.platform.startswith("linux") and pins.machine() == "x86_64"
     if not on_linux or "+cpu" in build:
         return
-    say(f"note: PyTorch's own index did not answer and pip took the build {build!r}, made for")
-    say(f"GPUs: it works, but its other libraries take about {NEED_GB_CUDA:.0f} GB")
+    say(
+        f"note: PyTorch's own index did not answer and pip took the build {build!r}, made for "
+        f"GPUs: it works, but its other libraries take about {NEED_GB_CUDA:.0f} GB"
+    )
     if free_gb() < NEED_GB_CUDA:
         raise SetupError(
             f"The disk has {free_gb():.1f} GB free, too little for that. Delete .venv\n"

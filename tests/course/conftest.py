@@ -1,7 +1,7 @@
 """A course's folder of its own for each test, and no program really started."""
 
 import pytest
-from bootstrap import commands, doctor, environment, setup
+from bootstrap import commands, doctor, environment, progress, setup
 from bootstrap import pip as pip_module
 from bootstrap.environment import Environment
 from course_folder import write_project
@@ -13,7 +13,7 @@ def course(tmp_path, monkeypatch):
     folder = tmp_path / "my ptq course"
     (folder / "notebooks").mkdir(parents=True)
     write_project(folder)
-    for module in (environment, commands, pip_module, setup, doctor):
+    for module in (environment, commands, pip_module, setup, doctor, progress):
         monkeypatch.setattr(module, "ROOT", folder)
     monkeypatch.setattr(commands, "NOTEBOOKS", folder / "notebooks")
     monkeypatch.setattr(commands, "COPY", folder / "my_course")

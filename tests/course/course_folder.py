@@ -22,3 +22,8 @@ def write_project(folder, dependencies="[]", test="[]"):
         f"optional-dependencies.test = {test}",
     ]
     (folder / "pyproject.toml").write_text("\n".join(lines))
+
+
+def in_one_line(text):
+    """What was printed, without the line ends that 80 columns ask for."""
+    return " ".join(text.replace("[setup] ", "").split())

@@ -1,7 +1,9 @@
 """What lab and test would run; and JupyterLab started for real."""
 
+import ast
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import types
 import urllib.request
 
 import pytest
-from bootstrap import commands, environment
+from bootstrap import commands, environment, progress, words
 from course_folder import make_usable
+
+from ptq_classroom.kit import exercises
 
 
 def test_test_runs_everything_when_nothing_is_named(course, handed):
@@ -73,10 +77,10 @@ def test_lab_makes_the_copy_and_opens_chapter_00(course, handed, capsys):
     for name in ("00_start_here", "01_affine"):
         (course / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook))
     assert commands.run(["lab", "--no-browser", "--port", "8899"], "help") == 0
-    (words,) = handed
-    assert words[:3] == ["-m", "jupyterlab", f"--ServerApp.root_dir={course}"]
-    assert "--LabApp.default_url=/lab/tree/my_course/00_start_here.ipynb" in words
-    assert words[-3:] == ["--no-browser", "--port", "8899"]
+    (handed_over,) = handed
+    assert handed_over[:3] == ["-m", "jupyterlab", f"--ServerApp.root_dir={course}"]
+    assert "--LabApp.default_url=/lab/tree/my_course/00_start_here.ipynb" in handed_over
+    assert handed_over[-3:] == ["--no-browser", "--port", "8899"]
     assert (course / "my_course" / "01_affine.ipynb").exists()
     assert "[my_course] added" in capsys.readouterr().out
 
@@ -148,11 +152,111 @@ def test_a_console_that_lacks_a_character_is_no_traceback(root):
     assert done.stdout.endswith("? done\n"), done.stderr
 
 
-def test_help_and_unknown_commands(capsys):
-    assert commands.run([], "the help") == 0
-    assert "the help" in capsys.readouterr().out
-    assert commands.run(["lap"], "the help") == 2
-    assert "'lap'" in capsys.readouterr().err
+COMMANDS = ["lab", "test", "progress", "doctor", "setup"]
+
+
+@pytest.fixture
+def nothing_is_done(course, monkeypatch):
+    """Whatever starts a program or sets up fails the test."""
+
+    def never(*words, **options):
+        raise AssertionError(f"{words} was run")
+
+    for name in ("setup", "hand_over", "current", "ready", "refresh_copy"):
+        monkeypatch.setattr(commands, name, never)
+    for name in ("run", "Popen", "call"):
+        monkeypatch.setattr(subprocess, name, never)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_after_each_command_installs_nothing(nothing_is_done, capsys, name):
+    said = set()
+    for arguments in ([name, "--help"], [name, "-h"], ["help", name], [name, "--help", "-x"]):
+        assert commands.run(arguments, "the help") == 0
+        said.add(capsys.readouterr().out)
+    (text,) = said
+    assert text.startswith(f"python course.py {name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "guess"),
+    [
+        (["lap"], "'lab'"),
+        (["docter"], "'doctor'"),
+        (["setup", "--agian"], "'--again'"),
+        (["help", "tset"], "'test'"),
+        (["frobnicate"], None),
+        (["doctor", "now"], None),
+        (["progress", "03"], None),
+    ],
+)
+def test_what_is_not_known_is_refused_with_a_guess(nothing_is_done, capsys, arguments, guess):
+    assert commands.run(arguments, "the help") == 2
+    said = capsys.readouterr().err
+    assert arguments[-1] in said
+    assert (f"Did you mean {guess}?" in said) if guess else ("Did you mean" not in said)
+
+
+def test_the_help(root, capsys):
+    for arguments in ([], ["help"], ["-h"], ["--help"]):
+        assert commands.run(arguments, "the help") == 0
+        assert capsys.readouterr().out == "the help\n"
+    text = (root / "course.py").read_text(encoding="utf-8")
+    assert re.findall(r"^    python course.py (\w+)", text, flags=re.MULTILINE) == COMMANDS
+
+
+def test_what_is_printed_fits_80_columns(root, capsys):
+    """Help, refusals, and the doctor's report of this very machine."""
+    text = str(ast.get_docstring(ast.parse((root / "course.py").read_text(encoding="utf-8"))))
+    for arguments in [[], ["lap"], ["doctor"], ["progress"], *([name, "-h"] for name in COMMANDS)]:
+        commands.run(arguments, text)
+        said = capsys.readouterr()
+        lines = (said.out + said.err).splitlines()
+        assert lines
+        assert [line for line in lines if len(line) > 80] == []
+
+
+def test_long_words_stay_whole_and_indents_stay():
+    text = words.fitted("see /" + "x" * 90 + "\n    run: " + "word " * 20, before="[setup] ")
+    lines = text.splitlines()
+    assert lines[0] == "[setup] see"
+    assert lines[1] == "        /" + "x" * 90
+    assert lines[2].startswith("            run: word")
+    assert lines[3].startswith("            word")
+    assert max(map(len, [lines[0], *lines[2:]])) <= 80
+
+
+def test_progress_counts_what_my_ptq_py_holds(course, capsys):
+    def notebook(title, *ids):
+        cells = [{"cell_type": "markdown", "metadata": {}, "source": [f"# {title}\n", "more"]}]
+        marked = [{"cell_type": "code", "metadata": {"ptq": {"exercise": id}}, "source": []}
+                  for id in ids for _ in range(4)]  # fmt: skip
+        return json.dumps({"cells": cells + marked})
+
+    folder = course / "notebooks"
+    (folder / "00_a.ipynb").write_text(notebook("Chapter 00 · Start", "00.1", "00.2"))
+    (folder / "01_b.ipynb").write_text(notebook("01 · Affine", "01.1"))
+    (folder / "02_c.ipynb").write_text(notebook("02 · None"))
+    (folder / "prep.ipynb").write_text(notebook("Prep · Test", "prep.1"))
+    assert commands.run(["progress"], "help") == 0
+    assert "0 of 4 exercises are passed" in capsys.readouterr().out
+    (course / "my_course").mkdir()
+    (course / "my_course" / "my_ptq.py").write_text(
+        "# >>> 00.2\ndef f(): ...\n# <<< 00.2\n\n\n# >>> 01.1\nx = 1\n# <<< 01.1\n# <<< 99.9\n"
+    )
+    assert commands.run(["progress"], "help") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[:3] == [
+        "Prep · Test   0 of  1  next: prep.1",
+        "00 · Start    1 of  2  next: 00.1",
+        "01 · Affine   1 of  1  complete",
+    ]
+    assert rows[-1].startswith("2 of 4 exercises are passed.")
+
+
+def test_progress_reads_the_course_s_own_notebooks(root):
+    found = [id for ids in progress.exercises(root / "notebooks").values() for id in ids]
+    assert sorted(found) == sorted(exercise.id for exercise in exercises.everything())
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bootstrap import commands, doctor, environment, fingerprint, pins, processor
+from course_folder import in_one_line
 
 INTEL_OLD = "model name\t: Intel(R) Core(TM) i5\nflags\t\t: fpu avx avx2\n"
 INTEL_NEW = "model name\t: Intel(R) Xeon(R)\nflags\t\t: avx avx2 avx512f avx512_vnni\n"
@@ -59,7 +60,7 @@ def test_the_doctor_reports_what_was_measured(capsys):
     }
     doctor.about_processor(processor.from_cpuinfo(INTEL_OLD, "x86_64"), facts)
     doctor.about_notebooks(facts)
-    said = capsys.readouterr().out
+    said = in_one_line(capsys.readouterr().out)
     assert "INT8 matrix product is right everywhere" in said
     assert "product is WRONG in 98.9% of its elements" in said
     assert "torch 2.12 there, 2.13 here" in said

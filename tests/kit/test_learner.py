@@ -157,9 +157,11 @@ def test_notebooks_that_save_at_once_lose_nothing(here: Path):
         for ids in pairs
     ]  # fmt: skip
     for process in running:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     said = []
     for process in running:
+        assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in running:
@@ -204,6 +206,7 @@ def test_a_notebook_that_hangs_is_named_and_one_that_is_killed_holds_nothing(
         env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     try:
+        assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         monkeypatch.setattr(learner_file, "WAIT", 0.2)
         check("prep.2", Cells().run(WRAP)["wrap"])

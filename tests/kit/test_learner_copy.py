@@ -226,8 +226,10 @@ def test_two_first_starts_at_once(root: Path):
     pipe = subprocess.PIPE
     starts = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
     for start in starts:
+        assert start.stdout is not None
         assert start.stdout.readline() == "ready\n"
     for start in starts:
+        assert start.stdin is not None
         start.stdin.write("\n")
         start.stdin.flush()
     made = [int(start.communicate(timeout=120)[0]) for start in starts]

@@ -129,7 +129,7 @@ def test_accuracy_bars_with_intervals():
 def test_image_grid(shape):
     images = np.arange(np.prod(shape), dtype=np.uint64).astype(np.uint8).reshape(shape)
     fig = pieces.image_grid(images, [str(i) for i in range(10)], columns=4)
-    drawn = [ax.images[0].get_array() for ax in fig.axes if ax.images]
+    drawn = [np.asarray(ax.images[0].get_array()) for ax in fig.axes if ax.images]
     assert len(drawn) == 10
     assert drawn[0].shape == (8, 8, 3)
     expected = images[3].transpose(1, 2, 0) if shape[1] == 3 else images[3]

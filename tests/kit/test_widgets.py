@@ -87,7 +87,7 @@ def test_an_error_is_shown_and_does_not_stick():
 def test_static_frames_and_restored_state():
     e = explorer()
     line = e.fig.axes[0].lines[1]
-    before = line.get_ydata().copy()
+    before = np.array(line.get_ydata())
     page, alts = e.static([{"bits": b} for b in (2, 4, 8)])
     assert page.count("<img alt=") == 3
     assert page.count("figcaption") == 6

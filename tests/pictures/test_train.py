@@ -30,6 +30,13 @@ def arguments(tmp_path, monkeypatch):
     )
 
 
+def chunks_of(file):
+    """How far the run was that wrote this checkpoint."""
+    state = train.read_state(file)
+    assert state is not None
+    return state[0]["chunks"]
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(arguments, tmp_path, monkeypatch):
     whole, _ = train.train(arguments)
     arguments.work = tmp_path / "other"
@@ -46,8 +53,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(arguments, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         train.train(arguments)
     (file,) = (arguments.work / "resnet").glob("state-*")
-    progress, _ = train.read_state(file)
-    assert progress["chunks"] == 1
+    assert chunks_of(file) == 1
     resumed, _ = train.train(arguments)
     assert len(drawn) == 4, "the first chunk is not learned from twice"
     for name, value in whole.state_dict().items():
@@ -74,7 +80,7 @@ def test_a_damaged_checkpoint_starts_from_the_one_before_it(
     with pytest.raises(KeyboardInterrupt):
         train.train(arguments)
     later = arguments.work / "resnet" / "state-0.safetensors"  # after two chunks
-    assert train.read_state(later)[0]["chunks"] == 2
+    assert chunks_of(later) == 2
     if damage == "no progress":
         save_file({"x": torch.zeros(1)}, later)
     else:
