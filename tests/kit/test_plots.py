@@ -169,3 +169,8 @@ def test_small_multiples_draws_each_setting():
     )
     assert results == [0, 1, 2, 3]
     assert len(fig.axes) == 6
+
+
+def test_points_says_a_change_with_its_interval():
+    assert base.points((0.0286, 0.021, 0.0364)) == "+2.9 points (+2.1 to +3.6)"
+    assert base.points((-0.1, -0.18, -0.02)) == "-10.0 points (-18.0 to -2.0)"
