@@ -85,11 +85,12 @@ def picture_faults(notebook):
                 if source.startswith("http"):
                     yield f"cell {number} shows a picture from the network"
         for output in cell.get("outputs", []):
-            html = text_of(output.get("data", {}).get("text/html", ""))
-            bare = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
-            if bare and not any((p.get("alt") or "").strip() for p in Pictures(html).found):
-                yield f"cell {number} shows {bare[0]} without alt text"
-            yield from html_faults(f"cell {number}", html)
+            data, metadata = output.get("data", {}), output.get("metadata", {})
+            for kind in data:
+                if kind.startswith("image/") and not metadata.get(kind, {}).get("alt", "").strip():
+                    yield f"cell {number} shows {kind} without alt text"
+            if Pictures(text_of(data.get("text/html", ""))).found:
+                yield f"cell {number} shows a picture in HTML, which sanitizing viewers drop"
     for model in widget_models(notebook).values():
         if model["model_name"] == "ImageModel":
             yield "an Image widget has no alt text: use HTML with <img alt>"
@@ -203,6 +204,9 @@ def metadata_faults(notebook):
         yield "the kernel is not called python3"
     if "version" in notebook.metadata.get("language_info", {}):
         yield "the version of Python is recorded"
+    for module in filter(None, notebook.metadata.get("ptq", {}).get("module", "").split(", ")):
+        if not (ROOT / module).exists():
+            yield f"the module {module} is not there"
     models = widget_models(notebook)
     if sorted(models) != [f"{number:032x}" for number in range(len(models))]:
         yield "widget ids are not numbered"
@@ -260,8 +264,39 @@ def test_the_table_of_the_readme_agrees_with_the_notebooks():
     assert {path.stem.split("_")[0] for path in NOTEBOOKS} == present
 
 
-PNG = {"image/png": "iVBORw0KGgo="}
-WITH_ALT = {"text/html": '<img alt="a line rising" src="data:image/png;base64,iVBORw0KGgo=">'}
+def sanitized(notebook, template="classic"):
+    """Alt texts of the pictures that a page keeps whose HTML was sanitized, as code hosts do it.
+
+    Of nbconvert's own templates only "classic" writes them; others say that there is none.
+    """
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(sanitize_html=True, template_name=template)
+    page, _ = exporter.from_notebook_node(notebook)
+    pictures = [p for p in Pictures(page).found if (p.get("src") or "").startswith("data:image/")]
+    return [picture["alt"] for picture in pictures]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_is_left_where_html_is_sanitized(path):
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [o for _, c in code_cells(notebook) for o in c.outputs if "data" in o]
+    figures = [o for o in outputs if any(k.startswith("image/") for k in o.data)]
+    assert len(figures) >= sum("show(" in text_of(c.source) for _, c in code_cells(notebook))
+    assert sanitized(notebook) == [o.data["text/plain"] for o in figures]
+    assert len(sanitized(notebook, "lab")) == len(figures)
+
+
+def test_a_figure_in_html_would_be_lost():
+    notebook = good()
+    assert sanitized(notebook) == ["a line rising"]
+    notebook.cells[1].outputs[0].data = nbformat.from_dict({"text/html": HTML})
+    assert sanitized(notebook) == sanitized(notebook, "lab") == []
+
+
+PNG = {"image/png": "iVBORw0KGgo=", "text/plain": "a line rising"}
+ALT = {"image/png": {"alt": "a line rising"}}
+HTML = '<img alt="a line rising" src="data:image/png;base64,iVBORw0KGgo=">'
 
 
 def proof(source, count=3):
@@ -277,7 +312,7 @@ def good():
             new_code_cell(
                 "show(figure)",
                 execution_count=1,
-                outputs=[new_output("display_data", data=PNG | WITH_ALT)],
+                outputs=[new_output("display_data", data=PNG, metadata=ALT)],
             ),
             new_code_cell(
                 "def f_solution():\n    return 1",
@@ -313,15 +348,17 @@ def stream(name, text):
         (lambda n, c: c.update(execution_count=7), "execution count 7"),
         (lambda n, c: c.outputs.append(new_output("error", ename="E", evalue="")), "ends in E"),
         (lambda n, c: c.outputs.append(stream("stderr", "careful")), "stderr: 'careful'"),
-        (lambda n, c: c.outputs[0].update(data=PNG), "image/png without alt"),
-        (lambda n, c: c.outputs[0].data.update({"text/html": '<img alt=" "'}), "without alt"),
-        (lambda n, c: c.outputs[0].data.update({"text/html": "<img src='a'>"}), "without alt"),
+        (lambda n, c: c.outputs[0].update(metadata={}), "image/png without alt"),
+        (lambda n, c: c.outputs[0].metadata["image/png"].update(alt=" "), "image/png without alt"),
+        (lambda n, c: c.outputs[0].data.update({"text/html": HTML}), "picture in HTML"),
+        (lambda n, c: n.cells[0].update(source="<img src='a.png'>"), "without alt"),
         (lambda n, c: n.cells[0].update(source="![](a.png)"), "without alt"),
         (lambda n, c: n.cells[0].update(source="![a](https://x.org/a.png)"), "from the network"),
         (lambda n, c: c.update(source="\n".join("x" * 16)), "16 lines"),
         (lambda n, c: c.update(source="\n".join("x" * 7)), "median of code cells is 7"),
         (lambda n, c: n.cells[4].metadata.clear(), "no cell is tagged extension"),
         (lambda n, c: n.metadata.update(toc={}), "metadata 'toc'"),
+        (lambda n, c: n.metadata.update(ptq={"module": "a/b.py"}), "module a/b.py is not there"),
         (lambda n, c: n.metadata.kernelspec.update(name="other"), "python3"),
         (lambda n, c: n.metadata.update(language_info={"version": "3.11.7"}), "version of Python"),
         (lambda n, c: c.metadata.update(execution={}), "'execution' of cell 1"),
@@ -386,3 +423,13 @@ def test_faults_of_widgets_are_found(model, said):
     assert [fault for fault in faults(notebook) if said in fault]
     notebook.metadata.widgets = nbformat.from_dict({WIDGET_STATE: {"state": {"abc": model}}})
     assert "widget ids are not numbered" in faults(notebook)
+
+
+def test_the_learners_copy_keeps_proofs_and_keeps_them_folded():
+    from ptq_classroom.kit.learner_copy import learner_version
+
+    copied = nbformat.reads(learner_version(nbformat.writes(good())), as_version=4)
+    assert [sorted(tags_of(cell)) for cell in copied.cells] == [
+        ["core"], [], ["hide-input", "proof"], ["extension"],
+    ]  # fmt: skip
+    assert copied.cells[2].metadata.jupyter.source_hidden

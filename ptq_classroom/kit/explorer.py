@@ -17,7 +17,7 @@ import ipywidgets as w
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ptq_classroom.kit.show import img
+from ptq_classroom.kit.show import for_the_page, img, show_picture
 
 PAUSE = 0.02  # seconds: changes that arrive meanwhile are drawn as one
 
@@ -142,28 +142,26 @@ class Explorer:
         self.redraws += 1
         return readout, alt
 
-    def static(self, settings: list[dict[str, Any]], width: int = 320) -> tuple[str, str]:
-        """The frames of several settings, for readers without a kernel: (HTML, alt texts)."""
-        before, figures, alts = self.values, [], []
+    def static(self, settings: list[dict[str, Any]]) -> list[tuple[bytes, str, str]]:
+        """The frames of several settings: (PNG bytes, readout, alt text) of each."""
+        before, frames = self.values, []
         for setting in settings:
             readout, alt = self.frame(**{**before, **setting})
-            alts.append(alt)
-            figures.append(
-                f'<figure style="margin:4px;width:{width}px">{img(self._bytes(), alt)}'
-                f'<figcaption style="font-size:85%">{html.escape(readout)}</figcaption></figure>'
-            )
+            frames.append((self._bytes(compress_level=9), readout, alt))
         self.frame(**before)
-        page = f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div>'
-        return page, "\n".join(alts)
+        return frames
 
     def show(self, static: list[dict[str, Any]] = ()) -> None:
-        """Display the live widget and, for web readers, the static pictures of some settings."""
+        """Display the live widget and, in a notebook that is committed, frames of some settings.
+
+        Under a live widget the frames would only repeat it.
+        """
         from IPython.display import display
 
         display(self)
-        if static:
-            page, alts = self.static(static)
-            display({"text/html": page, "text/plain": alts}, raw=True)
+        for data, readout, alt in self.static(static) if for_the_page() else ():
+            display({"text/markdown": readout, "text/plain": readout}, raw=True)
+            show_picture(data, alt)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = self.box._repr_mimebundle_(**kwargs) or {}
@@ -180,7 +178,7 @@ class Explorer:
             return
         self._pending = loop.call_later(PAUSE, self.draw)
 
-    def _bytes(self) -> bytes:
+    def _bytes(self, compress_level: int = 1) -> bytes:
         """PNG of the figure; the layout is computed once and then kept, which halves the time."""
         if not self.redraws:
             self.fig.canvas.draw()
@@ -190,5 +188,5 @@ class Explorer:
         size = canvas.get_width_height()
         out = io.BytesIO()
         picture = Image.frombuffer("RGBA", size, canvas.buffer_rgba()).convert("RGB")
-        picture.save(out, format="png", compress_level=1)
+        picture.save(out, format="png", compress_level=compress_level)
         return out.getvalue()

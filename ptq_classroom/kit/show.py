@@ -2,6 +2,10 @@
 
 Figures are made with `figure()`, drawn into, and shown with `show`. Nothing goes through pyplot's
 global state, so a figure appears once, where `show` is called, with its alt text.
+
+Where a notebook is executed to be committed (PTQ_FIGURES=png says so), a picture is an image/png
+with its alt text in the metadata: viewers that sanitize HTML, as code hosts do, drop pictures that
+stand in it. The lab shows no alt text from metadata, so there a picture is HTML.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from typing import Any
 
 import matplotlib
@@ -73,13 +78,27 @@ def img(data: bytes, alt: str) -> str:
     )
 
 
-def show(fig: Figure, alt: str) -> None:
-    """Display `fig` with an alt text (required: say what the plotted data says), then close it."""
+def for_the_page() -> bool:
+    """Whether outputs are made for readers without a kernel, in the notebook that is committed."""
+    return os.environ.get("PTQ_FIGURES") == "png"
+
+
+def show_picture(data: bytes, alt: str) -> None:
+    """Display PNG bytes with their alt text, in the form that their readers can see."""
     from IPython.display import display
 
+    if for_the_page():
+        page = {"image/png": base64.b64encode(data).decode("ascii"), "text/plain": alt}
+        display(page, metadata={"image/png": {"alt": alt}}, raw=True)
+    else:
+        display({"text/html": img(data, alt), "text/plain": alt}, metadata={}, raw=True)
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display `fig` with an alt text (required: say what the plotted data says), then close it."""
     if not alt.strip():
         raise ValueError("a figure needs an alt text; see the describe_* helpers")
-    display({"text/html": img(png(fig), alt), "text/plain": alt}, raw=True)
+    show_picture(png(fig), alt)
     if getattr(fig, "number", None) is not None:
         import matplotlib.pyplot as plt
 

@@ -29,8 +29,10 @@ LIBRARIES = (
     "ipywidgets",
     "tqdm",
 )
-# Sums depend on how many threads share them, and sets of strings on the hash seed.
+# Sums depend on how many threads share them, and sets of strings on the hash seed. Figures are made
+# for readers of a page, not for the lab (ptq_classroom/kit/show.py).
 KERNEL_VARIABLES = {
+    "PTQ_FIGURES": "png",
     "OMP_NUM_THREADS": "2",
     "GOMP_SPINCOUNT": SPIN_COUNT,
     "MKL_NUM_THREADS": "2",

@@ -51,6 +51,7 @@ def lab(tmp_path_factory):
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "HOME": str(folder),
     }
+    variables.pop("PTQ_FIGURES", None)  # set where this run also compares notebooks
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
         try:

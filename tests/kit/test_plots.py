@@ -16,24 +16,51 @@ from ptq_classroom.kit import show as base
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What was displayed, as (data, metadata), in the lab: no variable says otherwise."""
     import IPython.display
 
     calls: list = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: calls.append((data, raw)))
+
+    def display(data, *, metadata, raw):
+        assert raw is True
+        calls.append((data, metadata))
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.delenv("PTQ_FIGURES", raising=False)
     return calls
 
 
-def test_show_emits_an_image_with_its_alt_text(shown: list):
+def falling() -> base.Figure:
     fig, ax = base.figure(4, 2)
     ax.plot([0, 1], [1, 0])
-    base.show(fig, 'a "falling" line & more')
-    ((data, raw),) = shown
-    assert raw is True
+    return fig
+
+
+def size_of(picture: str) -> tuple[int, int]:
+    return Image.open(io.BytesIO(base64.b64decode(picture))).size
+
+
+def test_in_the_lab_a_figure_is_html_that_carries_its_alt_text(shown: list):
+    base.show(falling(), 'a "falling" line & more')
+    ((data, metadata),) = shown
+    assert sorted(data) == ["text/html", "text/plain"]
     assert data["text/plain"] == 'a "falling" line & more'
     assert 'alt="a &quot;falling&quot; line &amp; more"' in data["text/html"]
     assert "max-width:100%" in data["text/html"]
-    picture = re.search(r"base64,([^\"]+)", data["text/html"]).group(1)
-    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (400, 200)
+    assert size_of(re.search(r"base64,([^\"]+)", data["text/html"]).group(1)) == (400, 200)
+    assert metadata == {}
+
+
+def test_for_a_page_a_figure_is_a_picture_with_its_alt_text_beside_it(
+    shown: list, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PTQ_FIGURES", "png")
+    base.show(falling(), 'a "falling" line & more')
+    ((data, metadata),) = shown
+    assert sorted(data) == ["image/png", "text/plain"]
+    assert metadata == {"image/png": {"alt": data["text/plain"]}}
+    assert data["text/plain"] == 'a "falling" line & more'
+    assert size_of(data["image/png"]) == (400, 200)
 
 
 def test_show_needs_an_alt_text(shown: list):
@@ -142,3 +169,8 @@ def test_small_multiples_draws_each_setting():
     )
     assert results == [0, 1, 2, 3]
     assert len(fig.axes) == 6
+
+
+def test_points_says_a_change_with_its_interval():
+    assert base.points((0.0286, 0.021, 0.0364)) == "+2.9 points (+2.1 to +3.6)"
+    assert base.points((-0.1, -0.18, -0.02)) == "-10.0 points (-18.0 to -2.0)"

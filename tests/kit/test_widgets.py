@@ -88,30 +88,51 @@ def test_static_frames_and_restored_state():
     e = explorer()
     line = e.fig.axes[0].lines[1]
     before = np.array(line.get_ydata())
-    page, alts = e.static([{"bits": b} for b in (2, 4, 8)])
-    assert page.count("<img alt=") == 3
-    assert page.count("figcaption") == 6
-    assert "Staircase of 255 steps" in page
-    assert len(alts.splitlines()) == 3
+    frames = e.static([{"bits": b} for b in (2, 4, 8)])
+    assert all(data.startswith(b"\x89PNG") for data, _, _ in frames)
+    assert len({data for data, _, _ in frames}) == 3
+    assert [alt.split(" steps")[0] for _, _, alt in frames] == [
+        "Staircase of 3", "Staircase of 15", "Staircase of 255",
+    ]  # fmt: skip
+    assert frames[0][1].startswith("scale 2.0000, ")
     assert np.array_equal(line.get_ydata(), before)
-    assert e.static([{"bits": 2}]) == e.static([{"bits": 2}])
+    assert e.static([{"bits": 2}]) == frames[:1]
 
 
-def test_show_displays_widget_and_static_pictures(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list:
     import IPython.display
 
     shown: list = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw=False: shown.append(data))
+    monkeypatch.setattr(IPython.display, "display", lambda data, **_: shown.append(data))
+    monkeypatch.delenv("PTQ_FIGURES", raising=False)
+    return shown
+
+
+def test_the_lab_shows_the_widget_alone(displayed: list):
     e = explorer()
     e.show(static=[{"bits": 2}, {"bits": 8}])
-    assert shown[0] is e
-    assert shown[1]["text/plain"].splitlines() == [
-        "Staircase of 3 steps from -2 to 2.",
-        "Staircase of 255 steps from -2 to 2.",
-    ]
+    assert displayed == [e]
     bundle = e._repr_mimebundle_()
     assert bundle["text/plain"] == "Widget: Staircase"
     assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_a_page_shows_frames_of_the_widget_as_well(
+    displayed: list, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PTQ_FIGURES", "png")
+    e = explorer()
+    e.show(static=[{"bits": 2}, {"bits": 8}])
+    assert displayed[0] is e
+    assert [data["text/plain"].split(",")[0] for data in displayed[1::2]] == [
+        "scale 2.0000", "scale 0.0157",
+    ]  # fmt: skip
+    assert [data["text/plain"] for data in displayed[2::2]] == [
+        "Staircase of 3 steps from -2 to 2.",
+        "Staircase of 255 steps from -2 to 2.",
+    ]
+    assert all("image/png" in data for data in displayed[2::2])
 
 
 def test_a_redraw_is_quick():

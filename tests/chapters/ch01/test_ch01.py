@@ -230,3 +230,17 @@ def test_the_explorer_moves_from_its_controls():
     readout, _ = made.set(bits=6)
     assert "codes 0 to 63" in readout
     assert made.picture.value != before
+
+
+def test_one_operator_is_run_by_the_runtime():
+    from onnx import TensorProto
+
+    from ptq_classroom.chapters.ch01.one_operator import onnx_run
+
+    x, scale, zero = np.array([-1.0, 0.25, 9.0], "float32"), np.float32(0.5), np.uint8(3)
+    codes = onnx_run("QuantizeLinear", [x, np.array(scale), np.array(zero)], TensorProto.UINT8)
+    assert codes.tolist() == [1, 3, 21]
+    ones = np.ones((1, 1, 2, 2), "uint8")
+    signed = np.ones((1, 1, 1, 1), "int8")
+    sums = onnx_run("ConvInteger", [ones, signed], TensorProto.INT32, pads=[1] * 4)
+    assert sums.sum() == 4

@@ -9,6 +9,7 @@ import torch
 from ptq_classroom.chapters.ch02 import figures, widget
 from ptq_classroom.kit.prediction import Prediction
 from ptq_course.grids.affine import IntGrid, choose_qparams
+from ptq_course.ranges.calibrators import MinMaxCalibrator
 from ptq_course.ranges.histograms import DyadicHistogram
 
 
@@ -147,3 +148,10 @@ def test_the_explorer_answers_to_its_sliders():
     second = explorer.set(percentile=99.0)
     assert first != second
     assert np.isclose(explorer.artists.edge.get_xdata()[0], 2.6, atol=0.2)
+
+
+def test_the_average_is_traced_batch_by_batch():
+    batches = [torch.tensor([1.0, 2.0]), torch.tensor([10.0]), torch.tensor([4.0])]
+    maxima, held = figures.trace_average(MinMaxCalibrator(), batches)
+    assert maxima == [2.0, 10.0, 4.0]
+    assert held == [2.0, 10.0, 10.0]

@@ -258,3 +258,18 @@ def test_a_token_of_zeros_may_have_any_scale_that_is_positive_and_finite(given):
 
     assert examine(get("07.1"), token_scales).status == "passed"
     assert examine(get("07.1"), lambda x: token_scales(x, given)).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("guess", "said"),
+    [("static", "static: right"), ("FP32", "static: not so"), ("dynamic", "dynamic: right")],
+)
+def test_a_guess_within_a_tenth_of_the_fastest_counts(guess, said, capsys):
+    speed = {"FP32": 1.0, "static": 2.0, "dynamic": 1.9}
+    figures.compare_fastest(Prediction("07.0", guess), speed)
+    assert said in capsys.readouterr().out
+
+
+def test_no_guess_is_not_compared(capsys):
+    figures.compare_fastest(Prediction("07.0", None), {"FP32": 1.0})
+    assert capsys.readouterr().out == ""
