@@ -132,7 +132,16 @@ KINDS: dict[Operation, Kind] = {
 NOT_TENSORS = {torch._assert, torch._shape_as_tensor, len, int, float} | _every_form(
     "size dim ndim numel stride floordiv item tolist is_floating_point"
 )
-TENSOR_ATTRIBUTES = {"T", "mT", "data", "values"}  # x.T is a tensor, x.shape is not
+TENSOR_ATTRIBUTES = {
+    "T",
+    "mT",
+    "H",
+    "mH",
+    "data",
+    "values",
+    "real",
+    "imag",
+}  # x.T is a tensor, x.shape is not
 CREATING = _every_form(
     "arange zeros ones full empty eye linspace rand randn zeros_like ones_like full_like "
     "empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
@@ -142,6 +151,8 @@ INTEGER_MAKING = _every_form(
     "eq ne lt le gt ge logical_not logical_and logical_or isnan isinf isfinite bool long int "
     "argmax argmin argsort bucketize arange and_ or_ xor invert inv nonzero one_hot"
 )
+# They give (values, indices): the values are numbers of the network, the indices are integers.
+CHOOSING = _every_form("topk sort max min kthvalue median nanmedian mode cummax cummin")
 FLOAT_MAKING = DIVISIONS | _every_form("float to type_as half double sigmoid mean")
 MASKING = _every_form("masked_fill masked_fill_ where triu tril")
 

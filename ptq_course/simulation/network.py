@@ -17,6 +17,7 @@ from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import Plan, optional_arguments, plain_module, plan, required_inputs, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.graph.reading import learn_types, mark_types, types_of
 from ptq_course.grids.metrics import rounding_limit
 from ptq_course.simulation.observe import output_tensors
 
@@ -38,6 +39,21 @@ class TracedNetwork:
     def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule]) -> None:
         """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
         self.module = step(self.module)
+        self._plan_again(self.float_layers, self.fused_activations)
+
+    def learn_types(self, inputs: Sequence[Tensor]) -> None:
+        """Plan again, knowing from an example what gives no floating-point numbers."""
+        if learn_types(self.module, inputs):
+            self._plan_again(self.float_layers, self.fused_activations)
+
+    @property
+    def types(self) -> dict[str, bool]:
+        """What an example has shown, by node: does it give floating-point numbers?"""
+        return types_of(self.module)
+
+    @types.setter
+    def types(self, types: Mapping[str, bool]) -> None:
+        mark_types(self.module, types)
         self._plan_again(self.float_layers, self.fused_activations)
 
     def _plan_again(

@@ -12,7 +12,6 @@ Chapters 00 and 06.
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -29,11 +28,11 @@ from ptq_course.ranges.summaries import Summary
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
-from ptq_course.simulation.observe import model_inputs, run
+from ptq_course.simulation.observe import run
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel, check_float
 from ptq_course.simulation.report import Report, make_report
-from ptq_course.simulation.statistics import Statistics
+from ptq_course.simulation.statistics import Statistics, rules_named
 from ptq_course.simulation.untraced import UntracedNetwork
 
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
@@ -106,22 +105,27 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
-        if self._needs_example and not self.num_batches:
-            loader = self._resolve_shapes(loader)
         statistics = self.statistics.copy()
-        if not statistics.summaries:
-            values = self._network.full_plan.values.items()
-            statistics.prepare((name for name, value in values if value.range is None), ranges)
-        elif ranges is not None:
+        rules_named(ranges)
+        if ranges is not None and statistics.summaries:
             statistics.require(ranges)
-        network = self._network
+
+        def begin(inputs: list[Tensor]) -> nn.Module:
+            if not self.num_batches:
+                self._learn_from(inputs)
+            network = self._network
+            if not statistics.summaries:
+                values = network.full_plan.values.items()
+                statistics.prepare((name for name, value in values if value.range is None), ranges)
+            return network.with_observers(statistics.observers(network.input_values))
+
         statistics.num_batches += run(
-            network.with_observers(statistics.observers(network.input_values)),
+            self._network.module,
             loader,
-            input_names=network.input_names,
-            optional_names=network.optional_names,
+            input_names=self._network.input_names,
+            optional_names=self._network.optional_names,
             num_batches=num_batches,
-            check_first=None if self.num_batches else self._check_fusion,
+            begin=begin,
             progress=progress,
         )
         self.statistics = statistics
@@ -135,6 +139,7 @@ class PTQQuantizer:
         collected for a rule that does not merge (a moving average); then nothing has changed.
         """
         self.statistics = self.statistics.merge(other.statistics)
+        self._network.types = other._network.types
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
@@ -151,18 +156,17 @@ class PTQQuantizer:
         config = self.config
         return TracedNetwork(self._unfused, config.float_layers, config.fused_activations, example)
 
-    def _resolve_shapes(self, loader: Iterable) -> Iterable:
-        """Trace again, with the first batch as the example that answers questions about shapes."""
-        batches = iter(loader)
-        first = list(itertools.islice(batches, 1))
-        example = [model_inputs(batch, self.input_names) for batch in first]
-        try:
-            self._network = self._traced(*example)
-            self._needs_example = False
-        except UnsupportedError as error:
-            self._check_layers(str(error))
-        self.model = self._network.module
-        return itertools.chain(first, batches) if batches is loader else loader
+    def _learn_from(self, inputs: list[Tensor]) -> None:
+        """What only an example tells: questions about shapes, and the types of what is computed."""
+        if self._needs_example:
+            try:
+                self._network, self._needs_example = self._traced(inputs), False
+            except UnsupportedError as error:
+                self._check_layers(str(error))
+            self.model = self._network.module
+        if isinstance(self._network, TracedNetwork):
+            self._network.learn_types(inputs)
+        self._check_fusion(inputs)
 
     def _check_layers(self, why: str = "") -> None:
         if not self._network.plan.layers:

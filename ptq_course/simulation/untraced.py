@@ -36,6 +36,7 @@ class UntracedNetwork:
         fused_activations: Collection[str] = ALWAYS_FUSED,
     ) -> None:
         self.module = prepared_copy(model)
+        self.types: dict[str, bool] = {}  # nothing is known of what happens between the layers
         self.optional_names = list(optional_arguments(self.module))
         self.replan(())
         self.full_plan = self.plan

@@ -53,12 +53,14 @@ class ValueEntry:
 @dataclass
 class Header:
     """Everything but the tensors. ``granularity`` is that of dynamic activations, else None;
-    ``structure`` that of the network (`structure_digest`)."""
+    ``structure`` that of the network (`structure_digest`), ``types`` says which of its nodes
+    give floating-point numbers, where an example was needed to tell."""
 
     config: dict[str, Any]
     traced: bool
     granularity: str | None = None
     structure: str = ""
+    types: dict[str, bool] = field(default_factory=dict)
     layers: dict[str, LayerEntry] = field(default_factory=dict)
     values: dict[str, ValueEntry] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
