@@ -132,7 +132,8 @@ KINDS: dict[Operation, Kind] = {
 NOT_TENSORS = {torch._assert, torch._shape_as_tensor, len, int, float} | every_form(
     "size dim ndim numel stride floordiv item tolist is_floating_point"
 )
-TENSOR_ATTRIBUTES = {"T", "mT", "data", "values"}  # x.T is a tensor, x.shape is not
+# x.T is a tensor, x.shape is not
+TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "values", "real", "imag"}
 CREATING = every_form(
     "arange zeros ones full empty eye linspace rand randn zeros_like ones_like full_like "
     "empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
@@ -153,6 +154,8 @@ ADDRESSING: dict[Operation, int | None] = {
     ),
     **dict.fromkeys(every_form("grid_sample"), 1),
 }
+# They give (values, indices): the values are numbers of the network, the indices are integers.
+CHOOSING = every_form("topk sort max min kthvalue median nanmedian mode cummax cummin")
 FLOAT_MAKING = DIVISIONS | every_form("float to type_as half double sigmoid mean")
 MASKING = every_form("masked_fill masked_fill_ where triu tril")
 

@@ -2,8 +2,9 @@
 
 A parameter or buffer that multiplies data is a weight, however the product is written. Written as a
 layer it gets integer codes, a scale for each channel, and an int32 bias. What surrounds the layer
-only moves numbers. A constant that is no matrix, one for each entry of a batch, stays as it is, and
-the plan says why.
+only moves numbers. A matrix for each entry of a batch (heads, experts) makes a convolution with as
+many groups. Where the number of dimensions is not known (``x @ w`` with such a w), the product
+stays as it is, and the plan says why.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _MATMUL = (torch.matmul, operator.matmul, operator.imatmul, "matmul", torch.mm, 
            "mv", torch.dot, "dot")  # fmt: skip
 _LINEAR = LAYER_TYPES[nn.Linear]
 _ADDMM = (torch.addmm, "addmm")
+_BMM = (torch.bmm, "bmm")
+_BADDBMM = (torch.baddbmm, "baddbmm")
 _EINSUM = (torch.einsum, torch.functional.einsum)
 
 
@@ -32,7 +35,8 @@ _EINSUM = (torch.einsum, torch.functional.einsum)
 class _Product:
     """x times a constant: ``moved`` brings x's terms last, ``back`` the layer's channels home.
 
-    Both are (function, arguments behind the tensor) to call in turn. weight: [channels, terms].
+    Both are (function, arguments behind the tensor) to call in turn. weight: [channels, terms], or
+    [groups * channels, terms, 1].
     """
 
     x: fx.Node
@@ -42,6 +46,7 @@ class _Product:
     back: list[tuple[Any, tuple]]
     out: str  # a letter for each of the last dimensions of the result
     free: dict[str, int]  # the letters that the layer's channels make, and their sizes
+    groups: int = 1
 
 
 def rewrite_products(traced: fx.GraphModule) -> None:
@@ -50,39 +55,52 @@ def rewrite_products(traced: fx.GraphModule) -> None:
         added, alpha = None, 1.0
         if node.target in _MATMUL and len(node.args) == 2:
             product = _matmul(traced, *node.args)
-        elif node.target in _ADDMM and len(node.args) == 3:
+        elif node.target in _BMM and len(node.args) == 2:
+            product = _contraction(traced, "bmk,bkn->bmn", *node.args)
+        elif node.target in (*_ADDMM, *_BADDBMM) and len(node.args) == 3:
             added, alpha = node.args[0], node.kwargs.get("alpha", 1)
-            product = _matmul(traced, *node.args[1:])
+            if node.target in _ADDMM:
+                product = _matmul(traced, *node.args[1:])
+            else:
+                product = _contraction(traced, "bmk,bkn->bmn", *node.args[1:])
         elif node.target in _EINSUM:
             product = _einsum(traced, node)
         else:
             continue
         if product is None:
             continue
-        weight = (product.weight * alpha).detach().clone(memory_format=torch.contiguous_format)
-        layer = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer = _layer(product, alpha)
         value: fx.Node = product.x
         with traced.graph.inserting_before(node):
             for function, args in product.moved:
                 value = traced.graph.call_function(function, (value, *args))
-            value = insert_layer(traced, layer.eval(), value, product.source, node)
+            value = outer = insert_layer(traced, layer, value, product.source, node)
             for function, args in product.back:
-                value = traced.graph.call_function(function, (value, *args))
+                value = outer = traced.graph.call_function(function, (value, *args))
             if added is not None:
                 if (beta := node.kwargs.get("beta", 1)) != 1:
                     added = traced.graph.call_function(torch.mul, (added, beta))
-                value = traced.graph.call_function(torch.add, (value, added))
-        node.replace_all_uses_with(value)
+                outer = traced.graph.call_function(torch.add, (value, added))
+        node.replace_all_uses_with(outer)
         traced.graph.erase_node(node)
-        if added is None:
-            _absorb_added_constant(traced, value, layer, product.out, product.free)
+        _absorb_added_constant(traced, value, layer, product.out, product.free)
     calls = [n for n in traced.graph.nodes if n.op == "call_module"]
     counts = Counter(n.target for n in calls)
     for node in calls:
         layer = traced.get_submodule(str(node.target))
         if layer_type(layer) is _LINEAR and layer.bias is None and counts[node.target] == 1:
             _absorb_added_constant(traced, node, layer, "n", {"n": layer.out_features})
+
+
+def _layer(product: _Product, alpha: float) -> nn.Module:
+    weight = (product.weight * alpha).detach().clone(memory_format=torch.contiguous_format)
+    if product.groups == 1:
+        layer: nn.Module = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+    else:
+        groups, (channels, terms, _) = product.groups, weight.shape
+        layer = nn.Conv1d(terms * groups, channels, 1, groups=groups, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer.eval()
 
 
 def _matmul(traced: fx.GraphModule, a: Any, b: Any) -> _Product | None:
@@ -109,13 +127,17 @@ def _matrix(traced: fx.GraphModule, node: fx.Node, dims: tuple[int, ...] = (1, 2
 
 
 def _einsum(traced: fx.GraphModule, node: fx.Node) -> _Product | None:
-    """einsum of x and a constant all of whose letters are either contracted or free."""
     equation, *operands = node.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = list(operands[0])
     if not isinstance(equation, str) or len(operands) != 2:
         return None
-    given, _, out = equation.replace(" ", "").partition("->")
+    return _contraction(traced, equation.replace(" ", ""), *operands)
+
+
+def _contraction(traced: fx.GraphModule, equation: str, *operands: Any) -> _Product | None:
+    """An einsum of x and a constant whose letters are contracted, free, or those of a batch."""
+    given, _, out = equation.partition("->")
     terms = given.split(",")
     constants = [_matrix(traced, n, range(1, 9)) for n in operands]
     if "->" not in equation or len(terms) != 2 or (constants[0] is None) == (constants[1] is None):
@@ -123,27 +145,46 @@ def _einsum(traced: fx.GraphModule, node: fx.Node) -> _Product | None:
     which = 0 if constants[0] is not None else 1
     weight, letters, mine = constants[which], terms[1 - which], terms[which]
     dots = letters.startswith("...")
-    if dots != out.startswith("..."):
+    if dots != out.startswith("...") or len(mine) != weight.dim():
         return None
     letters, out = letters.removeprefix("..."), out.removeprefix("...")
+    batch = [c for c in letters if c in mine and c in out]
     summed = [c for c in letters if c in mine and c not in out]
     free = [c for c in mine if c not in letters]
-    rest = [c for c in letters if c not in summed]
+    rest = [c for c in letters if c not in mine]
     repeated = any(len(set(s)) < len(s) for s in (letters, mine, out))
-    complete = sorted(mine) == sorted(summed + free) and sorted(out) == sorted(rest + free)
-    if repeated or not summed or not free or not complete or not (letters + out).isalpha():
+    complete = sorted(mine) == sorted(batch + summed + free)
+    complete = complete and sorted(out) == sorted(rest + batch + free)
+    if repeated or not summed or not complete or not (letters + out).isalpha():
         return None
     sizes = dict(zip(mine, weight.shape, strict=True))
-    weight = weight.permute([mine.index(c) for c in free + summed])
-    weight = weight.reshape(math.prod(sizes[c] for c in free), -1)
-    moved = _reordered(letters, rest + summed)
-    if len(summed) > 1:
-        moved.append((torch.flatten, (-len(summed), -1)))
-    back = [(torch.unflatten, (-1, tuple(sizes[c] for c in free)))] if len(free) > 1 else []
-    back += _reordered(rest + free, out)
-    return _Product(
-        operands[1 - which], weight, operands[which], moved, back, out, {c: sizes[c] for c in free}
+    weight = weight.permute([mine.index(c) for c in batch + free + summed])
+    weight = weight.flatten(len(batch + free)).reshape(
+        math.prod(sizes[c] for c in batch + free), -1
     )
+    channels = {c: sizes[c] for c in batch + free}
+    x, source = operands[1 - which], operands[which]
+    if not batch:
+        moved = _reordered(letters, rest + summed) + _flattened(-len(summed), -1)
+        back = _unflattened(-1, channels) + _reordered(rest + free, out)
+        return _Product(x, weight, source, moved, back, out, channels) if free else None
+    if dots or not 1 <= len(rest) <= 2:
+        return None
+    first, last = rest[:1], rest[1:]  # [first, batch and terms, last] is what a convolution reads
+    moved = _reordered(letters, first + batch + summed + last)
+    moved += _flattened(1, len(batch + summed)) + ([] if last else [(torch.unsqueeze, (-1,))])
+    back = ([] if last else [(torch.squeeze, (-1,))]) + _unflattened(1, channels)
+    back += _reordered(first + batch + free + last, out)
+    groups = math.prod(sizes[c] for c in batch)
+    return _Product(x, weight.unsqueeze(-1), source, moved, back, out, channels, groups)
+
+
+def _flattened(first: int, last: int) -> list[tuple[Any, tuple]]:
+    return [] if first == last else [(torch.flatten, (first, last))]
+
+
+def _unflattened(dim: int, sizes: dict[str, int]) -> list[tuple[Any, tuple]]:
+    return [(torch.unflatten, (dim, tuple(sizes.values())))] if len(sizes) > 1 else []
 
 
 def _reordered(have: Any, want: Any) -> list[tuple[Any, tuple]]:
@@ -156,7 +197,7 @@ def _reordered(have: Any, want: Any) -> list[tuple[Any, tuple]]:
 
 
 def _absorb_added_constant(
-    traced: fx.GraphModule, value: fx.Node, layer: nn.Linear, out: str, free: dict[str, int]
+    traced: fx.GraphModule, value: fx.Node, layer: nn.Module, out: str, free: dict[str, int]
 ) -> None:
     """Make a constant that is added to a layer's result its bias, where it has one for a channel.
 
@@ -166,14 +207,13 @@ def _absorb_added_constant(
     if user.target not in ADDITIONS or len(user.args) != 2 or user.kwargs:
         return
     bias = constant(traced, next((a for a in user.args if a is not value), None))
-    if bias is None or not 0 < bias.dim() <= len(out) or not bias.is_floating_point():
+    if bias is None or not free or not bias.is_floating_point() or bias.dim() > len(out):
         return
-    names = out[len(out) - bias.dim() :]
-    if any(size != free.get(c, 1) for c, size in zip(names, bias.shape, strict=True)):
+    shape = (1,) * (len(out) - bias.dim()) + tuple(bias.shape)
+    if any(size not in (1, free.get(c, 1)) for c, size in zip(out, shape, strict=True)):
         return
-    if set(free) > set(names):
-        return
-    order = [i for i, c in enumerate(names) if c not in free] + [names.index(c) for c in free]
-    layer.bias = nn.Parameter(bias.detach().permute(order).flatten().clone(), requires_grad=False)
+    order = [i for i, c in enumerate(out) if c not in free] + [out.index(c) for c in free]
+    bias = bias.detach().reshape(shape).expand([free.get(c, 1) for c in out]).permute(order)
+    layer.bias = nn.Parameter(bias.flatten().clone(), requires_grad=False)
     user.replace_all_uses_with(value)
     traced.graph.erase_node(user)

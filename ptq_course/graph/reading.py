@@ -7,7 +7,7 @@ must not set a scale, and a fused activation merges into its layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from ptq_course.graph.kinds import (
     ACTIVATIONS,
     ALWAYS_FUSED,
     ARITHMETIC,
+    CHOOSING,
     CONTRACTIONS,
     CONVERSIONS,
     CREATING,
@@ -38,6 +39,7 @@ from ptq_course.graph.masks import ScoreMask
 _BATCH_OF_MATRICES = (
     "its constant operand holds several matrices; multiply by one at a time, or use a layer"
 )
+FLOATING = "floating"  # in a node's meta: whether its tensor holds floating-point numbers
 MASK_BELOW = -1e4  # numbers that stand for minus infinity in front of a softmax
 
 
@@ -62,7 +64,11 @@ def source_of(node: fx.Node) -> fx.Node | None:
 
 
 def read(module: fx.GraphModule, fused_activations: Collection[str] = ALWAYS_FUSED) -> Reading:
-    """Read the nodes of ``module`` in order; see `Reading`."""
+    """Read the nodes of ``module`` in order; see `Reading`.
+
+    Which give integers, booleans or complex numbers an example has told (`learn_types`); before,
+    the operations tell, as far as they can.
+    """
     reader = _Reader(module, fused_activations)
     for node in module.graph.nodes:
         reader.visit(node)
@@ -87,8 +93,13 @@ class _Reader:
             return
         self.tensors.add(node)
         self._classify(node, operation)
+        if FLOATING in node.meta:
+            (self.integers.discard if node.meta[FLOATING] else self.integers.add)(node)
         if node in self.integers:
             self.result.kinds[node] = Kind.FLOAT
+            known = operation is None or operation in KINDS or operation in INTEGER_MAKING
+            if not known and any(n in self.result.floats for n in node.all_input_nodes):
+                self.result.why[node] = refusal(self.module, node) or ""
             return
         self.result.floats.add(node)
         kind, why = self._kind(node, operation)
@@ -169,6 +180,8 @@ class _Reader:
         kind = KINDS[operation]
         sources = [n for n in node.all_input_nodes if n in self.result.floats]
         if kind in (Kind.BINARY, Kind.CURVE, Kind.SOFTMAX, Kind.CLAMP):
+            if not sources:
+                return Kind.FLOAT, "computed from numbers that are not floating point"
             if all(n in self.constants for n in sources):
                 return Kind.FLOAT, "computed from constants only, not from the input"
             if operation in CONTRACTIONS and any(n in self.constants for n in sources):
@@ -218,6 +231,42 @@ class _Reader:
         return node.op == "placeholder"
 
 
+class _Types(fx.Interpreter):
+    """Notes of each node whether its tensor holds floating-point numbers."""
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor) and n.op.startswith("call"):
+            n.meta[FLOATING] = result.is_floating_point()
+        return result
+
+
+def learn_types(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:
+    """Run a network once, so that no type of a tensor in it needs to be guessed.
+
+    False where the tables know every operation, so that there is nothing to find out.
+    """
+    reading = read(module)
+    if not any(n.op.startswith("call") and kind is Kind.FLOAT for n, kind in reading.kinds.items()):
+        return False
+    with torch.no_grad():
+        _Types(module).run(*[x.clone() for x in inputs])
+    return True
+
+
+def types_of(module: fx.GraphModule) -> dict[str, bool]:
+    """What an example has shown: by the name of a node, whether it gives floating point."""
+    nodes = module.graph.nodes
+    return {node.name: node.meta[FLOATING] for node in nodes if FLOATING in node.meta}
+
+
+def mark_types(module: fx.GraphModule, types: Mapping[str, bool]) -> None:
+    """Let `read` know what `types_of` told of the same network."""
+    for node in module.graph.nodes:
+        if node.name in types:
+            node.meta[FLOATING] = types[node.name]
+
+
 def _ancestors_of_indices(module: fx.GraphModule) -> set[fx.Node]:
     """What an embedding or a gather reads as indices, back to the inputs of the network."""
     found: set[fx.Node] = set()
@@ -232,12 +281,23 @@ def _ancestors_of_indices(module: fx.GraphModule) -> set[fx.Node]:
             pending += [a for a in node.args[position : position + 1] if isinstance(a, fx.Node)]
     while pending:
         node = pending.pop()
-        if node not in found:
-            found.add(node)
-            operation = operation_of(module, node)
-            if operation not in INTEGER_MAKING and node.op != "call_module":
-                pending += node.all_input_nodes
+        operation = operation_of(module, node)
+        # What a layer or a sigmoid gives is no index: something in between has made it one.
+        if node in found or KINDS.get(operation) in _COMPUTING:
+            continue
+        found.add(node)
+        ends = operation in INTEGER_MAKING or operation in CONVERSIONS or _picks_indices(node)
+        if not ends and (operation is None or operation in KINDS):
+            pending += node.all_input_nodes
     return found
+
+
+_COMPUTING = (Kind.WEIGHTED, Kind.SOFTMAX)
+
+
+def _picks_indices(node: fx.Node) -> bool:
+    """h.topk(2)[1] or h.topk(2).indices."""
+    return source_of(node) is not None and source_of(node).target in CHOOSING
 
 
 # Position of the argument that holds indices.

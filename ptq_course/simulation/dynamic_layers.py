@@ -127,6 +127,8 @@ class DynamicLayer(LayerStandIn):
 
     def forward(self, input: Tensor, **options: object) -> Tensor:
         check_call(self.quantized.float_layer, self.name, input, options)
+        if input.numel() == 0:  # no row, so nothing to round
+            return self.quantized(input)
         x, given = input, self.quantizer.codes(input)
         # Parts of the input channels that share a weight scale; one part unless there are groups.
         weights, scales = self._kept.get("parts", self.quantized.made_from, self._parts)

@@ -18,7 +18,7 @@ from ptq_course.graph import Plan, optional_arguments, plain_module, plan, requi
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kernels import KERNELS
 from ptq_course.graph.kinds import ALWAYS_FUSED
-from ptq_course.graph.reading import source_of
+from ptq_course.graph.reading import learn_types, mark_types, source_of, types_of
 from ptq_course.grids.affine import IntGrid
 from ptq_course.grids.metrics import rounding_limit
 from ptq_course.simulation.curves import ROUNDED
@@ -29,20 +29,32 @@ from ptq_course.simulation.qconfig import QConfig
 class TracedNetwork:
     """A traced, fused copy of a model and the plan for quantizing it."""
 
-    def __init__(
-        self, model: nn.Module, config: QConfig, example: Sequence[Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, example: Sequence[Tensor] | None = None) -> None:
         self.module: fx.GraphModule = fuse(trace(model, example))
         self.optional_names = list(optional_arguments(plain_module(model)))
-        self._plan_all(config)
 
     def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule], config: QConfig) -> None:
         """Replace the network by an improved one that computes the same (chapters 11 and 12)."""
         self.module = step(self.module)
-        self._plan_all(config)
+        self.plan_for(config)
 
-    def _plan_all(self, config: QConfig) -> None:
-        # Other choices may follow after observation: more values are observed than one plan needs.
+    def learn_types(self, inputs: Sequence[Tensor]) -> None:
+        """Plan again, knowing from an example what gives no floating-point numbers."""
+        if learn_types(self.module, inputs):
+            self.plan_for(self.config)
+
+    @property
+    def types(self) -> dict[str, bool]:
+        """What an example has shown, by node: does it give floating-point numbers?"""
+        return types_of(self.module)
+
+    @types.setter
+    def types(self, types: Mapping[str, bool]) -> None:
+        mark_types(self.module, types)
+        self.plan_for(self.config)
+
+    def plan_for(self, config: QConfig) -> None:
+        """Plan for a configuration, and what must be observed so that others may follow."""
         fused = [name for name in ALWAYS_FUSED if name in config.fused_activations]
         self.full_plan = Plan({}, {}, {})
         for target in KERNELS:
@@ -59,7 +71,7 @@ class TracedNetwork:
                 f"fused_activations={tuple(fused)} needs the values {', '.join(missing)}, which "
                 "were not observed; start with a new PTQQuantizer and this config."
             )
-        self.plan = new
+        self.plan, self.config = new, config
 
     @property
     def input_names(self) -> list[str]:

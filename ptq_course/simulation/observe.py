@@ -43,6 +43,8 @@ class Observer(nn.Module):
         if self.integers is not None and not (x.is_floating_point() or x.is_complex()):
             self.integers.add(self.name)
             return x
+        if self.integers is None and x.numel() == 0:  # no token was routed here, no box found
+            return x
         for summary in self.summaries.values():
             try:
                 summary.update(x)
@@ -58,15 +60,16 @@ def run(
     input_names: list[str],
     optional_names: Sequence[str] = (),
     num_batches: int | None = None,
-    check_first: Callable[[list[Tensor]], None] | None = None,
+    begin: Callable[[list[Tensor]], nn.Module],
     progress: bool = True,
 ) -> int:
     """Forward ``loader``'s batches through ``model`` without gradients.
 
     A batch is a tensor, a tuple ``(x, y, ...)`` whose first entries are the model's inputs, or a
-    dict from which the model's inputs are taken by name (labels are never needed). ``check_first``
-    is called with the inputs of the first batch before anything runs. Returns how many batches it
-    ran. Raises CalibrationError where none came or one does not fit.
+    dict from which the model's inputs are taken by name (labels are never needed). ``begin`` is
+    called with the inputs of the first batch before anything runs, and gives the module to run on
+    the device of ``model``. Returns how many batches it ran. Raises CalibrationError where none
+    came or one does not fit.
     """
     if isinstance(loader, Tensor):
         raise CalibrationError(
@@ -85,9 +88,8 @@ def run(
             inputs = placed(batch, input_names, model)
             if done == 0:
                 _warn_of_options(batch, len(input_names), optional_names)
-                if check_first is not None:
-                    check_first(inputs)
-            model(*inputs)
+                running = begin(inputs)
+            running(*inputs)
             done += 1
     if done == 0:
         raise CalibrationError("the calibration loader gave no batch: pass at least one.")

@@ -12,7 +12,6 @@ Chapters 00 and 06.
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -28,11 +27,11 @@ from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
-from ptq_course.simulation.observe import model_inputs, run
+from ptq_course.simulation.observe import run
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel, check_float
 from ptq_course.simulation.report import Report, make_report
-from ptq_course.simulation.statistics import Statistics
+from ptq_course.simulation.statistics import Statistics, rules_named
 from ptq_course.simulation.untraced import UntracedNetwork
 
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
@@ -74,13 +73,15 @@ class PTQQuantizer:
         self._unfused: nn.Module = copied(model)
         self._needs_example = False
         try:
-            self.network = self._traced([example] if isinstance(example, Tensor) else example)
+            given = [example] if isinstance(example, Tensor) else example
+            self.network: TracedNetwork | UntracedNetwork = TracedNetwork(self._unfused, given)
         except UnsupportedError as error:
             if steps:
                 raise UnsupportedError(f"steps need a traced graph. {error}") from error
-            self.network = UntracedNetwork(model, self.config)
+            self.network = UntracedNetwork(model)
             self._needs_example = bool(own_forward(model)) and example is None
             warnings.warn(f"Quantizing layer by layer. {error}", stacklevel=2)
+        self.network.plan_for(self.config)
         if not self._needs_example:
             self._check_layers()
         for step in steps:
@@ -106,22 +107,27 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
-        if self._needs_example and not self.statistics.num_batches:
-            loader = self._resolve_shapes(loader)
         statistics = self.statistics.copy()
-        if not statistics.summaries:
-            values = self.network.full_plan.values.items()
-            statistics.prepare((name for name, value in values if value.range is None), ranges)
-        elif ranges is not None:
+        rules_named(ranges)
+        if ranges is not None and statistics.summaries:
             statistics.require(ranges)
-        network = self.network
+
+        def begin(inputs: list[Tensor]) -> nn.Module:
+            if not self.statistics.num_batches:
+                self._learn_from(inputs)
+            network = self.network
+            if not statistics.summaries:
+                values = network.full_plan.values.items()
+                statistics.prepare((name for name, value in values if value.range is None), ranges)
+            return network.with_observers(statistics.observers(network.input_values))
+
         statistics.num_batches += run(
-            network.with_observers(statistics.observers(network.input_values)),
+            self.network.module,
             loader,
-            input_names=network.input_names,
-            optional_names=network.optional_names,
+            input_names=self.network.input_names,
+            optional_names=self.network.optional_names,
             num_batches=num_batches,
-            check_first=None if statistics.num_batches else self._check_fusion,
+            begin=begin,
             progress=progress,
         )
         self.statistics = statistics
@@ -135,6 +141,7 @@ class PTQQuantizer:
         collected for a rule that does not merge (a moving average); then nothing has changed.
         """
         self.statistics = self.statistics.merge(other.statistics)
+        self.network.types = other._network.types
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
@@ -142,20 +149,17 @@ class PTQQuantizer:
         self.statistics = self.statistics.all_reduce(group)
         return self
 
-    def _traced(self, example: Sequence[Tensor] | None) -> TracedNetwork:
-        return TracedNetwork(self._unfused, self.config, example)
-
-    def _resolve_shapes(self, loader: Iterable) -> Iterable:
-        """Trace again, with the first batch as the example that answers questions about shapes."""
-        batches = iter(loader)
-        first = list(itertools.islice(batches, 1))
-        example = [model_inputs(batch, self.network.input_names) for batch in first]
-        try:
-            self.network = self._traced(*example)
-            self._needs_example = False
-        except UnsupportedError as error:
-            self._check_layers(str(error))
-        return itertools.chain(first, batches) if batches is loader else loader
+    def _learn_from(self, inputs: list[Tensor]) -> None:
+        """What only an example tells: questions about shapes, and the types of what is computed."""
+        if self._needs_example:
+            try:
+                self.network, self._needs_example = TracedNetwork(self._unfused, inputs), False
+                self.network.plan_for(self.config)
+            except UnsupportedError as error:
+                self._check_layers(str(error))
+        if isinstance(self.network, TracedNetwork):
+            self.network.learn_types(inputs)
+        self._check_fusion(inputs)
 
     def _check_layers(self, why: str = "") -> None:
         if not self.network.plan.layers:

@@ -31,9 +31,13 @@ class UntracedNetwork:
     rewritten to their linear layers here too.
     """
 
-    def __init__(self, model: nn.Module, config: QConfig) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.module = prepared_copy(model)
+        self.types: dict[str, bool] = {}  # nothing is known of what happens between the layers
         self.optional_names = list(optional_arguments(self.module))
+
+    def plan_for(self, config: QConfig) -> None:
+        """Plan for a configuration, and what must be observed so that others may follow."""
         self.replan(replace(config, float_layers=()))
         self.full_plan = self.plan
         self.replan(config)

@@ -344,8 +344,7 @@ class TestRefusals:
                 QuantizationError, match=r"layer 'stem', its input at run time.*NaN"
             ):
                 quantized(bad)
-        with pytest.raises(QuantizationError, match=r"'stem'.*empty"):
-            quantized(x[:0])
+        assert quantized(x[:0]).shape == make()(x[:0]).shape  # no row, nothing to round
 
     def test_sums_beyond_int32(self):
         model = nn.Sequential(nn.Linear(100_000, 1))

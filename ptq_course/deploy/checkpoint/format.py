@@ -58,7 +58,8 @@ class ValueEntry:
 class Header:
     """Everything but the tensors. ``granularity`` is that of dynamic activations, else None;
     ``structure`` that of the network (`structure_digest`); ``package`` the version of ptq_course
-    that wrote the file, "" before it was noted."""
+    that wrote the file, "" before it was noted; ``types`` says which of the network's nodes give
+    floating-point numbers, where an example was needed to tell."""
 
     config: dict[str, Any]
     traced: bool
@@ -69,6 +70,7 @@ class Header:
     digests: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
     package: str = ""
+    types: dict[str, bool] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, str]:
         """The strings that go into the file."""

@@ -28,6 +28,7 @@ from ptq_course.deploy.checkpoint.packing import (
 )
 from ptq_course.deploy.files import write_atomically
 from ptq_course.errors import DataIntegrityError, QuantizationError
+from ptq_course.graph.reading import types_of
 from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.simulation.dynamic import DynamicModel, round_inputs
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
@@ -61,12 +62,14 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         raise QuantizationError(f"save: scales must be 'float32' or 'float16', got {scales!r}.")
     if not path.parent.is_dir() or path.is_dir():
         raise QuantizationError(f"save: {path} is no file in an existing folder; create it first.")
+    traced = isinstance(model.module, fx.GraphModule)
     header = Header(
         config=asdict(model.config),
-        traced=isinstance(model.module, fx.GraphModule),
+        traced=traced,
         granularity=getattr(model, "granularity", None),
         structure=structure_digest(model.module),
         package=importlib.import_module("ptq_course").__version__,
+        types=types_of(model.module) if traced else {},
     )
     qparams: dict[str, QParams] = getattr(model, "qparams", {})
     tensors = {f"float/{name}": tensor for name, tensor in float_state(model.module).items()}
@@ -129,9 +132,10 @@ def _assemble(
         raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
     config = header.qconfig
     if header.traced:
-        network: Network = TracedNetwork(model, config, example)
+        network: Network = TracedNetwork(model, example)
     else:
-        network = UntracedNetwork(model, config)
+        network = UntracedNetwork(model)
+    network.plan_for(config)
     try:
         loaded = _filled(header, tensors, network, config)
     except QuantizationError:
@@ -152,6 +156,7 @@ def _assemble(
 def _filled(
     header: Header, tensors: dict[str, Tensor], network: Network, config: QConfig
 ) -> QuantizedModel | DynamicModel:
+    network.types = header.types
     _check_layers(header, network, config)
     qparams = _values_from_tensors(header, tensors, network)
     stored: dict[str, dict[str, Tensor]] = {name: {} for name in header.layers}
