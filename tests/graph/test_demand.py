@@ -81,7 +81,7 @@ def test_both_sides_of_a_comparison_stay_as_they_are():
     quantizer, ratio = quantized(Gate(), torch.randn(64, 6), torch.rand(64, 6))
     assert "add" not in quantizer.qparams
     assert "limit" not in quantizer.qparams
-    assert ratio > 30
+    assert ratio > 20  # x itself is rounded for the layer that reads it
 
 
 class PostNorm(nn.Module):
