@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.ranges.summaries import Summary
+from ptq_course.errors import CalibrationError
+from ptq_course.ranges.summaries import Summary, checked_values
 
 LABELS = ("labels", "label", "target", "y")  # keys under which a batch may hold its labels
 
@@ -42,11 +42,9 @@ class Observer(nn.Module):
         if self.integers is not None and not (x.is_floating_point() or x.is_complex()):
             self.integers.add(self.name)
             return x
+        checked = checked_values(x, f"value {self.name!r}")
         for summary in self.summaries.values():
-            try:
-                summary.update(x)
-            except QuantizationError as error:
-                raise CalibrationError(f"value {self.name!r}: {error}") from error
+            summary.take(*checked)
         return x
 
 
