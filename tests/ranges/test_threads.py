@@ -1,4 +1,4 @@
-"""Shares of several threads: the same results, errors that arrive, and a fork that does not hang."""
+"""Shares of several threads: equal results, errors that arrive, and a fork that does not hang."""
 
 import multiprocessing
 
