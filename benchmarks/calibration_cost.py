@@ -9,7 +9,9 @@ observes its own copy of the network, in which batch norm is folded into the con
 saves time, and a ratio may fall below 1. Peer, in the same turns: PyTorch's HistogramObserver on
 the same values of the same folded network.
 
-Budgets: min-max at most 1.4x, KL at most 2x; the exit code is 1 when one is missed.
+Budgets stand in the last column; the exit code is 1 when one is missed. Counting and the KL search
+share their work between as many threads as PyTorch uses: on a machine whose processors are busy
+otherwise, the ratios say little.
 """
 
 from __future__ import annotations
@@ -103,14 +105,14 @@ def main() -> int:
     pictures = sum(len(x) for x, _ in batches)
     print(f"{options.network}, {pictures} pictures, {torch.get_num_threads()} threads, "
           f"best of {options.rounds} rounds")  # fmt: skip
-    for name, spent in seconds.items():
-        print(f"  {name:28}{spent:8.2f} s{spent / base:8.2f}x")
     met = True
-    for rule, budget in BUDGETS.items():
-        ratio = seconds[rule] / base
-        good = ratio <= budget
-        met &= good
-        print(f"  {'PASS' if good else 'MISS'}  {rule}: {ratio:.2f}x (budget <= {budget}x)")
+    for name, spent in seconds.items():
+        ratio, budget = spent / base, BUDGETS.get(name, float("inf"))
+        met &= ratio <= budget
+        verdict = "" if name not in BUDGETS else (
+            f"   budget {budget}x  {'PASS' if ratio <= budget else 'MISS'}"
+        )  # fmt: skip
+        print(f"  {name:28}{spent:8.2f} s{ratio:8.2f}x{verdict}")
     return 0 if met else 1
 
 

@@ -20,7 +20,7 @@ from ptq_course.ranges.threads import in_shares
 SMALLEST_EXPONENT = -149  # every float32 is a whole multiple of 2^-149
 BLOCK = 2**20  # values whose bins are counted at a time
 CHUNK = 2**15  # values whose bins are computed at a time: they stay in the processor's cache
-SUMMED = 2**14  # values whose float64 sums are exact, see sums_below
+ROW = 2**12  # values whose float64 sums are exact, see sums_below
 SHARE = 2**16  # values that another thread is worth
 
 
@@ -30,8 +30,8 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self.numbers = np.empty(BLOCK, dtype=np.int32)
         self.scaled = np.empty(CHUNK, dtype=np.float32)
-        self.whole, self.fraction = np.empty((2, SUMMED))
-        self.magnitudes = np.empty(SUMMED, dtype=np.uint32)
+        self.ones = np.ones(ROW)
+        self.x, self.whole = np.empty((2, CHUNK // ROW, ROW))
 
 
 scratch = Scratch()
@@ -112,55 +112,56 @@ def number_bins(exponent: int, first: int, block: np.ndarray, numbers: np.ndarra
     return zeros
 
 
-def exact_sums(values: Tensor) -> tuple[int, int]:
+def exact_sums(values: Tensor, peak: float) -> tuple[int, int]:
     """Sum of x in units of 2^-149 and sum of x^2 in units of 2^-298, both exact, for float32 x.
 
-    The largest values, down to 2^-16 of the largest, are added first (sums_below), then those that
-    are the largest of the rest, and so on: two rounds for most data, 16 at most.
+    peak: the largest |x|. The x down to 2^-18 of it are added first (sums_below), then those down
+    to 2^-18 of the largest of the rest, and so on: two rounds for most data, 15 at most.
     """
     rest, added, squared = in_memory_order(values), 0, 0
     while len(rest):
-        top = math.frexp(max(-float(rest.min()), float(rest.max())))[1]  # all |x| < 2^top
-        shift = max(top + 110, 0)  # the units of sums_below are 2^(top - 39)
+        shift = max(math.frexp(peak)[1] + 108, 0)  # all |x| < 2^(shift - 108)
         shares = in_shares(partial(sums_below, shift), rest, SHARE)
         for sums, squares, _ in shares:
             added += sums << shift
             squared += squares << 2 * shift
-        rest = np.concatenate([left for *_, lefts in shares for left in lefts] or [rest[:0]])
+        rest = np.concatenate([left for *_, left in shares])
+        peak = float(np.max(np.abs(rest), initial=0.0))
     return added, squared
 
 
-def sums_below(shift: int, share: np.ndarray) -> tuple[int, int, list[np.ndarray]]:
-    """Exact sums of the x and x^2 that are not too small, and the x that are, but for zeros.
+def sums_below(shift: int, values: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """Exact sums of the x and x^2 that are not too small, and those x that are, but for zeros.
 
-    share: float32 [N] below 2^(shift - 110). Units: 2^(shift - 149) and its square.
-    Scaled to less than 2^19, an x that is not below 2^3 is a multiple of 2^-20. Split into a whole
-    number and a fraction of at most 1/2, 2^14 of them have products that float64, with its 53 bits,
-    adds without rounding: whole * whole (52 bits), whole * fraction (52), fraction * fraction (52);
-    so has their plain sum (53). With shift 0 nothing is too small: all are multiples of 2^-149.
+    values: float32 [N] below 2^(shift - 108). Units: 2^(shift - 149) and its square.
+    Scaled to less than 2^20, an x that is not below 2^2 is a multiple of 2^-21. Split into a whole
+    number and a fraction of at most 1/2, a row of 2^12 of them has products that float64, with its
+    53 bits, adds without rounding: whole * whole (52 bits), whole * fraction (53) and fraction *
+    fraction (52); so has their plain sum (53). With shift 0, all are multiples of 2^-149.
     """
-    factor = math.ldexp(1.0, 129 - shift)
-    small = ((shift + 1) << 24) - 1 if shift else 0  # of the bits without the sign, less 1
-    added = squared = 0
-    left = []
-    for chunk in pieces(share, SUMMED):
-        whole, fraction, magnitudes = (
-            memory[: len(chunk)] for memory in (scratch.whole, scratch.fraction, scratch.magnitudes)
-        )
-        np.left_shift(chunk.view(np.uint32), 1, out=magnitudes)
-        np.subtract(magnitudes, 1, out=magnitudes)  # 0 becomes the largest
-        fraction[:] = chunk
-        places = np.flatnonzero(magnitudes < small)
+    factor = math.ldexp(1.0, 128 - shift)
+    small = np.float32(math.ldexp(1.0, shift - 126) if shift else 0.0)
+    sums, left = [], [values[:0]]
+    for chunk in pieces(values, CHUNK):
+        rows = math.ceil(len(chunk) / ROW)
+        x, whole = scratch.x[:rows], scratch.whole[:rows]
+        flat = x.reshape(-1)
+        flat[: len(chunk)] = chunk
+        flat[len(chunk) :] = 0
+        magnitudes = np.abs(chunk, out=scratch.scaled[: len(chunk)])
+        places = np.flatnonzero((magnitudes < small) & (magnitudes > 0))
         if len(places):
             left.append(chunk[places])
-            fraction[places] = 0
-        np.multiply(fraction, factor, out=fraction)
-        added += int(fraction.sum() * 2.0**20)
-        np.rint(fraction, out=whole)
-        np.subtract(fraction, whole, out=fraction)
-        for times, product in ((1, whole @ whole), (2, whole @ fraction), (1, fraction @ fraction)):
-            squared += times * int(product * 2.0**40)
-    return added, squared, left
+            flat[places] = 0
+        np.multiply(x, factor, out=x)
+        total = np.vecdot(x, scratch.ones)
+        np.rint(x, out=whole)
+        fraction = np.subtract(x, whole, out=x)
+        pairs = ((whole, whole), (whole, fraction), (fraction, fraction))
+        sums.append([total, *(np.vecdot(*pair) for pair in pairs)])
+    units = np.ldexp(np.concatenate(sums, axis=1), [[21], [0], [21], [42]])
+    added, wholes, mixed, fractions = (sum(row) for row in units.astype(np.int64).tolist())
+    return added, (wholes << 42) + (mixed << 22) + fractions, np.concatenate(left)
 
 
 def in_memory_order(x: Tensor) -> np.ndarray:

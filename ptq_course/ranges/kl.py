@@ -38,10 +38,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptq_course.errors import CalibrationError, QuantizationError, whole
+from ptq_course.ranges.threads import in_shares
 
 TIE = 1e-9  # nats: below it two divergences differ by rounding, not by merit
 TINY = np.finfo(np.float64).tiny
-BLOCK = 2**17  # (candidate, group) pairs evaluated at a time: temporaries that fit the L2 cache
+BLOCK = 2**15  # (candidate, group) pairs evaluated at a time: temporaries that fit the L2 cache
 
 
 # --- the algorithm as it is told ---------------------------------------------------------------
@@ -182,14 +183,15 @@ def prefix_sums(counts: NDArray) -> PrefixSums:
 def window_divergences(
     sums: PrefixSums, levels: int, starts: NDArray, stops: NDArray
 ) -> NDArray[np.float64]:
-    """kl_divergences of windows known to be valid, in blocks that fit the cache."""
+    """kl_divergences of windows known to be valid, by all threads, in blocks that fit the cache."""
     rows = max(1, BLOCK // levels)
-    return np.concatenate(
-        [
-            _block_divergences(sums, levels, starts[i : i + rows], stops[i : i + rows])
-            for i in range(0, len(stops), rows)
-        ]
-    )
+
+    def divergences(share: NDArray) -> list[NDArray]:
+        blocks = (share[i : i + rows].T for i in range(0, len(share), rows))
+        return [_block_divergences(sums, levels, *block) for block in blocks]
+
+    shares = in_shares(divergences, np.stack([starts, stops], axis=1), rows)
+    return np.concatenate([block for share in shares for block in share])
 
 
 def _block_divergences(sums: PrefixSums, levels: int, start: NDArray, stop: NDArray) -> NDArray:
@@ -197,8 +199,8 @@ def _block_divergences(sums: PrefixSums, levels: int, start: NDArray, stop: NDAr
     counts, mass, filled, information = sums
     bins = stop - start
     edges = start[:, None] + bins[:, None] * np.arange(levels + 1) // levels
-    group_mass = np.diff(mass[edges], axis=1)
-    group_filled = np.diff(filled[edges], axis=1)
+    group_mass = np.diff(mass.take(edges), axis=1)
+    group_filled = np.diff(filled.take(edges), axis=1)
 
     total, inside = mass[-1], mass[stop] - mass[start]
     left, right = mass[start], total - mass[stop]

@@ -49,7 +49,10 @@ class Summary:
         Statistics are of float32 values: float16 and bfloat16 convert exactly, float64 rounds to
         nearest. Raises CalibrationError for NaN, infinity, an empty tensor or one of integers.
         """
-        values, low, high = checked_values(x, self._label())
+        self.take(*checked_values(x, self._label()))
+
+    def take(self, values: Tensor, low: float, high: float) -> None:
+        """`update` with what checked_values returned, so that several summaries share the check."""
         self._collect(values, low, high)
         self.count += values.numel()
 
@@ -160,7 +163,7 @@ class Moments(Summary):
         return math.sqrt(self.var)
 
     def _collect(self, values: Tensor, low: float, high: float) -> None:
-        added, squared = exact_sums(values)
+        added, squared = exact_sums(values, max(-low, high))
         self.sum_units += added
         self.square_units += squared
         self.min_val, self.max_val = min(self.min_val, low), max(self.max_val, high)

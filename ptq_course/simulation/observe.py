@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ptq_course.errors import CalibrationError, QuantizationError, whole
+from ptq_course.errors import CalibrationError, whole
 from ptq_course.grids.metrics import Noise
-from ptq_course.ranges.summaries import Summary
+from ptq_course.ranges.summaries import Summary, checked_values
 
 LABELS = ("labels", "label", "target", "y")  # keys under which a batch may hold its labels
 
@@ -45,11 +45,9 @@ class Observer(nn.Module):
             return x
         if self.integers is None and x.numel() == 0:  # no token was routed here, no box found
             return x
+        checked = checked_values(x, f"value {self.name!r}")
         for summary in self.summaries.values():
-            try:
-                summary.update(x)
-            except QuantizationError as error:
-                raise CalibrationError(f"value {self.name!r}: {error}") from error
+            summary.take(*checked)
         return x
 
 
