@@ -67,12 +67,15 @@ class Session:
             ) from error
         self._names = [given.name for given in self._session.get_inputs()]
 
-    def __call__(self, *inputs: Tensor | np.ndarray) -> Any:
+    def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
         """The output, or a tuple of all where the file has several; arrays for arrays."""
+        if named.keys() <= set(self._names[len(inputs) :]):
+            inputs += tuple(named[name] for name in self._names[len(inputs) :] if name in named)
         if len(inputs) != len(self._names):
             raise QuantizationError(
                 f"session: {self.path.name} takes {len(self._names)} inputs "
-                f"({', '.join(self._names)}), got {len(inputs)}."
+                f"({', '.join(self._names)}), got {len(inputs)}"
+                f"{' and ' + ', '.join(named) if named else ''}."
             )
         arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in inputs]
         try:

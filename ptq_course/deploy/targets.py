@@ -172,6 +172,21 @@ def _check_groups(name: str, layer: QuantizedLayer, target: Target) -> None:
     )
 
 
+def stored_as_int8(model: nn.Module, four_bit_convolutions: bool = False) -> list[str]:
+    """The layers whose weights of 4 bits or fewer a file holds as int8, as large as at 8 bits.
+
+    Linear layers with weights per group, and convolutions where the export is asked to, are stored
+    as INT4; embeddings and transposed convolutions like the others.
+    """
+    found = []
+    for path, layer in model.named_modules():
+        if isinstance(layer, QuantizedLayer) and layer.weight_qparams is not None:
+            packed = four_bit_convolutions and "Conv" in type(layer.float_layer).__name__
+            if layer.weight_grid.bits <= 4 and not has_groups(layer) and not packed:
+                found.append(layer.name or path)
+    return found
+
+
 def has_groups(layer: QuantizedLayer) -> bool:
     """Whether an output channel of the weight has several scales."""
     scale = layer.weight_scale

@@ -31,23 +31,24 @@ class ExportedCurve(nn.Module):
         dtype = torch.int8 if factor.grid.signed else torch.uint8
         self.kind = type(curve)
         self.saturates = factor.grid.bits == 8  # at 0 and 6, so that no clamp is needed
-        self.register_buffer("scale", factor.scale.clone())
-        self.register_buffer("wide_scale", factor.scale * 6)
-        self.register_buffer("zero_point", factor.zero_point.to(dtype))
+        self.scale, self.zero_point = factor.scale.item(), int(factor.zero_point)
+        self.signed = factor.grid.signed
         self.three = Number(3.0, dtype)
+
+    def _rounded(self, x: Tensor, divisor: int = 1) -> Tensor:
+        """x / divisor on the factor's grid; its codes decode to that."""
+        return torch.ops.ptq.quantize_dequantize(
+            x, self.scale * divisor, self.zero_point, self.signed, self.scale
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind is RoundedSiLU:
-            return x * torch.ops.ptq.quantize_dequantize(
-                torch.sigmoid(x), self.scale, self.zero_point, self.scale
-            )
+            return x * self._rounded(torch.sigmoid(x))
         shifted = x + self.three()
         shifted = shifted if self.saturates else torch.clamp(shifted, 0.0, 6.0)
         if self.kind is Hardsigmoid:
             return shifted  # the quantizer behind it divides by 6: `absorb_factors`
-        return x * torch.ops.ptq.quantize_dequantize(
-            shifted, self.wide_scale, self.zero_point, self.scale
-        )
+        return x * self._rounded(shifted, 6)
 
 
 class Number(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -89,14 +90,24 @@ def _separate_readers(model: ir.Model) -> None:
             reader.replace_input_with(position, own.outputs[0])
 
 
-def pack_four_bits(model: ir.Model) -> None:
-    """Store the codes of every DequantizeLinear with blocks as INT4, two to a byte."""
+def pack_four_bits(model: ir.Model, convolutions: bool = False) -> None:
+    """Store the codes of every DequantizeLinear with blocks as INT4, two to a byte.
+
+    convolutions: those of convolutions too, where every code fits 4 bits.
+    """
     for node in _of_constants(model):
-        value, blocks = node.inputs[0], node.attributes.get("block_size")
-        if blocks is not None and blocks.as_int() and constant(value).dtype == ir.DataType.INT8:
-            codes = constant(value).numpy().astype(ir.DataType.INT4.numpy())
-            value.const_value = ir.Tensor(codes, dtype=ir.DataType.INT4, name=value.name)
-            value.dtype = ir.DataType.INT4
+        codes, blocks = constant(node.inputs[0]), node.attributes.get("block_size")
+        if codes.dtype != ir.DataType.INT8:
+            continue
+        if (blocks is not None and blocks.as_int()) or (
+            convolutions
+            and all("Conv" in reader.op_type for reader in node.outputs[0].consumers())
+            and np.all(codes.numpy() == np.clip(codes.numpy(), -8, 7))
+        ):
+            for value in (node.inputs[0], *node.inputs[2:]):  # codes and zero points
+                packed = constant(value).numpy().astype(ir.DataType.INT4.numpy())
+                value.const_value = ir.Tensor(packed, dtype=ir.DataType.INT4, name=value.name)
+                value.dtype = ir.DataType.INT4
 
 
 def prune(model: ir.Model) -> None:

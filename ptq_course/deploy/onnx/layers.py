@@ -23,21 +23,20 @@ class ExportedQuantizer(nn.Module):
         super().__init__()
         grid = quantizer.grid
         dtype = torch.int8 if grid.signed else torch.uint8
-        self.register_buffer("scale", (quantizer.scale.double() / factor).float())
-        self.register_buffer("decoded", quantizer.scale.clone())
-        self.register_buffer("zero_point", quantizer.zero_point.to(dtype))
+        decoded = quantizer.scale.item()
+        scale = (quantizer.scale.double() / factor).float().item()
+        self.settings = (scale, int(quantizer.zero_point), grid.signed, decoded)
         # A grid smaller than the 8-bit type needs its own clamp, in real numbers.
         limits = torch.iinfo(dtype)
         self.clamp: tuple[float, float] | None = None
         if (grid.qmin, grid.qmax) != (limits.min, limits.max):
-            zero = int(quantizer.zero_point)
-            scale = self.scale.item()
+            scale, zero, *_ = self.settings
             self.clamp = ((grid.qmin - zero) * scale, (grid.qmax - zero) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.clamp is not None:
             x = torch.clamp(x, *self.clamp)
-        return torch.ops.ptq.quantize_dequantize(x, self.scale, self.zero_point, self.decoded)
+        return torch.ops.ptq.quantize_dequantize(x, *self.settings)
 
 
 class ExportedLayer(nn.Module):
@@ -54,32 +53,28 @@ class ExportedLayer(nn.Module):
         self.settings = _Settings(layer.float_layer)
         self.is_linear = isinstance(layer.float_layer, nn.Linear)
         scale = layer.weight_scale.flatten() if layer.weight_scale.dim() else layer.weight_scale
-        zeros = layer.weight_zero_point
+        zeros = layer.weight_zero_point.reshape(scale.shape).to(torch.int8)
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8))
         self.register_buffer("weight_scale", scale.clone())
-        self.register_buffer("weight_zero_point", zeros.reshape(scale.shape).to(torch.int8))
+        self.register_buffer("weight_zero_point", zeros if zeros.any() else None)
         integer_bias = integer_bias and layer.bias_codes is not None
         self.register_buffer("bias_codes", layer.bias_codes if integer_bias else None)
         self.register_buffer("bias_scale", layer.bias_scale if integer_bias else None)
-        zeros = torch.zeros_like(layer.bias_codes) if integer_bias else None
-        self.register_buffer("bias_zero_point", zeros)
         bias = None if integer_bias or layer.bias is None else layer.bias.detach().clone()
         self.register_buffer("float_bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.ops.ptq.dequantize(
-            self.weight_codes, self.weight_scale, self.weight_zero_point, self.axis
-        )
+        weight = (self.weight_codes, self.weight_scale, self.weight_zero_point)
+        if self.is_linear and self.bias_codes is not None:
+            # Rows of a matrix fuse to QGemm, which adds the int32 bias; MatMul and Add would not.
+            rows = x if x.dim() == 2 else x.flatten(0, -2)
+            rows = torch.ops.ptq.integer_linear(rows, *weight, self.bias_codes, self.bias_scale)
+            return rows if x.dim() == 2 else rows.unflatten(0, x.shape[:-1])
         bias = self.float_bias
         if self.bias_codes is not None:
-            bias = torch.ops.ptq.dequantize(
-                self.bias_codes, self.bias_scale, self.bias_zero_point, 0
-            )
-        if self.bias_codes is None or not self.is_linear or x.dim() <= 2:
-            return self.operation(self.settings, x, weight, bias)
-        # Rows of a matrix fuse to QGemm, which adds the int32 bias; MatMul and Add would not.
-        rows = self.operation(self.settings, x.flatten(0, -2), weight, bias)
-        return rows.unflatten(0, x.shape[:-1])
+            bias = torch.ops.ptq.dequantize(self.bias_codes, self.bias_scale, None, 0)
+        weight = torch.ops.ptq.dequantize(*weight, self.axis)
+        return self.operation(self.settings, x, weight, bias)
 
 
 class ExportedEmbedding(nn.Module):

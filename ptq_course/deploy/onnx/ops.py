@@ -1,7 +1,9 @@
 """PyTorch operators that stand for ONNX's on integers: Q, DQ, and products of what Q makes.
 
 PyTorch's own fake-quantize operators export with float weights and cannot express narrow or 4-bit
-ranges. These custom operators carry integer codes, so that the file does as well.
+ranges. These custom operators carry integer codes, so that the file does as well. What is one
+number is a number here, and what is zero is left out: each tensor that a network holds costs
+torch.export time, which grows with the square of their number.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,25 +21,42 @@ FLOAT = 1  # ONNX's number of float32 (importing onnx for it would be slow)
 
 
 @torch.library.custom_op("ptq::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, decoded: Tensor) -> Tensor:
+def quantize_dequantize(
+    x: Tensor, scale: float, zero_point: int, signed: bool, decoded: float
+) -> Tensor:
     """QuantizeLinear, then DequantizeLinear: the boundary between two integer operations.
 
     ``decoded`` is the scale that the codes are decoded with: the same, or times a constant factor
     that x lacks.
     """
-    limits = torch.iinfo(zero_point.dtype)
+    limits = torch.iinfo(torch.int8 if signed else torch.uint8)
     codes = torch.clamp(torch.round(x / scale) + zero_point, limits.min, limits.max)
     return (codes - zero_point) * decoded
 
 
 @torch.library.custom_op("ptq::dequantize", mutates_args=())
-def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
-    """DequantizeLinear on constant codes: what puts integers, not floats, into the file."""
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
+    """DequantizeLinear on constant codes: what puts integers, not floats, into the file.
+
+    Without a ``zero_point`` the file has zeros of the scale's shape.
+    """
     shape = [1] * codes.dim()
     if scale.dim():
         shape[axis] = -1
-    zeros = zero_point.reshape(shape if zero_point.dim() else [])
+    zeros = 0
+    if zero_point is not None:
+        zeros = zero_point.reshape(shape if zero_point.dim() else [])
     return (codes - zeros).to(scale.dtype) * scale.reshape(shape if scale.dim() else [])
+
+
+@torch.library.custom_op("ptq::integer_linear", mutates_args=())
+def integer_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None,
+    bias: Tensor, bias_scale: Tensor,
+) -> Tensor:  # fmt: skip
+    """Gemm of x [N, in] with the codes of a weight and of a bias, in one step."""
+    weight = dequantize(codes, scale, zero_point, 0)
+    return torch.nn.functional.linear(x, weight, dequantize(bias, bias_scale, None, 0))
 
 
 @torch.library.custom_op("ptq::dequantize_blocks", mutates_args=())
@@ -89,13 +109,21 @@ def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @quantize_dequantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor, decoded: Tensor) -> Tensor:
+def _(x: Tensor, scale: float, zero_point: int, signed: bool, decoded: float) -> Tensor:
     return torch.empty_like(x)
 
 
 @dequantize.register_fake
-def _(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
     return torch.empty_like(codes, dtype=scale.dtype)
+
+
+@integer_linear.register_fake
+def _(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None,
+    bias: Tensor, bias_scale: Tensor,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((x.shape[0], codes.shape[0]))
 
 
 @dequantize_blocks.register_fake
@@ -132,6 +160,7 @@ def _(
 def translation_table(opset: int) -> dict[Callable, Callable]:
     """What torch.onnx.export writes for each operator (importing onnxscript takes a second)."""
     with needs("onnx"):
+        import onnx_ir
         import onnxscript
 
     op = getattr(onnxscript, f"opset{opset}")
@@ -139,11 +168,24 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
     # onnxscript reads the annotations: untyped arguments are ONNX values, typed ones attributes.
     # ruff: noqa: ANN001
 
-    def translate_quantize_dequantize(x, scale, zero_point, decoded):
-        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), decoded, zero_point)
+    def translate_quantize_dequantize(
+        x, scale: float, zero_point: int, signed: bool, decoded: float
+    ):
+        code = np.array(zero_point, np.int8 if signed else np.uint8)
+        zero_point = op.Constant(value=onnx_ir.tensor(code))
+        codes = op.QuantizeLinear(x, op.Constant(value_float=scale), zero_point)
+        return op.DequantizeLinear(codes, op.Constant(value_float=decoded), zero_point)
 
     def translate_dequantize(codes, scale, zero_point, axis: int):
+        if zero_point is None:
+            zeros = np.zeros(tuple(scale.shape), codes.dtype.numpy())
+            zero_point = op.Constant(value=onnx_ir.tensor(zeros))
         return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+    def translate_integer_linear(x, codes, scale, zero_point, bias, bias_scale):
+        weight = translate_dequantize(codes, scale, zero_point, 0)
+        bias = op.DequantizeLinear(bias, bias_scale, axis=0)
+        return op.Gemm(x, weight, bias, transB=1)
 
     def translate_dequantize_blocks(codes, scale, block: int):
         return op.DequantizeLinear(codes, scale, axis=0, block_size=block)
@@ -170,6 +212,7 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
     return {
         torch.ops.ptq.quantize_dequantize.default: translate_quantize_dequantize,
         torch.ops.ptq.dequantize.default: translate_dequantize,
+        torch.ops.ptq.integer_linear.default: translate_integer_linear,
         torch.ops.ptq.dequantize_blocks.default: translate_dequantize_blocks,
         torch.ops.ptq.dynamic_linear.default: translate_dynamic_linear,
         torch.ops.ptq.dynamic_conv.default: translate_dynamic_conv,

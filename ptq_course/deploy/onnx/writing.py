@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
 from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
+from ptq_course.deploy.onnx.examples import arguments, free_shapes, tensors_of
 from ptq_course.deploy.onnx.graph import (
     drop_implied_clamps,
     repeat_quantizers,
@@ -32,7 +33,13 @@ from ptq_course.deploy.onnx.layers import (
 )
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.session import Session, session
-from ptq_course.deploy.targets import TARGETS, check_dynamic, check_target, find_target
+from ptq_course.deploy.targets import (
+    TARGETS,
+    check_dynamic,
+    check_target,
+    find_target,
+    stored_as_int8,
+)
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
@@ -53,23 +60,36 @@ FOUR_BIT_OPSET = 21  # the first with INT4
 
 def export(
     model: nn.Module,
-    example: Tensor | Sequence[Tensor],
+    example: Tensor | Sequence | Mapping[str, Any],
     path: str | Path,
     target: str = "onnxruntime",
+    *,
+    free_dimensions: Sequence[int] = (0,),
+    four_bit_convolutions: bool = False,
 ) -> Path:
-    """Write ``model`` as an ONNX file and return its path; the first dimension is dynamic.
+    """Write ``model`` as an ONNX file and return its path; the first dimension stays free.
 
     model: a QuantizedModel, whose weights and biases go into the file as integers; a DynamicModel
         (see below); or any float module, which is folded and stripped first, so that FP32 and INT8
         are compared fairly.
-    example: inputs of the model's shape (a tensor, or several), batch size of at least 2.
+    example: inputs of the model's shape, batch size of at least 2: a tensor, several in a tuple, or
+        a dict by the names of the arguments (`examples.arguments`).
+    free_dimensions: of every input, those that the file leaves open. (0, 2, 3) leaves height and
+        width of pictures free too; a network that takes one size only (Flatten before a Linear)
+        refuses the others when the file is run. Each is at least 2 in the example.
     target: the runtime that will read the file; quantize with the preset of the same name.
         "onnxruntime"  8-bit activations, int8 weights, int32 bias. Linear layers of 4 bits or
                        fewer per group are stored as INT4 and multiplied in floating point;
-                       other weights below 8 bits are stored, and computed, as int8.
+                       other weights below 8 bits are stored, and computed, as int8. A warning
+                       names those of 4 bits or fewer (`targets.stored_as_int8`).
         "tensorrt"     int8 with zero point 0 everywhere, floating-point bias
                        (`deploy.tensorrt.check_tensorrt` lists the rules).
         "arm"          affine int8 activations, int8 weights, int32 bias.
+
+    four_bit_convolutions: store the weights of convolutions of 4 bits or fewer as INT4. The file is
+        about half as large (0.16x FP32 instead of 0.26x in a ResNet), and the runtime, which has no
+        kernel for them, computes these convolutions in floating point: no faster than FP32.
+        Only with target "onnxruntime".
 
     What stays in floating point. ONNX Runtime has no integer kernel for some operations (transposed
     and three-dimensional convolution, layer norm, SiLU, Hardswish, GELU, ...): the file holds
@@ -100,14 +120,30 @@ def export(
         )
     if path.is_dir():
         raise QuantizationError(f"export: {path} is a folder; name a file in it.")
-    examples = _checked_examples(example)
+    given = arguments(model, example)
+    shapes = free_shapes(given, free_dimensions)
+    if four_bit_convolutions and runtime.name != "onnxruntime":
+        raise UnsupportedError(
+            f"export: {runtime.name} reads no 4-bit convolutions; leave four_bit_convolutions out."
+        )
     if isinstance(model, DynamicModel):
         check_dynamic(model, runtime)
     elif isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
-    _check_dtype(model, examples)
-    module = _exportable(model, examples, runtime.integer_bias)
-    proto = finished(_to_onnx(module, examples))
+    _check_dtype(model, tensors_of(given))
+    module = _exportable(model, given, runtime.integer_bias)
+    wider = stored_as_int8(model, four_bit_convolutions)
+    if wider:
+        warnings.warn(
+            f"export: {', '.join(wider)}: weights of 4 bits or fewer are stored as int8, as large "
+            "as with 8 bits. Linear layers are stored as INT4 per group (weight_granularity=32), "
+            "convolutions with four_bit_convolutions=True, at a price in speed.",
+            stacklevel=2,
+        )
+    opset = OPSET
+    if four_bit_convolutions or any(isinstance(part, FourBitLinear) for part in module.modules()):
+        opset = FOUR_BIT_OPSET
+    proto = finished(_to_onnx(module, given, shapes, opset), four_bit_convolutions)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # of the checker, or of its inference of shapes and types
@@ -118,23 +154,7 @@ def export(
     return path
 
 
-def _checked_examples(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    examples = (example,) if isinstance(example, Tensor) else example
-    if not isinstance(examples, tuple | list) or not examples:
-        raise QuantizationError(
-            f"export: example must be a tensor, or several in a tuple, got "
-            f"{type(example).__name__}; pass an input of the model, batch first."
-        )
-    for x in examples:
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            what = "a tensor without dimensions" if isinstance(x, Tensor) else type(x).__name__
-            raise QuantizationError(
-                f"export: example holds {what}; pass tensors whose first dimension is the batch."
-            )
-    return tuple(examples)
-
-
-def _check_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+def _check_dtype(model: nn.Module, examples: list[Tensor]) -> None:
     """Raise where the model and its example do not compute in one format, or cannot be written."""
     if not isinstance(model, nn.Module):
         raise QuantizationError(f"export: needs an nn.Module, got {type(model).__name__}.")
@@ -156,9 +176,7 @@ def _check_dtype(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
             )
 
 
-def _exportable(
-    model: nn.Module, examples: tuple[Tensor, ...], integer_bias: bool = True
-) -> nn.Module:
+def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn.Module:
     """A module in which every quantized part is replaced by the operator that exports it."""
     factors: dict[ActivationQuantizer, float] = {}
     if isinstance(model, ConvertedModel):
@@ -174,7 +192,7 @@ def _exportable(
         except UnsupportedError:
             module = copied(model)
     if isinstance(module, fx.GraphModule):
-        use_global_average_pool(module, examples)
+        use_global_average_pool(module, given)
     replaced: dict[nn.Module, nn.Module] = {}
     for part in module.modules():
         if isinstance(part, ActivationQuantizer):
@@ -194,10 +212,7 @@ def _exportable(
     return module.eval()
 
 
-def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> ir.Model:
-    batch = torch.export.Dim("batch")
-    four_bit = any(isinstance(part, FourBitLinear) for part in module.modules())
-    opset = FOUR_BIT_OPSET if four_bit else OPSET
+def _to_onnx(module: nn.Module, given: tuple, shapes: tuple, opset: int) -> ir.Model:
     level = logging.root.manager.disable
     # torch.onnx warns about torchvision, which this course does not use, and torch.export writes
     # forty lines about an example that does not fit, before it raises.
@@ -207,10 +222,10 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> ir.Model:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
-                examples,
+                (*given, {}),  # a dict at the end would be taken for named arguments
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=[{0: batch} for _ in examples],
+                dynamic_shapes=shapes,
                 custom_translation_table=translation_table(opset),
                 optimize=True,
                 verbose=False,
@@ -224,7 +239,7 @@ def _to_onnx(module: nn.Module, examples: tuple[Tensor, ...]) -> ir.Model:
     return program.model
 
 
-def finished(model: ir.Model) -> onnx.ModelProto:
+def finished(model: ir.Model, four_bit_convolutions: bool = False) -> onnx.ModelProto:
     """The file of what torch.onnx.export made: without what it can do without, weights packed."""
     # Imported late, as torch.onnx does: onnx_ir takes a second.
     import onnx_ir as ir
@@ -232,8 +247,10 @@ def finished(model: ir.Model) -> onnx.ModelProto:
     from ptq_course.deploy.onnx.compact import compact
     from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
 
-    for change in (strip, own_weights, pack_four_bits, compact):
-        change(model)
+    strip(model)
+    own_weights(model)
+    pack_four_bits(model, four_bit_convolutions)
+    compact(model)
     return ir.to_proto(model)
 
 

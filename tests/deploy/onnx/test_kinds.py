@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ptq_course import PTQQuantizer, QConfig
+from ptq_course import PTQQuantizer, QConfig, UnsupportedError
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import products_saturate
 from ptq_course.deploy.tensorrt import check_tensorrt
@@ -130,3 +132,36 @@ def test_the_file_agrees_with_the_simulation(tmp_path, name, preset):
         assert fused <= set(Kernels.of(run.operators).integer)
     elif preset == "tensorrt":
         assert check_tensorrt(path) == []
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(32, 32, 3), nn.Flatten(),
+        nn.Linear(2048, 4),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize("exact", [True, False])
+def test_convolutions_of_four_bits_are_half_as_large_on_request(tmp_path, activation_bits, exact):
+    torch.manual_seed(0)
+    model, x = convolutions(), torch.randn(4, 3, 6, 6)
+    config = QConfig(weight_bits=4, activation_bits=activation_bits)
+    quantizer = PTQQuantizer(model, config=config)
+    if activation_bits is None:
+        quantized = quantizer.quantize_weights()
+    else:
+        quantized = quantizer.calibrate([x], progress=False).convert()
+    with pytest.warns(UserWarning, match=r"export: 0, 2, 4: .*stored as int8.*four_bit_conv"):
+        wide = deploy.export(quantized, x, tmp_path / "wide.onnx")
+    with pytest.warns(UserWarning, match=r"export: 4: weights"):
+        packed = deploy.export(quantized, x, tmp_path / "4.onnx", four_bit_convolutions=True)
+    weights = [t for t in onnx.load(packed).graph.initializer if len(t.dims) == 4]
+    assert [t.data_type for t in weights] == [onnx.TensorProto.INT4] * 2
+    saved = sum(math.prod(t.dims) for t in weights) / 2
+    assert wide.stat().st_size - packed.stat().st_size == pytest.approx(saved, rel=0.05)
+    ours, theirs = (deploy.session(path, 1, exact)(x) for path in (packed, wide))
+    step = (ours.max() - ours.min()) / 255
+    assert (ours - theirs).abs().max() < 2 * step
+    with pytest.raises(UnsupportedError, match="four_bit_convolutions"):
+        deploy.export(model, x, tmp_path / "t.onnx", "tensorrt", four_bit_convolutions=True)
