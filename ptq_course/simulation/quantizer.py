@@ -27,9 +27,10 @@ from ptq_course.ranges.summaries import Summary
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
-from ptq_course.simulation.observe import run
-from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.observe import Sample, run
+from ptq_course.simulation.qconfig import SEARCH, QConfig
 from ptq_course.simulation.quantized import QuantizedModel, check_float
+from ptq_course.simulation.range_search import RangeSearch, compare_rules, every_candidate
 from ptq_course.simulation.report import Report, make_report
 from ptq_course.simulation.statistics import Statistics
 from ptq_course.simulation.untraced import UntracedNetwork
@@ -84,6 +85,8 @@ class PTQQuantizer:
         self._unfused: nn.Module = copied(model)
         self.model: nn.Module = self._network.module
         self.statistics = Statistics()
+        self._sample: Sample | None = Sample()  # None: of other quantizers' examples, too
+        self.searched: RangeSearch | None = None
         self._decided = False
         self.value_calibrators: dict[str, Calibrator] = {}
         self.qparams: dict[str, QParams] = {}
@@ -110,6 +113,7 @@ class PTQQuantizer:
             statistics.prepare((name for name, value in values if value.range is None), ranges)
         elif ranges is not None:
             statistics.require(ranges)
+        sample = self._sample and self._sample.copy()
         network = self._network
         statistics.num_batches += run(
             network.with_observers(statistics.observers(network.input_values)),
@@ -118,9 +122,10 @@ class PTQQuantizer:
             optional_names=network.optional_names,
             num_batches=num_batches,
             check_first=None if self.num_batches else self._check_fusion,
+            sample=sample,
             progress=progress,
         )
-        self.statistics = statistics
+        self.statistics, self._sample = statistics, sample
         return self
 
     def merge(self, other: PTQQuantizer) -> PTQQuantizer:
@@ -130,12 +135,12 @@ class PTQQuantizer:
         Raises CalibrationError where the two do not belong together, UnsupportedError where they
         collected for a rule that does not merge (a moving average); then nothing has changed.
         """
-        self.statistics = self.statistics.merge(other.statistics)
+        self.statistics, self._sample = self.statistics.merge(other.statistics), None
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
         """`merge` with the quantizers of all processes of ``torch.distributed``."""
-        self.statistics = self.statistics.all_reduce(group)
+        self.statistics, self._sample = self.statistics.all_reduce(group), None
         return self
 
     @property
@@ -163,18 +168,48 @@ class PTQQuantizer:
     ) -> PTQQuantizer:  # fmt: skip
         """Turn the statistics into scales and zero points; repeat it with other rules and bits.
 
-        ranges: "minmax", "moving_average", "percentile", "kl" or "mse" (default: the config's);
-        ``options`` go to its calibrator (``percentile=99.99``). An error leaves all as it was.
+        ranges: a name in CALIBRATORS, to which ``options`` go (``percentile=99.99``); or "search",
+        which tries all that observe() collected for on some of its examples (512 at most) and takes
+        the one nearest to FP32 (`range_search`; ``searched`` is its table). Default: the config's,
+        "search" unless told otherwise. An error leaves all as it was. CalibrationError for a search
+        after `merge` or `all_reduce`, whose result must not depend on who saw which examples.
         """
         config = self.config if config is None else config
         config = config if bits is None else config.with_bits(bits)
         network = copy.copy(self._network)
         network.replan(config.float_layers, config.fused_activations)
-        rule = ranges or config.activation_range
+        rule, searched = ranges or config.activation_range, None
+        if rule == SEARCH:
+            rule, options, searched = self._search(config, options)
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
         self.config, self._network, self._decided = config, network, True
-        self.value_calibrators, self.qparams = calibrators, qparams
+        self.value_calibrators, self.qparams, self.searched = calibrators, qparams, searched
         return self
+
+    def _search(
+        self, config: QConfig, options: dict[str, float]
+    ) -> tuple[str, dict[str, float], RangeSearch | None]:
+        """The best rule of those whose statistics were collected, its options, and the contest."""
+        if options:
+            raise QuantizationError(
+                f"ranges='search' takes no option {', '.join(map(repr, options))}: name a rule."
+            )
+        found = every_candidate(config.activation_bits or 8)
+        found = [(rule, o) for rule, o in found if not self.statistics.missing(rule)]
+        if not found:
+            self.statistics.require(SEARCH)
+        if len(found) == 1 or config.activation_grid is None or not self.num_batches:
+            return *found[0], None  # there is nothing to compare, or nothing to compare on
+        if self._sample is None:
+            raise CalibrationError(
+                "compute_qparams: after merge or all_reduce this quantizer has no examples of its "
+                "own to search a range rule with: name a rule, as in ranges='minmax', or call "
+                "search_ranges(quantizer, batches)."
+            )
+        other = self.fork()
+        other.config = config
+        searched = compare_rules(other, self._sample.batches, found, progress=False)
+        return searched.best.rule, searched.best.options, searched
 
     # --- step 4: convert -------------------------------------------------------------------
 
@@ -220,11 +255,15 @@ class PTQQuantizer:
         dataloader: Iterable,
         num_batches: int = 100,
         *,
+        ranges: str | None = None,
         progress: bool = True,
         **options: float,
     ) -> PTQQuantizer:
-        """`observe` + `compute_qparams` with the config's range rule; labels are not used."""
-        rule = self.config.activation_range
+        """`observe` + `compute_qparams`: unless told otherwise with the rule that a search finds.
+
+        ranges, options: as in `compute_qparams`. Labels are not used.
+        """
+        rule = ranges or self.config.activation_range
         self.observe(dataloader, num_batches, ranges=rule, progress=progress)
         return self.compute_qparams(rule, **options)
 
