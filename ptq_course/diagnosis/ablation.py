@@ -51,7 +51,7 @@ def observed(
         check_rereadable(calibration, "calibration")
         quantizer = PTQQuantizer(model, config=config)
         config = quantizer.config
-        rules = {*rules_named(None), config.activation_range, ranges} - {None}
+        rules = {*rules_named(None), *rules_named(config.activation_range), *rules_named(ranges)}
         quantizer.observe(calibration, ranges=sorted(rules), progress=progress)
     if config.weight_bits is None and config.activation_bits is None:
         raise QuantizationError("the config quantizes nothing: set weight or activation bits.")
@@ -228,7 +228,7 @@ def _output_rater(float_model: nn.Module, data: Iterable, names: list[str]) -> A
         raise QuantizationError("sensitivity: the model must return one tensor, or pass evaluate.")
 
     def rate(model: nn.Module, name: str) -> Variant:
-        (noise,) = output_noise(expected, outputs_over(model, batches))
+        (noise,) = output_noise(expected, outputs_over(model, batches), [])
         return Variant(name, float("inf") if noise.snr_median is None else noise.snr_median)
 
     return rate

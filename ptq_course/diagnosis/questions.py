@@ -35,10 +35,9 @@ from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import copied
 from ptq_course.grids.metrics import rounding_limit, snr_median
 from ptq_course.simulation.observe import model_inputs, outputs_over
-from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.qconfig import SEARCH, QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
-from ptq_course.simulation.statistics import rules_named
 from ptq_course.tables import decibels
 
 EXAMPLES = 512  # calibration examples on which layers and runtimes are compared
@@ -98,6 +97,10 @@ class _Case:
     ) -> None:  # fmt: skip
         self.config, self.evaluate, self.worst = config, evaluate, worst
         self.quantizer: PTQQuantizer = observed(model, calibration, config, None, progress=False)
+        searched = self.quantizer.searched
+        self.rule, self.options = config.activation_range, {}
+        if searched is not None:
+            self.rule, self.options = searched.best.rule, searched.best.options
         self.quantized: QuantizedModel = self.quantizer.convert()
         self.float_model = copied(model)
         self.reference: Scores = score(evaluate, self.float_model, "FP32")
@@ -203,33 +206,30 @@ class _Case:
 
     def is_it_the_range_rule(self) -> Answer:
         question = ("range rule", "Is it the range rule?")
-        used = self.config.activation_range
-        recipe = recipes.range_rule(self.config, used)
+        recipe = recipes.range_rule(self.config)
         if self.config.activation_bits is None:
             return Answer(*question, "no", "No activation is quantized.", recipe)
-        scores: dict[str, Scores] = {}
-        for rule in rules_named(None):
-            if rule != used:
-                quantized = self.quantizer.fork().compute_qparams(rule, config=self.config)
-                scores[rule] = score(self.evaluate, quantized.convert(), f"ranges={rule!r}")
-        found = {rule: against(self.scores, other, rule) for rule, other in scores.items()}
-        best = max(found, key=lambda rule: found[rule].score)
-        parts = [f"{rule} {shown(row.score, row.is_share)} ({row})" for rule, row in found.items()]
-        own = shown(self.scores.mean, self.drop.is_share)
-        finding = f"{used} scores {own}; against it, " + "; ".join(parts)
-        verdict = "no"
-        if gained(found[best]):
-            ties = [
-                rule for rule in found
-                if rule != best and gained(found[rule])
-                and against(scores[best], scores[rule], rule).ties
-            ]  # fmt: skip
-            verdict = f"yes, {best} is better"
-            if ties:
-                verdict = f"yes, {' or '.join([best, *ties])}, not told apart"
-            self.remedies.append((f"choose ranges={best!r} ({found[best]})", found[best]))
-            recipe = recipes.range_rule(self.config, best)
-        return Answer(*question, verdict, finding + ".", recipe, {"rules": found})
+        # Chosen without labels: what is then scored was not chosen for its score.
+        trial = self.quantizer.fork().compute_qparams(SEARCH)
+        best = trial.searched.best
+        finding = (
+            f"A search on the calibration data finds {best}: {best.noise:.1%} of noise in the "
+            f"outputs, {decibels(best.sqnr_db)} dB pooled"
+        )
+        if (best.rule, best.options) == (self.rule, self.options):
+            return Answer(
+                *question, "no", finding + ". It is the rule in use.", recipe,
+                {"search": trial.searched},
+            )  # fmt: skip
+        scores = score(self.evaluate, trial.convert(), f"ranges={str(best)!r}")
+        row = against(self.scores, scores, str(best))
+        own, other = (shown(s.mean, self.drop.is_share) for s in (self.scores, scores))
+        finding += f". It scores {other}, {self.rule} {own}: {row}."
+        if gained(row):
+            self.remedies.append((f"let a search choose the range rule, here {best} ({row})", row))
+        verdict = f"yes, {best} is better" if gained(row) else "no"
+        numbers = {"search": trial.searched, "gain": row}
+        return Answer(*question, verdict, finding, recipe, numbers)
 
     def which_layers(self) -> Answer:
         self.comparison = compare(self.float_model, self.quantized, self.batches, progress=False)
@@ -246,8 +246,8 @@ class _Case:
         scores: dict[str, Scores] = {}
         for group in groups:
             config = replace(self.config, float_layers=(*self.config.float_layers, *group))
-            kept = self.quantizer.fork().compute_qparams(config=config).convert()
-            scores[", ".join(group)] = score(self.evaluate, kept, f"{group} in float")
+            kept = self.quantizer.fork().compute_qparams(self.rule, config=config, **self.options)
+            scores[", ".join(group)] = score(self.evaluate, kept.convert(), f"{group} in float")
         gains = {name: against(self.scores, found, name) for name, found in scores.items()}
         best = max(names, key=lambda name: gains[name].score)
         together = ", ".join(names)
@@ -260,13 +260,14 @@ class _Case:
         finding = f"Worst by themselves (medians over the examples): {listed}."
         if len(names) > 1:
             finding += f" All {len(names)} in floating point: {gains[together]}."
-        keep = best.split(", ")
         if gained(gains[best]):
             self.remedies.append((f"keep {best} in floating point ({gains[best]})", gains[best]))
         else:
             finding += " Keeping them in floating point repairs nothing that can be shown."
+            best = names[0]
+        recipe = recipes.float_layers(self.config, best.split(", "))
         return Answer(
-            "layers", "Which layers?", names[0], finding, recipes.float_layers(self.config, keep),
+            "layers", "Which layers?", best, finding, recipe,
             {"worst": worst, "gains": gains},
         )  # fmt: skip
 

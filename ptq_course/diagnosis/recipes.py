@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from ptq_course.simulation.qconfig import QConfig
-from ptq_course.simulation.statistics import rules_named
 
 START = "from ptq_course import PTQQuantizer, QConfig"
 
@@ -92,13 +91,12 @@ print(compare(model, quantized, calibration).by_damage())
 print(evaluate(quantized))"""
 
 
-def range_rule(config: QConfig, rule: str) -> str:
-    """Another range rule from the same statistics."""
+def range_rule(config: QConfig) -> str:
+    """The range rule that a search finds, from the same statistics."""
     return f"""\
 {START}
 config = {code(config)}
 quantizer = PTQQuantizer(model, config=config).observe(calibration)  # one pass over the data
-for rule in {tuple(rules_named(None))}:
-    quantized = quantizer.compute_qparams(rule).convert()
-    print(rule, evaluate(quantized))
-quantized = quantizer.compute_qparams({rule!r}).convert()  # the one to keep"""
+quantizer.compute_qparams("search")  # no labels: with which rule are the outputs nearest to FP32's?
+print(quantizer.searched)
+print(evaluate(quantizer.convert()))"""

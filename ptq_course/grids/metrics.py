@@ -27,12 +27,7 @@ def snr_pooled(reference: Tensor, approximation: Tensor) -> float:
     difference and no signal. Raises QuantizationError where the shapes differ, for empty tensors,
     and for NaN or infinity in one of the two.
     """
-    if reference.shape != approximation.shape:
-        raise QuantizationError(
-            f"decibels: shapes differ, {tuple(reference.shape)} and {tuple(approximation.shape)}; "
-            "compare the same tensor before and after quantization."
-        )
-    if reference.numel() == 0:
+    if reference.numel() == approximation.numel() == 0:
         raise QuantizationError(
             f"decibels: the tensors are empty, shape {tuple(reference.shape)}: compare values."
         )
@@ -63,7 +58,7 @@ class Noise:
     Two averages answer two questions. `snr_median` tells what a typical example suffers and is not
     moved by a few. `snr_pooled` adds up all signals and all errors, so that examples with large
     errors decide it: a rule that ruins one example in twenty cannot hide. Both are in decibels, and
-    None where there was nothing to measure; what holds NaN is left out.
+    None where there was nothing to measure; examples that hold NaN in the reference are left out.
     """
 
     def __init__(self) -> None:
@@ -73,7 +68,7 @@ class Noise:
     def add(self, reference: Any, approximation: Any) -> None:
         if not isinstance(reference, Tensor) or not reference.is_floating_point():
             return
-        rows = max(1, len(reference) if reference.dim() else 1)
+        rows = len(reference) if reference.dim() and reference.numel() else 1
         signal, noise = _powers(reference, approximation, rows)
         known = signal + noise > 0  # zeros that stay zeros say nothing
         signal, noise = signal[known], noise[known]
@@ -91,15 +86,30 @@ class Noise:
         return low if low == high else (low + high) / 2
 
     @property
+    def share(self) -> float | None:
+        """Mean over the examples of noise / (noise + signal), 0 to 1: each counts by its own ratio.
+
+        Neither do loud examples own it, nor can ruined ones hide; None where nothing was measured.
+        """
+        found = torch.cat(self.decibels) if self.decibels else torch.empty(0)
+        return (1 / (1 + 10 ** (found / 10))).mean().item() if len(found) else None
+
+    @property
     def snr_pooled(self) -> float | None:
         return None if self.signal == self.noise == 0 else _decibels(self.signal, self.noise)
 
 
 def _powers(reference: Tensor, approximation: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Sums of x^2 and of (x - x_hat)^2, float64 [rows] each."""
+    if reference.shape != approximation.shape:
+        raise QuantizationError(
+            f"decibels: shapes differ, {tuple(reference.shape)} and {tuple(approximation.shape)}; "
+            "compare the same tensor before and after quantization."
+        )
     exact, found = (t.double().reshape(rows, -1) for t in (reference, approximation))
     signal = exact.masked_fill(exact.isinf(), 0).square().sum(1)
-    return signal, (exact - found).masked_fill(exact == found, 0).square().sum(1)
+    noise = (exact - found).masked_fill(exact == found, 0).square().sum(1)
+    return signal, noise.masked_fill(noise.isnan() & ~signal.isnan(), math.inf)
 
 
 def _decibels(signal: float, noise: float) -> float:

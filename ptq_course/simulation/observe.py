@@ -6,6 +6,7 @@ out, and any range rule can read it later without a second pass over the data.
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +18,37 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ptq_course.errors import CalibrationError, whole
+from ptq_course.errors import CalibrationError, QuantizationError, whole
 from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.summaries import Summary, checked_values
 
+SAMPLE = 512  # examples, kept to search a range rule with: memory stays flat
 LABELS = ("labels", "label", "target", "y")  # keys under which a batch may hold its labels
+
+
+class Sample:
+    """Inputs of every 2^k-th batch that came, with SAMPLE examples at most (or one batch)."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Tensor]] = []
+        self.step, self.seen = 1, 0
+
+    def add(self, inputs: Sequence[Tensor]) -> None:
+        if self.seen % self.step == 0:
+            self.batches.append([x.clone() for x in inputs])
+        self.seen += 1
+        while len(self.batches) > 1 and sum(map(_examples, self.batches)) > SAMPLE:
+            self.batches, self.step = self.batches[::2], 2 * self.step
+
+    def copy(self) -> Sample:
+        """Another, with the same tensors, to be thrown away should an observation fail."""
+        other = copy.copy(self)
+        other.batches = list(self.batches)
+        return other
+
+
+def _examples(inputs: Sequence[Tensor]) -> int:
+    return max((len(x) for x in inputs if x.dim()), default=1)
 
 
 class Observer(nn.Module):
@@ -59,6 +86,7 @@ def run(
     optional_names: Sequence[str] = (),
     num_batches: int | None = None,
     begin: Callable[[list[Tensor]], nn.Module],
+    sample: Sample | None = None,
     progress: bool = True,
 ) -> int:
     """Forward ``loader``'s batches through ``model`` without gradients.
@@ -66,8 +94,8 @@ def run(
     A batch is a tensor, a tuple ``(x, y, ...)`` whose first entries are the model's inputs, or a
     dict from which the model's inputs are taken by name (labels are never needed). ``begin`` is
     called with the inputs of the first batch before anything runs, and gives the module to run on
-    the device of ``model``. Returns how many batches it ran. Raises CalibrationError where none
-    came or one does not fit.
+    the device of ``model``; ``sample`` keeps some of the inputs. Returns how many batches it ran.
+    Raises CalibrationError where none came or one does not fit.
     """
     if isinstance(loader, Tensor):
         raise CalibrationError(
@@ -87,6 +115,8 @@ def run(
             if done == 0:
                 _warn_of_options(batch, len(input_names), optional_names)
                 running = begin(inputs)
+            if sample is not None:
+                sample.add(inputs)
             running(*inputs)
             done += 1
     if done == 0:
@@ -96,8 +126,13 @@ def run(
 
 def placed(batch: Any, input_names: list[str], model: nn.Module) -> list[Tensor]:
     """The model's inputs from a batch, copied to its device: a model may work in place on them."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return [x.to(device, copy=True) for x in model_inputs(batch, input_names)]
+    return _copied(model_inputs(batch, input_names), model)
+
+
+def _copied(inputs: Sequence[Tensor], run: Any) -> list[Tensor]:
+    parameters = run.parameters() if isinstance(run, nn.Module) else ()
+    device = next((p.device for p in parameters), torch.device("cpu"))
+    return [x.to(device, copy=True) for x in inputs]
 
 
 def _warn_of_options(batch: Any, inputs: int, optional_names: Sequence[str]) -> None:
@@ -165,19 +200,27 @@ def labels_of(batch: Any, inputs: int, examples: int) -> Tensor | None:
 
 
 def outputs_over(run: Callable, batches: Iterable[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """What ``run`` (a model, a session) gives for each batch of inputs: its tensors with values.
+    """What ``run`` (a model, a session) gives for each batch of inputs: its tensors.
 
-    No gradients; the inputs are copied, because a model may work in place on them.
+    No gradients; the inputs are copied to its device, because it may work in place on them.
     """
     with torch.no_grad():
-        return [output_tensors(run(*[x.clone() for x in inputs])) for inputs in batches]
+        outputs = [pytree.tree_leaves(run(*_copied(inputs, run))) for inputs in batches]
+    return [[t for t in leaves if isinstance(t, Tensor)] for leaves in outputs]
 
 
-def output_noise(expected: list[list[Tensor]], found: list[list[Tensor]]) -> list[Noise]:
-    """For each output of a model what it differs by, all batches of `outputs_over` together."""
-    noises = [Noise() for _ in expected[0]]
+def output_noise(
+    expected: list[list[Tensor]], found: list[list[Tensor]], noises: list[Noise]
+) -> list[Noise]:
+    """Add to ``noises``, one an output, what two lists from `outputs_over` differ by."""
     for references, tensors in zip(expected, found, strict=True):
-        for noise, reference, tensor in zip(noises, references, tensors, strict=True):
+        if len(references) != len(tensors):
+            raise QuantizationError(
+                f"quantized, the model returns {len(tensors)} tensors, in floating point "
+                f"{len(references)}: rounding changed a branch, so they cannot be compared."
+            )
+        noises += [Noise() for _ in references[len(noises) :]]
+        for noise, reference, tensor in zip(noises, references, tensors, strict=False):
             noise.add(reference, tensor)
     return noises
 

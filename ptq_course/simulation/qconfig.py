@@ -14,6 +14,7 @@ from ptq_course.grids.affine import IntGrid
 from ptq_course.ranges.calibrators import CALIBRATORS
 
 GROUP_LENGTH = "weight_granularity (where it is neither 'per_tensor' nor 'per_channel')"
+SEARCH = "search"  # the rule is the one that `range_search` finds best
 TARGETS = ("onnxruntime", "tensorrt", "arm")  # those of deploy.targets
 
 
@@ -27,7 +28,8 @@ class QConfig:
         (False) shift their range to the data, at the price of one more sum a product.
     weight_narrow: leave out the lowest code, [-127, 127] at 8 bits (symmetric weights).
     activation_signed, activation_symmetric: the grid of activations and whether zero_point is 0.
-    activation_range: rule that turns statistics into a range, a name in CALIBRATORS.
+    activation_range: rule that turns statistics into a range, a name in CALIBRATORS; or "search",
+        which tries them all on calibration data and takes the one nearest to FP32.
     float_layers: module paths that stay in floating point (chapter 10).
     fused_activations: those that the runtime computes inside the layer before them, so that no
         quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
@@ -61,7 +63,7 @@ class QConfig:
         for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
             if grid is not None:  # which has checked the bits
                 object.__setattr__(self, f"{name}_bits", grid.bits)
-        for name, choices in (("activation_range", CALIBRATORS), ("target", TARGETS)):
+        for name, choices in (("activation_range", (SEARCH, *CALIBRATORS)), ("target", TARGETS)):
             if getattr(self, name) not in choices:
                 raise QuantizationError(
                     f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}."

@@ -27,9 +27,10 @@ from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
-from ptq_course.simulation.observe import run
-from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.observe import Sample, run
+from ptq_course.simulation.qconfig import SEARCH, QConfig
 from ptq_course.simulation.quantized import QuantizedModel, check_float
+from ptq_course.simulation.range_search import RangeSearch, compare_rules, every_candidate
 from ptq_course.simulation.report import Report, make_report
 from ptq_course.simulation.statistics import Statistics, rules_named
 from ptq_course.simulation.untraced import UntracedNetwork
@@ -87,6 +88,8 @@ class PTQQuantizer:
         for step in steps:
             self.network.apply(lambda module, step=step: step(module, self), self.config)
         self.statistics = Statistics()
+        self._sample: Sample | None = Sample()  # None: of other quantizers' examples, too
+        self.searched: RangeSearch | None = None
         self.qparams: dict[str, QParams] = {}
         self._calibrators: dict[str, Calibrator] = {}  # by value, as qparams
         self._decided = False
@@ -111,6 +114,7 @@ class PTQQuantizer:
         rules_named(ranges)
         if ranges is not None and statistics.summaries:
             statistics.require(ranges)
+        sample = self._sample and self._sample.copy()
 
         def begin(inputs: list[Tensor]) -> nn.Module:
             if not self.statistics.num_batches:
@@ -128,9 +132,10 @@ class PTQQuantizer:
             optional_names=self.network.optional_names,
             num_batches=num_batches,
             begin=begin,
+            sample=sample,
             progress=progress,
         )
-        self.statistics = statistics
+        self.statistics, self._sample = statistics, sample
         return self
 
     def merge(self, other: PTQQuantizer) -> PTQQuantizer:
@@ -140,13 +145,13 @@ class PTQQuantizer:
         Raises CalibrationError where the two do not belong together, UnsupportedError where they
         collected for a rule that does not merge (a moving average); then nothing has changed.
         """
-        self.statistics = self.statistics.merge(other.statistics)
-        self.network.types = other._network.types
+        self.statistics, self._sample = self.statistics.merge(other.statistics), None
+        self.network.types = other.network.types
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
         """`merge` with the quantizers of all processes of ``torch.distributed``."""
-        self.statistics = self.statistics.all_reduce(group)
+        self.statistics, self._sample = self.statistics.all_reduce(group), None
         return self
 
     def _learn_from(self, inputs: list[Tensor]) -> None:
@@ -188,18 +193,48 @@ class PTQQuantizer:
     ) -> PTQQuantizer:  # fmt: skip
         """Turn the statistics into scales and zero points; repeat it with other rules and bits.
 
-        ranges: "minmax", "moving_average", "percentile", "kl" or "mse" (default: the config's);
-        ``options`` go to its calibrator (``percentile=99.99``). An error leaves all as it was.
+        ranges: a name in CALIBRATORS, to which ``options`` go (``percentile=99.99``); or "search",
+        which tries all that observe() collected for on some of its examples (512 at most) and takes
+        the one nearest to FP32 (`range_search`; ``searched`` is its table). Default: the config's,
+        "search" unless told otherwise. An error leaves all as it was. CalibrationError for a search
+        after `merge` or `all_reduce`, whose result must not depend on who saw which examples.
         """
         config = self.config if config is None else config
         config = config if bits is None else config.with_bits(bits)
         network = copy.copy(self.network)
         network.replan(config)
-        rule = ranges or config.activation_range
+        rule, searched = ranges or config.activation_range, None
+        if rule == SEARCH:
+            rule, options, searched = self._search(config, options)
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
         self.config, self.network, self._decided = config, network, True
-        self._calibrators, self.qparams = calibrators, qparams
+        self._calibrators, self.qparams, self.searched = calibrators, qparams, searched
         return self
+
+    def _search(
+        self, config: QConfig, options: dict[str, float]
+    ) -> tuple[str, dict[str, float], RangeSearch | None]:
+        """The best rule of those whose statistics were collected, its options, and the contest."""
+        if options:
+            raise QuantizationError(
+                f"ranges='search' takes no option {', '.join(map(repr, options))}: name a rule."
+            )
+        found = every_candidate(config.activation_bits or 8)
+        found = [(rule, o) for rule, o in found if not self.statistics.missing(rule)]
+        if not found:
+            self.statistics.require(SEARCH)
+        if len(found) == 1 or config.activation_grid is None or not self.statistics.num_batches:
+            return *found[0], None  # there is nothing to compare, or nothing to compare on
+        if self._sample is None:
+            raise CalibrationError(
+                "compute_qparams: after merge or all_reduce this quantizer has no examples of its "
+                "own to search a range rule with: name a rule, as in ranges='minmax', or call "
+                "search_ranges(quantizer, batches)."
+            )
+        other = self.fork()
+        other.config = config
+        searched = compare_rules(other, self._sample.batches, found, progress=False)
+        return searched.best.rule, searched.best.options, searched
 
     # --- step 4: convert -------------------------------------------------------------------
 
@@ -245,11 +280,15 @@ class PTQQuantizer:
         dataloader: Iterable,
         num_batches: int = 100,
         *,
+        ranges: str | None = None,
         progress: bool = True,
         **options: float,
     ) -> PTQQuantizer:
-        """`observe` + `compute_qparams` with the config's range rule; labels are not used."""
-        rule = self.config.activation_range
+        """`observe` + `compute_qparams`: unless told otherwise with the rule that a search finds.
+
+        ranges, options: as in `compute_qparams`. Labels are not used.
+        """
+        rule = ranges or self.config.activation_range
         self.observe(dataloader, num_batches, ranges=rule, progress=progress)
         return self.compute_qparams(rule, **options)
 

@@ -16,6 +16,7 @@ from ptq_course.ranges.calibrators import CALIBRATORS, Calibrator
 from ptq_course.ranges.reduction import check_group
 from ptq_course.ranges.summaries import Summary
 from ptq_course.simulation.observe import Observer
+from ptq_course.simulation.qconfig import SEARCH
 
 
 class Statistics:
@@ -38,15 +39,21 @@ class Statistics:
         kinds = {CALIBRATORS[rule].rule.summary for rule in rules_named(ranges)}
         self.summaries = {name: {kind: kind() for kind in kinds} for name in names}
 
+    def missing(self, ranges: str | Sequence[str] | None) -> list[str]:
+        """Those of the rules that need what the first observation left out."""
+        kept = [set(mine) for mine in self.summaries.values()]
+        return [
+            rule for rule in rules_named(ranges)
+            if not all(CALIBRATORS[rule].rule.summary in kinds for kinds in kept)
+        ]  # fmt: skip
+
     def require(self, ranges: str | Sequence[str]) -> None:
         """Raise CalibrationError where a rule needs what the first observation left out."""
-        for rule in rules_named(ranges):
-            kind = CALIBRATORS[rule].rule.summary
-            if any(kind not in mine for mine in self.summaries.values()):
-                raise CalibrationError(
-                    f"ranges={rule!r} was not collected by the first call of observe(). Start with "
-                    f"a new PTQQuantizer and observe(loader, ranges={rule!r}), or None for all."
-                )
+        for rule in self.missing(ranges):
+            raise CalibrationError(
+                f"ranges={rule!r} was not collected by the first call of observe(). Start with "
+                f"a new PTQQuantizer and observe(loader, ranges={rule!r}), or None for all."
+            )
 
     def observers(self, inputs: Collection[str]) -> dict[str, Observer]:
         """A module for each value that updates its summaries; ``inputs``: the network's own."""
@@ -112,8 +119,8 @@ class Statistics:
 
 
 def rules_named(ranges: str | Sequence[str] | None) -> list[str]:
-    """The range rules of one name or several; None: all that `search_ranges` tries."""
-    if ranges is None:
+    """The range rules of one name or several; None or "search": all that `search_ranges` tries."""
+    if ranges in (None, SEARCH):
         return [name for name, calibrator in CALIBRATORS.items() if calibrator.rule.tried]
     rules = [ranges] if isinstance(ranges, str) else list(ranges)
     for rule in rules:

@@ -20,10 +20,11 @@ from tests.networks import DataDependent, Residual, batches, randomize_batch_nor
 GRID = IntGrid(8, signed=False)
 
 
-def quantized(network=Residual, **kwargs):
+def quantized(network=Residual, ranges=None, **kwargs):
     torch.manual_seed(0)
     model = randomize_batch_norms(network())
-    return PTQQuantizer(model, **kwargs).calibrate(batches(), progress=False).convert()
+    quantizer = PTQQuantizer(model, **kwargs)
+    return quantizer.calibrate(batches(), ranges=ranges, progress=False).convert()
 
 
 def test_half_a_step_beyond_the_last_level_is_inside():
@@ -81,7 +82,7 @@ def test_an_empty_batch_passes_and_counts_nothing():
 
 
 def test_calibration_data_are_not_clipped_by_min_max():
-    model = quantized()
+    model = quantized(ranges="minmax")
     with ClippingMonitor(model) as monitor:
         for x, _ in batches():
             model(x)

@@ -35,8 +35,8 @@ def make(network=Residual) -> nn.Module:
     return randomize_batch_norms(network())
 
 
-def calibrated(model: nn.Module, **kwargs) -> PTQQuantizer:
-    return PTQQuantizer(model, **kwargs).calibrate(batches(), progress=False)
+def calibrated(model: nn.Module, ranges: str | None = None, **kwargs) -> PTQQuantizer:
+    return PTQQuantizer(model, **kwargs).calibrate(batches(), ranges=ranges, progress=False)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -134,7 +134,7 @@ def test_observing_in_two_calls_equals_one():
 
 def test_scales_belong_to_the_input_of_each_layer():
     model = make()
-    quantizer = calibrated(model)
+    quantizer = calibrated(model, "minmax")
     x = torch.cat([x for x, _ in batches()])
     expected = (x.max() - x.min()) / 255
     assert quantizer.scales["stem"] == pytest.approx(expected.item(), rel=1e-5)
@@ -282,7 +282,7 @@ class TestErrors:
             PTQQuantizer(make()).calibrate(batches(), num_batches=0, progress=False)
 
     def test_nan_names_the_value_and_changes_nothing(self):
-        quantizer = calibrated(make())
+        quantizer = calibrated(make(), "minmax")
         before = quantizer.scales
         bad = batches(2)
         bad[1][0][0, 0, 0, 0] = float("nan")
@@ -313,7 +313,7 @@ class TestErrors:
             PTQQuantizer(nn.Sequential(nn.ReLU()))
 
     def test_a_rule_that_was_not_collected(self):
-        quantizer = calibrated(make())
+        quantizer = calibrated(make(), "minmax")
         with pytest.raises(CalibrationError, match="ranges='kl'"):
             quantizer.compute_qparams("kl")
 
