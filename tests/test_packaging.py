@@ -122,7 +122,7 @@ def test_the_setup_installs_every_extra(project):
     assert not any(text.startswith("ptq-course") for text in wanted)
 
 
-CALLED = {"PIL": "pillow", "IPython": "ipython"}
+CALLED = {"PIL": "pillow", "IPython": "ipython", "onnx_ir": "onnx-ir"}
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)", flags=re.MULTILINE)
 
 

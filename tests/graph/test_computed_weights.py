@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ptq_course import PTQQuantizer, quantize_dynamic
-from ptq_course.deploy.checkpoint import storage
+from ptq_course.deploy import storage
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph import copying, trace
 

@@ -99,7 +99,7 @@ def test_as_good_as_its_twin_with_linear(function, shape):
     exact = twin()(x).detach()
     torch.testing.assert_close(model(x), exact)
     static = PTQQuantizer(model).calibrate([x], progress=False)
-    assert static._network.plan.left_in_float == {}
+    assert static.network.plan.left_in_float == {}
     expected = PTQQuantizer(nn.Sequential(twin())).calibrate([x], progress=False)
     found, wanted = (q.convert()(x) for q in (static, expected))
     assert worst_channel(exact, found) > worst_channel(exact, wanted) - 1

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ptq_course import PTQQuantizer, quantize_dynamic
 from ptq_course.deploy import onnx as deploy
-from ptq_course.deploy.checkpoint import storage
+from ptq_course.deploy import storage
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph import trace
 from ptq_course.integer import to_integer

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ptq_course import PTQQuantizer, quantize_dynamic
-from ptq_course.deploy.checkpoint import storage
+from ptq_course.deploy import storage
 from ptq_course.errors import CalibrationError
 from ptq_course.graph import plan, trace
 from tests.networks import Net
@@ -51,7 +51,7 @@ def test_what_is_not_floating_point_passes_untouched(function, value, tmp_path):
     model, x = made(function)
     quantizer, found = quantized(model, x)
     assert quantizer.scales.keys() == {"a", "c"}
-    assert quantizer._network.plan.layers["c"].input_value == value
+    assert quantizer.network.plan.layers["c"].input_value == value
     seen = {}
     for name, part in found.module.named_modules():
         if name.endswith("_quantizer"):
