@@ -1,5 +1,6 @@
 """What all tests share: reproducible generated inputs, the course's folder, and a browser."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +31,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "course"))
 def root():
     """The course's folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def onnx_functions_parsed_once():
+    """torch.onnx.export parses 500 functions of onnxscript for each file: half of its time.
+
+    They never change within a process. Where a PyTorch keeps them elsewhere, tests take longer.
+    """
+    try:
+        from torch.onnx._internal._lazy_import import onnxscript_apis as apis
+    except ImportError:
+        return
+    apis.get_torchlib_ops = functools.cache(lambda: apis.__getattr__("get_torchlib_ops")())
 
 
 @pytest.fixture(scope="module")
