@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.deploy.onnx import export
+from ptq_course.deploy.onnx.examples import arguments
 from ptq_course.deploy.session import Session, Timing, products_saturate, session, timings
 from ptq_course.errors import QuantizationError
 from ptq_course.grids.metrics import top1
 from ptq_course.simulation.observe import outputs_over
-from ptq_course.simulation.quantized import QuantizedModel
+from ptq_course.simulation.quantized import ConvertedModel
 
 BATCHES = (1, 32)
 CHUNK = 100  # examples at a time where speed is not measured
@@ -128,10 +129,10 @@ class Validation:
 
 
 def validate(
-    quantized: QuantizedModel,
+    quantized: ConvertedModel,
     fp32_model: nn.Module,
     path: str | Path,
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     labels: Tensor | None = None,
     *,
     target: str = "onnxruntime",
@@ -140,13 +141,16 @@ def validate(
 ) -> Validation:
     """Export ``quantized`` to ``path`` and measure the file against its simulation and FP32.
 
-    inputs: the examples [N, ...] (a tensor, or one for each argument), N >= 2; labels [N].
+    quantized: statically, or with scales at run time. inputs: the examples [N, ...] (a tensor, one
+    for each argument, or a dict by their names), N >= 2; labels [N].
     The FP32 model is exported too (folded and stripped) and runs in ONNX Runtime as well, with the
     same threads, in turns. Files for other targets run there too, where more of them stays in
     floating point; their speed is that of ONNX Runtime. Raises what `export` raises, and
     QuantizationError for fewer than two examples or labels of another length.
     """
-    examples = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    examples = arguments(quantized, inputs)
+    if not all(isinstance(x, Tensor) and len(x) == len(examples[0]) for x in examples):
+        raise QuantizationError("validate: pass tensors, as many rows in each: one an argument.")
     count = len(examples[0])
     if count < 2:
         raise QuantizationError("validate: needs at least two examples.")

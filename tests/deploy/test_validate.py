@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ptq_classroom import load_model, load_split, loader
-from ptq_course import PTQQuantizer, QConfig
+from ptq_course import PTQQuantizer, QConfig, quantize_dynamic
 from ptq_course.deploy.session import Timing, session, timings
 from ptq_course.deploy.validate import Kernels, validate
 from ptq_course.errors import QuantizationError
@@ -85,6 +85,23 @@ def test_several_inputs(tmp_path):
     assert found.agreement == 1.0
     assert found.accuracy is None
     assert set(found.seconds) == {1}, "five examples make no batch of 32"
+    with pytest.raises(QuantizationError, match="as many rows in each"):
+        validate(quantized, Two(), tmp_path / "b.onnx", (inputs[0], inputs[1][:2]))
+
+
+def test_scales_at_run_time_and_inputs_by_name(tmp_path):
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval(),
+        torch.randn(8, 6),
+    )
+    quantized = quantize_dynamic(model, granularity="per_tensor")
+    found = validate(quantized, model, tmp_path / "d.onnx", {"input": x}, threads=1, rounds=1)
+    assert found.kernels.integer == {"DynamicQuantizeMatMul": 2}
+    assert found.agreement == 1.0
+    for wrong in (None, 3, "x", {}, [1.0, 2.0]):
+        with pytest.raises(QuantizationError, match="example"):
+            validate(quantized, model, tmp_path / "e.onnx", wrong)
 
 
 class Wrapped(nn.Module):

@@ -403,12 +403,3 @@ def test_attention_rounds_the_input_of_each_of_its_linear_layers():
     assert all(q.qparams.scale.shape == (2, 7, 1) for q in quantized.codes_of(x).values())
     assert any("softmax" in name for name in quantized.left_in_float)
     assert sqnr_db(model(x), quantized(x)) > 30
-
-
-def test_export_says_what_to_do_instead(tmp_path):
-    export = pytest.importorskip("ptq_course.deploy.onnx").export
-    model = nn.Sequential(nn.Linear(4, 2))
-    with pytest.raises(UnsupportedError, match=r"run time.*onnxruntime\.quantization"):
-        export(quantize_dynamic(model), torch.randn(2, 4), tmp_path / "d.onnx")
-    assert not list(tmp_path.iterdir())
-    export(quantize_dynamic(model, weights_only=True), torch.randn(2, 4), tmp_path / "w.onnx")

@@ -89,14 +89,20 @@ def dynamic_conv(
     pads: at the beginning of each dimension, then at the end of each, as ONNX has them.
     """
     integers, s_x = _rounded(x)
-    sides = zip(pads[: len(strides)], pads[len(strides) :], strict=True)
-    given = torch.nn.functional.pad(integers, [n for side in reversed(list(sides)) for n in side])
     weight = codes.double() - zero_point.double()
+    return _convolved(integers, weight, strides, pads, dilations, groups).to(x.dtype) * (
+        s_x * scale
+    )
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, strides: list[int], pads: list[int], dilations: list[int],
+    groups: int,
+) -> Tensor:  # fmt: skip
+    sides = zip(pads[: len(strides)], pads[len(strides) :], strict=True)
+    padded = torch.nn.functional.pad(x, [n for side in reversed(list(sides)) for n in side])
     zeros = [0] * len(strides)
-    sums = torch.convolution(
-        given, weight, None, strides, zeros, dilations, False, zeros, groups
-    )  # fmt: skip
-    return sums.to(x.dtype) * (s_x * scale)
+    return torch.convolution(padded, weight, None, strides, zeros, dilations, False, zeros, groups)
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +129,7 @@ def _(
     x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None,
     bias: Tensor, bias_scale: Tensor,
 ) -> Tensor:  # fmt: skip
-    return x.new_empty((x.shape[0], codes.shape[0]))
+    return torch.nn.functional.linear(x, x.new_empty(codes.shape))  # it looks at the shapes, too
 
 
 @dequantize_blocks.register_fake
@@ -138,7 +144,7 @@ def _(x: Tensor) -> Tensor:
 
 @dynamic_linear.register_fake
 def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], codes.shape[1]))
+    return x @ x.new_empty(codes.shape)
 
 
 @dynamic_conv.register_fake
@@ -146,14 +152,7 @@ def _(
     x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, strides: list[int],
     pads: list[int], dilations: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    count = len(strides)
-    sizes = [
-        (x.shape[2 + d] + pads[d] + pads[d + count] - dilations[d] * (codes.shape[2 + d] - 1) - 1)
-        // strides[d]
-        + 1
-        for d in range(count)
-    ]
-    return x.new_empty((x.shape[0], codes.shape[0], *sizes))
+    return _convolved(x, x.new_empty(codes.shape), strides, pads, dilations, groups)
 
 
 @cache

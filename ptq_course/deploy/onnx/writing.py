@@ -19,18 +19,14 @@ from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
 from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
+from ptq_course.deploy.onnx.dynamic import exported_dynamic_layer
 from ptq_course.deploy.onnx.examples import arguments, free_shapes, tensors_of
 from ptq_course.deploy.onnx.graph import (
     drop_implied_clamps,
     repeat_quantizers,
     use_global_average_pool,
 )
-from ptq_course.deploy.onnx.layers import (
-    ExportedQuantizer,
-    FourBitLinear,
-    exported_dynamic_layer,
-    exported_layer,
-)
+from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.session import Session, session
 from ptq_course.deploy.targets import (

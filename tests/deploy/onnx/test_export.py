@@ -154,7 +154,7 @@ class TestExamples:
         [
             (None, "got NoneType"),
             ([], "got list"),
-            ([[1.0, 2.0]], "holds list"),
+            ([[1.0, 2.0]], "holds float"),
             (torch.tensor(1.0), "without dimensions"),
             (torch.ones(2, 6).numpy(), "got ndarray"),
             (torch.ones(2, 6, dtype=torch.float64), r"float64 .*float32; pass example.to"),
