@@ -91,12 +91,13 @@ print(compare(model, quantized, calibration).by_damage())
 print(evaluate(quantized))"""
 
 
-def range_rule(config: QConfig) -> str:
-    """The range rule that a search finds, from the same statistics."""
+def range_rule(config: QConfig, arguments: str = '"search"') -> str:
+    """All range rules from the same statistics, and the one to keep."""
     return f"""\
 {START}
 config = {code(config)}
 quantizer = PTQQuantizer(model, config=config).observe(calibration)  # one pass over the data
-quantizer.compute_qparams("search")  # no labels: with which rule are the outputs nearest to FP32's?
-print(quantizer.searched)
-print(evaluate(quantizer.convert()))"""
+quantizer.compute_qparams("search")
+print(quantizer.searched)  # no labels needed: how near do the outputs come to FP32's?
+quantized = quantizer.compute_qparams({arguments}).convert()  # the one to keep
+print(evaluate(quantized))"""

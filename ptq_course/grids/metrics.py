@@ -86,15 +86,6 @@ class Noise:
         return low if low == high else (low + high) / 2
 
     @property
-    def share(self) -> float | None:
-        """Mean over the examples of noise / (noise + signal), 0 to 1: each counts by its own ratio.
-
-        Neither do loud examples own it, nor can ruined ones hide; None where nothing was measured.
-        """
-        found = torch.cat(self.decibels) if self.decibels else torch.empty(0)
-        return (1 / (1 + 10 ** (found / 10))).mean().item() if len(found) else None
-
-    @property
     def snr_pooled(self) -> float | None:
         return None if self.signal == self.noise == 0 else _decibels(self.signal, self.noise)
 

@@ -1,9 +1,9 @@
 """Which range rule? Try them all on the calibration data and keep the one nearest to FP32.
 
 Chapter 06. No rule wins everywhere, and the statistics are collected once, so trying is cheap. The
-criterion needs no labels: the share of noise in the network's outputs, noise / (noise + signal)
-against FP32. Each example and each output of a network with several counts by its own share, which
-is 1 at most: a loud one cannot speak for the quiet ones, and ruined ones cannot hide behind others.
+criterion needs no labels: noise over signal of the network's outputs against FP32's, all examples
+pooled, so that a rule that ruins a few of them cannot hide behind the many. Each output of a
+network with several counts by its own ratio: a loud one cannot speak for a quiet one.
 
 The error of the values themselves would cost no run at all, since the histograms know it. But it is
 what "mse" minimizes, and on the course's residual network a percentile is 6 dB better: a few loud
@@ -32,7 +32,7 @@ from ptq_course.simulation.qconfig import QConfig
 
 Candidate = tuple[str, dict[str, float]]
 PIECES = 16  # the data are cut into so many
-CLOSE = 2  # times the noise of the leader, 3 dB
+CLOSE = 3.0  # dB
 
 
 class Quantizer(Protocol):
@@ -53,16 +53,19 @@ class Quantizer(Protocol):
 class Tried:
     """One range rule, and how near the quantized network's outputs came to FP32's.
 
-    noise: mean over outputs and examples of noise / (noise + signal), which decides. sqnr_db: for
-    comparison snr_pooled; with several outputs, of the mean of their noise over signal. data: the
-    share of the data on which both were measured.
+    sqnr_db: snr_pooled; with several outputs the mean of their noise over signal, in decibels.
+    data: the share of the data on which it was measured.
     """
 
     rule: str
     options: dict[str, float]
-    noise: float
     sqnr_db: float
     data: float
+
+    @property
+    def arguments(self) -> str:
+        """As they are written in ``compute_qparams(...)``."""
+        return ", ".join([repr(self.rule), *(f"{name}={v!r}" for name, v in self.options.items())])
 
     def __str__(self) -> str:
         options = ", ".join(f"{value:g}" for value in self.options.values())
@@ -71,7 +74,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class RangeSearch:
-    """Every rule that was tried, best first: by how long it stayed, then by noise. Prints."""
+    """Every rule that was tried, best first: by how long it stayed, then by decibels. Prints."""
 
     tried: tuple[Tried, ...]
 
@@ -81,9 +84,8 @@ class RangeSearch:
 
     def __str__(self) -> str:
         width = max(len(str(t)) for t in self.tried)
-        lines = [f"{'rule':<{width}}  noise of outputs  pooled dB  of the data"]
-        for t in self.tried:
-            lines.append(f"{t!s:<{width}}  {t.noise:16.2%}  {t.sqnr_db:9.1f}  {t.data:11.0%}")
+        lines = [f"{'rule':<{width}}  outputs, pooled  of the data"]
+        lines += [f"{t!s:<{width}}  {t.sqnr_db:12.1f} dB  {t.data:11.0%}" for t in self.tried]
         return "\n".join(lines)
 
 
@@ -142,12 +144,9 @@ def compare_rules(
     pieces = _pieces(data, float_model)
     _halve(rivals, pieces, float_model, trial.convert(), progress)
     # sorted is stable: of equals, the candidate named first
-    rivals.sort(key=lambda rival: (-rival.pieces, rival.noise))
+    rivals.sort(key=lambda rival: (-rival.pieces, -rival.sqnr_db))
     return RangeSearch(
-        tuple(
-            Tried(r.rule, dict(r.options), r.noise, r.sqnr_db, r.pieces / len(pieces))
-            for r in rivals
-        )
+        tuple(Tried(r.rule, dict(r.options), r.sqnr_db, r.pieces / len(pieces)) for r in rivals)
     )
 
 
@@ -160,12 +159,8 @@ class _Rival:
         self.pieces = 0
 
     @property
-    def noise(self) -> float:
-        shares = [noise.share for noise in self.noises if noise.share is not None]
-        return sum(shares) / max(1, len(shares))
-
-    @property
     def sqnr_db(self) -> float:
+        """Each output counts by its own ratio; one that is always zero in FP32 has none."""
         ratios = [noise.noise / noise.signal for noise in self.noises if noise.signal > 0]
         mean = sum(ratios) / max(1, len(ratios))
         return -10 * math.log10(mean) if mean > 0 else math.inf
@@ -203,12 +198,13 @@ def _halve(
             raise QuantizationError("search_ranges: the model returns no floating-point tensor.")
         if until == len(pieces):
             return
-        ranked = sorted(rivals, key=lambda rival: rival.noise)
+        ranked = sorted(rivals, key=lambda rival: -rival.sqnr_db)
         final = 4 * until >= len(pieces) or len(ranked) <= 4
         rivals = ranked[: 2 if final else len(ranked) // 2]
         for rival in ranked[len(rivals) :]:
             other = rival.rule not in {better.rule for better in rivals}
-            if other and rival.noise < CLOSE * ranked[0].noise and (len(rivals) < 3 or not final):
+            close = rival.sqnr_db > ranked[0].sqnr_db - CLOSE
+            if other and close and (len(rivals) < 3 or not final):
                 rivals.append(rival)
         until = len(pieces) if final else 2 * until
 
