@@ -631,14 +631,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "inverted_residual": Architecture(InvertedResidual),
     "inverted_se": Architecture(InvertedSE),
     "hardswish": Architecture(HardswishBlock),
-    "unet": Architecture(UNet, in_float={"up.0": NO_KERNEL}),
+    "unet": Architecture(UNet, in_float=dict.fromkeys(("up.0", "resize"), NO_KERNEL)),
     "shared_layer": Architecture(SharedLayer, floats((6,))),
     "siamese": Architecture(Siamese, pictures(2), dict.fromkeys(("sub", "abs_1"), NO_KERNEL)),
     "attention": Architecture(
-        SelfAttention, floats((6, 16)), {"norm": "LayerNorm", **_unread("add")}
+        SelfAttention, floats((6, 16)), {"norm": "LayerNorm", **_unread("add", "mean")}
     ),
     "attention_length_first": Architecture(
-        lambda: SelfAttention(False), floats((6, 16)), {"norm": "LayerNorm", **_unread("add")}
+        lambda: SelfAttention(False),
+        floats((6, 16)),
+        {"norm": "LayerNorm", **_unread("add", "mean")},
     ),
     "text_encoder": Architecture(
         TextEncoder,
@@ -716,7 +718,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         floats((6, 16)),
         {
             **dict.fromkeys(("einsum", "einsum_1"), "write it as matmul"),
-            "truediv": NO_KERNEL,
             **_unread("softmax"),
         },
     ),
@@ -738,7 +739,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             **dict.fromkeys(("softmax", "softmax_1"), "masked scores"),
         },
     ),
-    "pixel_shuffle": Architecture(PixelShuffler, in_float=_unread("add")),
+    "pixel_shuffle": Architecture(
+        PixelShuffler, in_float={"interpolate": NO_KERNEL, **_unread("add")}
+    ),
     "window_shift": Architecture(WindowShift),
     "data_dependent": Architecture(
         DataDependent,

@@ -168,7 +168,7 @@ def test_windows_count_bins(wrong):
     ):
         with pytest.raises(QuantizationError, match="counts bins: give integers"):
             call()
-    with pytest.raises(QuantizationError, match=r"levels must be .* an integer"):
+    with pytest.raises(QuantizationError, match="levels must be an integer"):
         requantized_histogram(counts, wrong, 4)
 
 
