@@ -108,8 +108,7 @@ class TracedNetwork:
         for name, family in self.plan.inner.items():
             if grid is not None:
                 _call_instead(module, nodes[name], ROUNDED[family](grid))
-        for path, layer in layers.items():
-            replace_submodule(module, path, layer)
+        replace_submodules(module, layers)
         for name, quantizer in quantizers.items():
             value = self.plan.values[name]
             target = _insert_after(module, nodes[value.node], quantizer, "quantizer")
@@ -178,10 +177,10 @@ def _call_after(module: fx.GraphModule, node: fx.Node, target: str) -> None:
         user.replace_input_with(node, inserted)
 
 
-def replace_submodule(module: nn.Module, path: str, new: nn.Module) -> None:
-    """Put ``new`` where the module at ``path`` stands, also under its other names."""
-    old = module.get_submodule(path)
+def replace_submodules(module: nn.Module, new: Mapping[str, nn.Module]) -> None:
+    """Put each new module where the one at its path stands, also under that one's other names."""
+    replaced = {module.get_submodule(path): layer for path, layer in new.items()}
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
+            if child in replaced:
+                setattr(parent, name, replaced[child])

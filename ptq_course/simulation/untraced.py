@@ -19,7 +19,7 @@ from ptq_course.graph import (
 from ptq_course.graph.layer_types import layer_type, rescales
 from ptq_course.grids.affine import IntGrid
 from ptq_course.simulation.layers import LayerStandIn
-from ptq_course.simulation.network import replace_submodule, shallow_copy
+from ptq_course.simulation.network import replace_submodules, shallow_copy
 from ptq_course.simulation.qconfig import QConfig
 
 
@@ -73,9 +73,9 @@ class UntracedNetwork:
 
     def with_observers(self, observers: Mapping[str, nn.Module]) -> nn.Module:
         module = shallow_copy(self.module)
-        for name, observer in observers.items():
-            path = self.full_plan.values[name].node
-            replace_submodule(module, path, Preceded(observer, module.get_submodule(path)))
+        paths = {self.full_plan.values[name].node: seen for name, seen in observers.items()}
+        new = {p: Preceded(seen, module.get_submodule(p)) for p, seen in paths.items()}
+        replace_submodules(module, new)
         return module
 
     def with_quantizers(
@@ -84,12 +84,13 @@ class UntracedNetwork:
         quantizers: Mapping[str, nn.Module],
         grid: IntGrid | None = None,
     ) -> nn.Module:
-        module = shallow_copy(self.module)
+        module, new = shallow_copy(self.module), {}
         for path, site in self.plan.layers.items():
             layer = layers.get(path, module.get_submodule(path))
             if site.input_value in quantizers:
                 layer = Preceded(quantizers[site.input_value], layer)
-            replace_submodule(module, path, layer)
+            new[path] = layer
+        replace_submodules(module, new)
         return module
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from reprlib import repr as shortened
 from types import NoneType
@@ -162,7 +163,7 @@ def _as(wanted: Any, value: Any, place: str) -> Any:
     """A JSON value as the type that a field declares; else DataIntegrityError, with the place."""
     kind, inner = get_origin(wanted), get_args(wanted)
     if is_dataclass(wanted) and isinstance(value, dict):
-        types = get_type_hints(wanted)
+        types = _types(wanted)
         needed = {f.name for f in fields(wanted) if f.default is f.default_factory is MISSING}
         for name in [*(needed - set(value)), *(set(value) - set(types))]:
             found = "lacks" if name in needed else "has an unknown"
@@ -177,6 +178,11 @@ def _as(wanted: Any, value: Any, place: str) -> Any:
     if wanted is Any or type(value) is wanted:
         return value
     raise DataIntegrityError(f"the {place} is {shortened(value)}, which it cannot be.")
+
+
+@cache
+def _types(wanted: type) -> dict[str, Any]:
+    return get_type_hints(wanted)
 
 
 def _sha256(data: bytes) -> str:

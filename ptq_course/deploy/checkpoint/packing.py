@@ -8,8 +8,8 @@ is filled up with zeros. 8 bits are bytes, 9 to 16 are int16.
 
 from __future__ import annotations
 
-import copy
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
@@ -121,7 +121,7 @@ def check_stored(
 
 
 def layer_to_tensors(
-    layer: QuantizedLayer, values: Mapping[str, QParams], scale_dtype: torch.dtype
+    layer: QuantizedLayer, values: ValueNames, scale_dtype: torch.dtype
 ) -> tuple[LayerEntry, dict[str, Tensor]]:
     """What the file holds of a layer; ``scale_dtype`` is that of its weight scales."""
     q, p = layer.weight_qtensor, layer.weight_qparams
@@ -147,7 +147,7 @@ def layer_to_tensors(
             growth = scale_per_output(layer.float_layer, scale.float() / p.scale)
     if layer.bias_codes is not None:
         stored["bias_codes"] = layer.bias_codes
-        entry.bias, entry.bias_from = "int32", _input_value(layer, values)
+        entry.bias, entry.bias_from = "int32", values.of_bias(layer)
         if entry.bias_from is None:
             factor = 1.0 if growth is None else growth
             stored["bias_scale"] = (layer.bias_scale * factor).float()
@@ -164,26 +164,38 @@ def _scale_as(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return scale if outside else scale.to(dtype)
 
 
-def _input_value(layer: QuantizedLayer, values: Mapping[str, QParams]) -> str | None:
-    """The value whose scale times the weight's gives the bias scale, bit for bit."""
-    p = layer.weight_qparams
-    scale = None if p is None else scale_per_output(layer.float_layer, p.scale)
-    if scale is None or not values:
+class ValueNames:
+    """Finds the activation that a bias scale came from, among any number of them."""
+
+    def __init__(self, values: Mapping[str, QParams]) -> None:
+        self._names: dict[float, str] = {}
+        for name, value in values.items():
+            if value.block_size is None:
+                self._names.setdefault(value.scale.item(), name)
+        self._scales = sorted(self._names)
+
+    def of_bias(self, layer: QuantizedLayer) -> str | None:
+        """The value whose scale times the weight's gives the layer's bias scale, bit for bit."""
+        p = layer.weight_qparams
+        scale = None if p is None else scale_per_output(layer.float_layer, p.scale)
+        if scale is None:
+            return None
+        near = layer.bias_scale[0].item() / scale[0].item()  # up to the rounding of the product
+        first = bisect_left(self._scales, near * (1 - 2**-22))
+        for found in self._scales[first : bisect_right(self._scales, near * (1 + 2**-22))]:
+            if torch.equal(torch.tensor(found, device=scale.device) * scale, layer.bias_scale):
+                return self._names[found]
         return None
-    # All values at once by the first channel; few are left to compare in full.
-    products = torch.stack([v.scale.flatten()[0] for v in values.values()]) * scale[0]
-    for number in (products == layer.bias_scale[0]).nonzero().flatten().tolist():
-        name, value = list(values.items())[number]
-        if value.block_size is None and torch.equal(value.scale * scale, layer.bias_scale):
-            return name
-    return None
 
 
 def layer_from_tensors(
     name: str, entry: LayerEntry, stored: dict[str, Tensor], module: nn.Module,
     values: Mapping[str, QParams],
 ) -> QuantizedLayer:  # fmt: skip
-    """The layer that `layer_to_tensors` stored, around a copy of that of the float ``module``."""
+    """The layer that `layer_to_tensors` stored, around that of the float ``module``.
+
+    The float layer is the caller's own: it gets the weight and bias that the codes stand for.
+    """
     prefix, layer = f"layers/{name}/", module.get_submodule(name)
     shape, dtype = tuple(entry.shape), DTYPES[entry.dtype]
     biases = {None: set(), "float": {"bias"}, "int32": {"bias_codes", "bias_scale"}}[entry.bias]
@@ -206,7 +218,6 @@ def layer_from_tensors(
         zero_point = stored.get("zero_point", torch.zeros_like(scale)).to(torch.int32)
         codes = unpack(stored["codes"], entry.bits, shape, grid.signed)
         weight = QTensor(codes, QParams(scale, zero_point, grid, entry.block_size))
-    layer = copy.deepcopy(layer)
     layer.weight = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
     bias_codes, bias_scale = stored.get("bias_codes"), stored.get("bias_scale")
     if entry.bias_from is not None:

@@ -22,6 +22,7 @@ from ptq_course.deploy.checkpoint.format import (
 )
 from ptq_course.deploy.checkpoint.packing import (
     DTYPES,
+    ValueNames,
     check_stored,
     layer_from_tensors,
     layer_to_tensors,
@@ -73,8 +74,9 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
     )
     qparams: dict[str, QParams] = getattr(model, "qparams", {})
     tensors = {f"float/{name}": tensor for name, tensor in float_state(model.module).items()}
+    names = ValueNames(qparams)
     for name, layer in model.quantized_layers().items():
-        entry, stored = layer_to_tensors(layer, qparams, SCALE_DTYPES[scales])
+        entry, stored = layer_to_tensors(layer, names, SCALE_DTYPES[scales])
         header.layers[name] = entry
         tensors |= {f"layers/{name}/{part}": tensor for part, tensor in stored.items()}
     if qparams:
