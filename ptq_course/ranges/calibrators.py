@@ -181,6 +181,8 @@ class KLCalibrator(Calibrator):
 
     An outlier beyond about 2^16 / levels times the bulk (500 at 8 bits symmetric) leaves fewer bins
     than levels under it: the result is min-max. Use percentile, or summary=DyadicHistogram(2**20).
+    Not for regression on data with long tails: it counts the clipped values and does not see how
+    far they are cut (kl.py); there it loses 10 dB and more against MSECalibrator.
     Source: Migacz, "8-bit Inference with TensorRT", 2017.
     """
 

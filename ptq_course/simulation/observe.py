@@ -22,12 +22,13 @@ from ptq_course.errors import CalibrationError, QuantizationError, whole
 from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.summaries import Summary, checked_values
 
-SAMPLE = 512  # examples, kept to search a range rule with: memory stays flat
+SAMPLE = 1024  # examples kept to search a range rule with,
+SAMPLE_BYTES = 2**28  # and their size: memory stays flat
 LABELS = ("labels", "label", "target", "y")  # keys under which a batch may hold its labels
 
 
 class Sample:
-    """Inputs of every 2^k-th batch that came, with SAMPLE examples at most (or one batch)."""
+    """Inputs of every 2^k-th batch that came: SAMPLE examples, SAMPLE_BYTES at most (or one)."""
 
     def __init__(self) -> None:
         self.batches: list[list[Tensor]] = []
@@ -37,18 +38,18 @@ class Sample:
         if self.seen % self.step == 0:
             self.batches.append([x.clone() for x in inputs])
         self.seen += 1
-        while len(self.batches) > 1 and sum(map(_examples, self.batches)) > SAMPLE:
+        while len(self.batches) > 1 and self._is_full():
             self.batches, self.step = self.batches[::2], 2 * self.step
+
+    def _is_full(self) -> bool:
+        examples = sum(max((len(x) for x in b if x.dim()), default=1) for b in self.batches)
+        return examples > SAMPLE or sum(x.nbytes for b in self.batches for x in b) > SAMPLE_BYTES
 
     def copy(self) -> Sample:
         """Another, with the same tensors, to be thrown away should an observation fail."""
         other = copy.copy(self)
         other.batches = list(self.batches)
         return other
-
-
-def _examples(inputs: Sequence[Tensor]) -> int:
-    return max((len(x) for x in inputs if x.dim()), default=1)
 
 
 class Observer(nn.Module):

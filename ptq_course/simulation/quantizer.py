@@ -194,8 +194,8 @@ class PTQQuantizer:
         """Turn the statistics into scales and zero points; repeat it with other rules and bits.
 
         ranges: a name in CALIBRATORS, to which ``options`` go (``percentile=99.99``); or "search",
-        which tries all that observe() collected for on some of its examples (512 at most) and takes
-        the one nearest to FP32 (`range_search`; ``searched`` is its table). Default: the config's,
+        which tries all that observe() collected for on 1024 of its examples at most and takes the
+        one nearest to FP32 (`range_search`; ``searched`` is its table). Default: the config's,
         "search" unless told otherwise. An error leaves all as it was. CalibrationError for a search
         after `merge` or `all_reduce`, whose result must not depend on who saw which examples.
         """

@@ -7,8 +7,14 @@ network with several counts by its own ratio: a loud one cannot speak for a quie
 
 The error of the values themselves would cost no run at all, since the histograms know it. But it is
 what "mse" minimizes, and on the course's residual network a percentile is 6 dB better: a few loud
-values own the squared error. So the outputs decide, and time is saved elsewhere: sequential halving
-tries all candidates on a small part of the data, the better half on twice as much, and so on.
+values own the squared error. So the outputs decide, and time is saved elsewhere:
+
+- at most SAMPLE examples run;
+- the many percentiles, which are alike, compete by sequential halving: all on a sixteenth of the
+  examples, the better half on twice as many, and so on, until two are left;
+- these and all other rules meet on everything, because a part need not hold the rare large values
+  that may decide between rules. But whoever has collected more noise than the leader has in the
+  end cannot win, and stops there.
 Source: Karnin, Koren, Somekh, "Almost Optimal Exploration in Multi-Armed Bandits", 2013.
 """
 
@@ -27,12 +33,11 @@ from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.calibrators import CALIBRATORS
 from ptq_course.simulation.layers import ActivationQuantizer
-from ptq_course.simulation.observe import model_inputs, output_noise, outputs_over
+from ptq_course.simulation.observe import Sample, model_inputs, output_noise, outputs_over
 from ptq_course.simulation.qconfig import QConfig
 
 Candidate = tuple[str, dict[str, float]]
 PIECES = 16  # the data are cut into so many
-CLOSE = 3.0  # dB
 
 
 class Quantizer(Protocol):
@@ -122,8 +127,8 @@ def compare_rules(
 
     quantizer: one that has observed its calibration data for all rules (``observe(loader)``); it
     stays as it is. batches: inputs to compare on, usually the calibration data again; labels are
-    not used. FP32's outputs are kept in memory. candidates: pairs of a rule and its options, by
-    default what each `RangeRule` wants tried. Biases stay in floating point meanwhile.
+    not used, and of many examples SAMPLE are kept, evenly spread. candidates: pairs of a rule and
+    its options, by default what each `RangeRule` wants tried. Biases stay in floating point.
     Raises CalibrationError where ``batches`` is empty, QuantizationError without candidates.
     """
     if candidates is None:
@@ -131,8 +136,10 @@ def compare_rules(
     if not candidates:
         raise QuantizationError("search_ranges: no candidates; leave the default or name a rule.")
     float_model = quantizer.float_model
-    data = [model_inputs(batch, quantizer.network.input_names) for batch in batches]
-    if not data:
+    sample = Sample()
+    for batch in batches:
+        sample.add(model_inputs(batch, quantizer.network.input_names))
+    if not sample.batches:
         raise CalibrationError("search_ranges: the loader gave no batch: pass at least one.")
     trial = quantizer.fork()
     # With a bias on a grid of its own, every layer would depend on the scale of its input.
@@ -141,12 +148,15 @@ def compare_rules(
         _Rival(rule, options, trial.compute_qparams(rule, config=config, **options).qparams)
         for rule, options in candidates
     ]
-    pieces = _pieces(data, float_model)
-    _halve(rivals, pieces, float_model, trial.convert(), progress)
+    contest = _Contest(_pieces(sample.batches, float_model), float_model, trial.convert())
+    contest.decide(rivals, progress)
     # sorted is stable: of equals, the candidate named first
     rivals.sort(key=lambda rival: (-rival.pieces, -rival.sqnr_db))
     return RangeSearch(
-        tuple(Tried(r.rule, dict(r.options), r.sqnr_db, r.pieces / len(pieces)) for r in rivals)
+        tuple(
+            Tried(r.rule, dict(r.options), r.sqnr_db, r.pieces / len(contest.pieces))
+            for r in rivals
+        )
     )
 
 
@@ -160,10 +170,14 @@ class _Rival:
 
     @property
     def sqnr_db(self) -> float:
-        """Each output counts by its own ratio; one that is always zero in FP32 has none."""
-        ratios = [noise.noise / noise.signal for noise in self.noises if noise.signal > 0]
-        mean = sum(ratios) / max(1, len(ratios))
+        mean = self.noise([noise.signal for noise in self.noises])
         return -10 * math.log10(mean) if mean > 0 else math.inf
+
+    def noise(self, signals: list[float]) -> float:
+        """Each output counts by its own ratio; one that is always zero in FP32 has none."""
+        pairs = zip(self.noises, signals, strict=False)
+        ratios = [noise.noise / signal for noise, signal in pairs if signal > 0]
+        return sum(ratios) / max(1, len(ratios))
 
     def round_as_decided(self, model: nn.Module) -> None:
         """Put the quantizers of this candidate into a converted model."""
@@ -174,39 +188,50 @@ class _Rival:
                 setattr(model.get_submodule(parent), name, new)
 
 
-def _halve(
-    rivals: list[_Rival], pieces: list[list], float_model: nn.Module, model: nn.Module,
-    progress: bool,
-) -> None:  # fmt: skip
-    """After each round the better half goes on to twice as much data, the best of a quarter to all.
+class _Contest:
+    """Runs candidates against FP32 on the same pieces of the data; ``signals``: of each output."""
 
-    The best of each other rule goes on too while it is CLOSE to the leader: the many percentiles
-    are alike and would crowd it out. Sixteen candidates cost the time of four on all data, at most
-    that of five.
-    """
-    expected: list[list[list[Tensor]]] = []
-    until = -(-len(pieces) // len(rivals))
-    while True:
-        expected += [outputs_over(float_model, piece) for piece in pieces[len(expected) : until]]
-        for rival in tqdm(rivals, "range rules", disable=not progress, leave=False):
-            rival.round_as_decided(model)
-            for number in range(rival.pieces, until):
-                found = outputs_over(model, pieces[number])
-                output_noise(expected[number], found, rival.noises)
-            rival.pieces = until
-        if not any(noise.decibels for noise in rivals[0].noises):
+    def __init__(self, pieces: list[list], float_model: nn.Module, model: nn.Module) -> None:
+        self.pieces, self.model = pieces, model
+        self.expected = [outputs_over(float_model, piece) for piece in pieces]
+        alone: list[Noise] = []
+        for outputs in self.expected:
+            output_noise(outputs, outputs, alone)
+        if not any(noise.decibels for noise in alone):
             raise QuantizationError("search_ranges: the model returns no floating-point tensor.")
-        if until == len(pieces):
-            return
-        ranked = sorted(rivals, key=lambda rival: -rival.sqnr_db)
-        final = 4 * until >= len(pieces) or len(ranked) <= 4
-        rivals = ranked[: 2 if final else len(ranked) // 2]
-        for rival in ranked[len(rivals) :]:
-            other = rival.rule not in {better.rule for better in rivals}
-            close = rival.sqnr_db > ranked[0].sqnr_db - CLOSE
-            if other and close and (len(rivals) < 3 or not final):
-                rivals.append(rival)
-        until = len(pieces) if final else 2 * until
+        self.signals = [noise.signal for noise in alone]
+
+    def run(self, rival: _Rival, until: int, limit: float = math.inf) -> None:
+        """Bring a candidate to so many pieces, unless it has more noise than ``limit`` before."""
+        rival.round_as_decided(self.model)
+        while rival.pieces < until and rival.noise(self.signals) <= limit:
+            found = outputs_over(self.model, self.pieces[rival.pieces])
+            output_noise(self.expected[rival.pieces], found, rival.noises)
+            rival.pieces += 1
+
+    def decide(self, rivals: list[_Rival], progress: bool) -> None:
+        """All that can win run on everything, the most promising first."""
+        finalists: list[_Rival] = []
+        for rule in dict.fromkeys(rival.rule for rival in rivals):
+            finalists += self.halved([rival for rival in rivals if rival.rule == rule])
+        for rival in finalists:
+            self.run(rival, 1)
+        finalists.sort(key=lambda rival: -rival.sqnr_db)
+        least = math.inf
+        for rival in tqdm(finalists, "range rules", disable=not progress, leave=False):
+            self.run(rival, len(self.pieces), least)
+            if rival.pieces == len(self.pieces):
+                least = min(least, rival.noise(self.signals))
+
+    def halved(self, rivals: list[_Rival]) -> list[_Rival]:
+        """The best two of many, by sequential halving."""
+        until = -(-len(self.pieces) // PIECES)
+        while len(rivals) > 2:
+            for rival in rivals:
+                self.run(rival, until)
+            rivals = sorted(rivals, key=lambda rival: -rival.sqnr_db)[: max(2, len(rivals) // 2)]
+            until = min(2 * until, len(self.pieces))
+        return rivals
 
 
 def _pieces(data: list[list[Tensor]], float_model: nn.Module) -> list[list[list[Tensor]]]:
@@ -224,4 +249,6 @@ def _pieces(data: list[list[Tensor]], float_model: nn.Module) -> list[list[list[
             data = cut
         except Exception:  # whatever a model raises for a batch of another size
             pass
-    return [data[i::PIECES] for i in range(min(PIECES, len(data)))]
+    # The first part, the first two, the first four ... are spread: 0, 8, 4, 12, 2, 10, ...
+    order = sorted(range(PIECES), key=lambda i: f"{i:04b}"[::-1])
+    return [data[i::PIECES] for i in order if i < len(data)]

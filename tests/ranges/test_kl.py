@@ -16,6 +16,7 @@ from ptq_course.ranges.kl import (
     kl_divergences_loop,
     requantized_histogram,
 )
+from ptq_course.ranges.mse import squared_errors
 
 
 def oracle(counts, levels, stop, start=0):
@@ -288,3 +289,20 @@ class TestErrors:
     def test_windows(self, search, starts, stops):
         with pytest.raises(QuantizationError, match="start < stop <= 3 bins"):
             search([1, 2, 3], 2, stops, starts)
+
+
+def test_the_divergence_does_not_know_how_far_the_clipped_values_lie():
+    """Why KL must not be used where rare large values are the answer: the error grows, KL does not.
+
+    A thousandth of the values lies in one bin beyond the threshold, near it or far away.
+    """
+    bulk = np.full(256, 1000.0)
+    divergences, errors = [], []
+    for far in (300, 3000, 30000):
+        counts = np.zeros(far + 1)
+        counts[:256] = bulk
+        counts[far] = 256.0
+        divergences.append(float(kl_divergences(counts, 128, [256])[0]))
+        errors.append(float(squared_errors([], counts, [256 / 255], 0, 255)[0]))
+    assert divergences[0] == pytest.approx(divergences[2], abs=1e-12)
+    assert errors[2] > 1000 * errors[0]
