@@ -38,6 +38,8 @@ from ptq_course.graph.kernels import (
 from ptq_course.graph.kinds import ADDRESSING, ALWAYS_FUSED, Kind, averages, operation_of
 from ptq_course.graph.reading import Reading, read, source_of
 
+NOT_READ = "no integer kernel of {} reads its result"
+
 
 @dataclass
 class Value:
@@ -205,7 +207,7 @@ class _Demand:
         if kind is Kind.INHERIT and averages(self.traced, node) and node in self.reading.floats:
             if kernel_of(self.target, operation_of(self.traced, node)) is None:
                 return f"{runtime} has no integer kernel for {self._name(node)}"
-            return "" if node in self.wanted else f"no integer kernel of {runtime} reads its result"
+            return "" if node in self.wanted else NOT_READ.format(runtime)
         if kind not in (Kind.WEIGHTED, Kind.BINARY, Kind.CURVE, Kind.SOFTMAX):
             return ""
         if node in self.addresses:
@@ -214,7 +216,7 @@ class _Demand:
             stored = ", its weight is stored as integers" if kind is Kind.WEIGHTED else ""
             return f"{runtime} has no integer kernel for {self._name(node)}{stored}"
         if not self.reads_codes(node):
-            return f"no integer kernel of {runtime} reads its result"
+            return NOT_READ.format(runtime)
         return ""
 
     def _name(self, node: fx.Node) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ptq_course.errors import QuantizationError, UnsupportedError, whole
+from ptq_course.graph.kernels import RUNTIMES
 from ptq_course.graph.kinds import (
     ACTIVATIONS,
     ADDITIONS,
@@ -27,6 +28,7 @@ from ptq_course.graph.kinds import (
     SUBTRACTIONS,
     operation_of,
 )
+from ptq_course.graph.planning import NOT_READ
 from ptq_course.grids.affine import QParams
 from ptq_course.integer.accumulators import check_accumulator_range
 from ptq_course.integer.averages import IntegerAveraging
@@ -106,8 +108,13 @@ def to_integer(model: QuantizedModel, batch_size: int = 64) -> IntegerModel:
             "to_integer: this model could not be traced, so what happens between its layers is "
             "computed in floating point. Move branches on tensor values out of forward()."
         )
+    unread = NOT_READ.format(RUNTIMES[model.config.target])  # what follows the last layer
     for name, why in model.left_in_float.items():
-        raise UnsupportedError(f"to_integer: {name} stays in floating point: {why}.")
+        if why != unread:
+            raise UnsupportedError(
+                f"to_integer: {name} stays in floating point: {why}. Where another runtime has an "
+                "integer form, quantize with QConfig.arm()."
+            )
     batch_size = whole("to_integer: batch_size", batch_size, 1)
     converter = _Converter(model.module)
     module = converter.run()

@@ -91,6 +91,7 @@ class Shuffled(nn.Module):
 def converted(model, config=None, shape=(3, 12, 12), ranges="minmax"):
     torch.manual_seed(0)
     data = batches(shape=shape)
+    config = config or QConfig.arm()  # integers throughout
     quantizer = PTQQuantizer(randomize_batch_norms(model), config=config)
     return quantizer.observe(data, progress=False).compute_qparams(ranges).convert(), data[0][0]
 
@@ -105,11 +106,19 @@ NETWORKS = {
 }
 
 
+# Runtimes that compute some of a network in floating point: no kernel, or nobody reads the sum.
+LESS_THAN_ALL = {"branches": {"onnxruntime"}}
+
+
 @pytest.mark.parametrize("preset", [QConfig.onnxruntime(), QConfig.tensorrt(), QConfig.arm()])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_operation_is_one_step_from_the_simulation_at_most(name, preset):
     make, shape = NETWORKS[name]
     quantized, x = converted(make(), preset, shape)
+    if name in LESS_THAN_ALL and preset.target in LESS_THAN_ALL[name]:
+        with pytest.raises(UnsupportedError, match=r"no integer kernel|not quantized codes"):
+            to_integer(quantized)
+        return
     integer = to_integer(quantized)
     table = agreement(integer, quantized, x)
     assert len(table.isolated) == len(integer.quantizers) >= 2
