@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.integer import agreement, int_conv2d, to_integer
+from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 from tests.networks import Net
 
@@ -20,7 +21,8 @@ def made(function, shape=(4, 3, 8, 8), seed=0, **layers):
     torch.manual_seed(seed)
     model = Net(function, **{name: make() for name, make in layers.items()}).eval()
     x = torch.randn(shape)
-    return PTQQuantizer(model).calibrate([x], progress=False).convert(), x
+    quantizer = PTQQuantizer(model, config=QConfig.arm())  # integers throughout
+    return quantizer.calibrate([x], progress=False).convert(), x
 
 
 def conv(inputs=3, outputs=4, **settings):

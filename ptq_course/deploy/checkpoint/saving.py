@@ -159,6 +159,12 @@ def _filled(
     header: Header, tensors: dict[str, Tensor], network: Network, config: QConfig
 ) -> QuantizedModel | DynamicModel:
     network.types = header.types
+    # The file says what is rounded: an earlier version may have planned otherwise.
+    network.plan.values = {
+        name: network.plan.values.get(name, network.full_plan.values.get(name))
+        for name in header.values
+        if name in network.full_plan.values
+    }
     _check_layers(header, network, config)
     qparams = _values_from_tensors(header, tensors, network)
     stored: dict[str, dict[str, Tensor]] = {name: {} for name in header.layers}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
+from ptq_course.deploy.onnx.graph import IN_PLACE
 from ptq_course.graph.kernels import FAMILIES
 from ptq_course.simulation.curves import Hardsigmoid, RoundedInside, RoundedSiLU
 from ptq_course.simulation.layers import ActivationQuantizer
@@ -119,6 +120,8 @@ def _is_hardsigmoid(module: fx.GraphModule, node: fx.Node) -> bool:
 def _number(node: fx.Node) -> float | None:
     """The constant of x * c, x / c or x + c, as a factor or a summand other than 0; else None."""
     if node.target not in _SCALING and node.target not in FAMILIES["add"]:
+        return None
+    if node.target in IN_PLACE:  # others may see the change through a view
         return None
     if len(node.args) != 2 or node.kwargs or len(node.all_input_nodes) != 1:
         return None

@@ -16,6 +16,7 @@ from ptq_course.deploy.onnx.layers import implied_clamp
 from ptq_course.graph.kinds import KINDS, Kind, every_form, operation_of
 from ptq_course.simulation.layers import ActivationQuantizer
 
+IN_PLACE = {operator.iadd, operator.imul, operator.itruediv, "add_", "mul_", "div_"}
 _SEVERAL = every_form("chunk split tensor_split unbind")
 _POOL_MODULES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
@@ -45,6 +46,8 @@ def repeat_quantizers(module: fx.GraphModule) -> None:
     The values do not change. But the runtime looks for Q/DQ right in front of a kernel, and carries
     it through a reshape or max pooling only; a convolution behind anything else would stay real.
     """
+    if any(node.target in IN_PLACE for node in module.graph.nodes):
+        return  # what is changed through a view must stay one tensor
     for node in list(module.graph.nodes):
         if _is_quantizer(module, node):
             _repeat_behind(module, node, str(node.target))

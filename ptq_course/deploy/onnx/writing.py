@@ -179,8 +179,9 @@ def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn
         module = copy.deepcopy(model.module)
         if isinstance(module, fx.GraphModule):
             drop_implied_clamps(module)
-            factors = absorb_factors(module)
-            write_numbers_as_codes(module)
+            if integer_bias:  # TensorRT wants one scale for each pair, and real numbers
+                factors = absorb_factors(module)
+                write_numbers_as_codes(module)
             repeat_quantizers(module)
     else:
         try:
