@@ -24,6 +24,7 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nb.solution("prep.2", "def wrap_solution(value, bits):\n    return 42")
     nb.write(tmp_path / "notebooks" / "prep_self_test.ipynb")
     monkeypatch.chdir(tmp_path / "my_course")
+    monkeypatch.setenv("PTQ_COURSE", str(tmp_path))
     return tmp_path
 
 
