@@ -71,7 +71,8 @@ def execute(path: Path) -> list[str]:
     return texts
 
 
-def test_the_committed_form_is_deterministic(course: Path):
+def test_the_committed_form_is_deterministic(course: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PTQ_FIGURES", "png")  # as execute_notebooks.py sets it
     path = chapter().write(course / "notebooks" / "prep_self_test.ipynb")
     texts = execute(path)
     assert texts[1] == "no prediction made: prep.2 (a number from 1 to 9, in bits)\n"
