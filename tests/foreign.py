@@ -718,7 +718,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         floats((6, 16)),
         {
             **dict.fromkeys(("einsum", "einsum_1"), "write it as matmul"),
-            **_unread("softmax"),
+            **_unread("truediv", "softmax"),
         },
     ),
     "dict_output": Architecture(DictOutput),

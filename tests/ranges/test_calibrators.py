@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from summary_cases import collected, data
 from torch import nn
 
-from ptq_course.diagnosis import recipes
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.affine import IntGrid, choose_qparams, dequantize, fake_quantize
 from ptq_course.ranges.calibrators import (
@@ -339,7 +338,6 @@ def test_a_new_calibrator_is_one_class():
         assert (low, high) == pytest.approx((mean - 4 * std, mean + 4 * std))
         assert QConfig(activation_range="four_sigma").activation_range == "four_sigma"
         assert "four_sigma" in {t.rule for t in search_ranges(quantizer, [x], progress=False).tried}
-        assert "four_sigma" in recipes.range_rule(QConfig(), "kl")
     finally:
         CALIBRATORS.clear()
         CALIBRATORS.update(known)
