@@ -9,6 +9,7 @@ from torch import nn
 from ptq_course import PTQQuantizer, QConfig
 from ptq_course.deploy import onnx as deploy
 from ptq_course.integer import to_integer
+from ptq_course.simulation.layers import weight_qparams
 
 
 def steps(quantized, name=""):
