@@ -257,7 +257,9 @@ class PTQQuantizer:
                     source = qparams.get(site.input_value) if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
-        module = self.network.with_quantizers(layers, quantizers, config.activation_grid)
+        module = self.network.with_quantizers(
+            layers, quantizers, config.activation_grid if qparams else None
+        )
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
     def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:

@@ -189,3 +189,14 @@ def test_a_late_batch_norm_is_a_depthwise_convolution():
     graph = fuse(trace(twice))
     torch.testing.assert_close(graph(x[:, [0, 1, 2, 0]]), twice(x[:, [0, 1, 2, 0]]))
     assert len(plan(graph).layers) == 3
+
+
+def test_weights_alone_leave_activations_as_they_are():
+    """Nothing is rounded inside a SiLU where no activation is quantized."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(32, 6)
+    quantizer = PTQQuantizer(model)
+    assert not any("rounded" in name for name, _ in quantizer.quantize_weights().named_modules())
+    whole = quantizer.observe([x], progress=False).compute_qparams("minmax").convert()
+    assert any("rounded" in name for name, _ in whole.named_modules())

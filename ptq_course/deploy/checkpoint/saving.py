@@ -180,7 +180,9 @@ def _filled(
         for name, entry in header.layers.items()
     }
     quantizers = {name: ActivationQuantizer(q, name=name) for name, q in qparams.items()}
-    module = network.with_quantizers(layers, quantizers, config.activation_grid)
+    module = network.with_quantizers(
+        layers, quantizers, config.activation_grid if qparams else None
+    )
     _load_float_state(module, tensors)
     left_in_float = dict(network.plan.left_in_float)
     if header.granularity is None:
