@@ -90,7 +90,7 @@ def quantizer() -> PTQQuantizer:
         lambda: PTQQuantizer(network(), bits=True),
         lambda: quantizer().observe(DATA, num_batches=True, progress=False),
         lambda: quantizer().observe(DATA, num_batches=2.5, progress=False),
-        lambda: quantizer().calibrate(DATA, num_batches="2", progress=False),
+        lambda: quantizer().calibrate(DATA, num_batches="2", progress=False, ranges="minmax"),
         lambda: QConfig(weight_granularity=True),
         lambda: quantize_dynamic(network(), weights_only="no"),
         lambda: MovingAverageCalibrator("0.9"),
@@ -106,7 +106,7 @@ def test_where_the_package_takes_them(call):
 
 def test_numpys_integers_count():
     made = PTQQuantizer(network(), bits=np.int64(4))
-    made.calibrate(DATA, num_batches=np.int32(1), progress=False)
+    made.calibrate(DATA, num_batches=np.int32(1), progress=False, ranges="minmax")
     assert type(made.config.weight_bits) is int
 
 

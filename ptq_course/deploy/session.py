@@ -11,6 +11,7 @@ import collections
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -60,12 +61,30 @@ class Session:
         self.threads = threads
         self.saturation_guard = products_saturate() if exact is None else exact
         try:
-            self._session = _open(path, threads, self.saturation_guard)
+            self._session = self._opened(exact is None)
         except Exception as error:  # ONNX Runtime has a type for each of a dozen reasons
             raise QuantizationError(
                 f"session: ONNX Runtime cannot open {path}: {error}. Is it an ONNX file?"
             ) from error
         self._names = [given.name for given in self._session.get_inputs()]
+
+    def _opened(self, may_choose: bool) -> ort.InferenceSession:
+        """The runtime's session. ONNX Runtime 1.32 cannot guard every file that it can run, some of
+        its own quantizer's among them: such a file is opened unguarded, with a warning."""
+        try:
+            return _open(self.path, self.threads, self.saturation_guard)
+        except Exception:
+            if not (self.saturation_guard and may_choose):
+                raise
+            opened = _open(self.path, self.threads, False)
+        self.saturation_guard = False
+        warnings.warn(
+            f"session: ONNX Runtime cannot open {self.path.name} guarded against saturation. It is "
+            "opened without, and its products may saturate on this processor: compare its outputs "
+            "with FP32's.",
+            stacklevel=4,
+        )
+        return opened
 
     def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
         """The output, or a tuple of all where the file has several; arrays for arrays."""

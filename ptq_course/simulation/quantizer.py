@@ -189,7 +189,7 @@ class PTQQuantizer:
 
     def compute_qparams(
         self, ranges: str | None = None, *, bits: int | None = None, config: QConfig | None = None,
-        **options: float,
+        progress: bool = False, **options: float,
     ) -> PTQQuantizer:  # fmt: skip
         """Turn the statistics into scales and zero points; repeat it with other rules and bits.
 
@@ -205,14 +205,14 @@ class PTQQuantizer:
         network.replan(config)
         rule, searched = ranges or config.activation_range, None
         if rule == SEARCH:
-            rule, options, searched = self._search(config, options)
+            rule, options, searched = self._search(config, options, progress)
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
         self.config, self.network, self._decided = config, network, True
         self._calibrators, self.qparams, self.searched = calibrators, qparams, searched
         return self
 
     def _search(
-        self, config: QConfig, options: dict[str, float]
+        self, config: QConfig, options: dict[str, float], progress: bool
     ) -> tuple[str, dict[str, float], RangeSearch | None]:
         """The best rule of those whose statistics were collected, its options, and the contest."""
         if options:
@@ -233,7 +233,7 @@ class PTQQuantizer:
             )
         other = self.fork()
         other.config = config
-        searched = compare_rules(other, self._sample.batches, found, progress=False)
+        searched = compare_rules(other, self._sample.batches, found, progress=progress)
         return searched.best.rule, searched.best.options, searched
 
     # --- step 4: convert -------------------------------------------------------------------
@@ -292,7 +292,7 @@ class PTQQuantizer:
         """
         rule = ranges or self.config.activation_range
         self.observe(dataloader, num_batches, ranges=rule, progress=progress)
-        return self.compute_qparams(rule, **options)
+        return self.compute_qparams(rule, progress=progress, **options)
 
     def quantize_weights(self) -> QuantizedModel:
         """A model with integer weights, its activations in floating point; needs no data."""

@@ -47,7 +47,7 @@ Sets up what is missing and runs every test, then every notebook. What follows
 `test` goes on to pytest: options alone still run everything, a place runs what
 is there:
 
-    python course.py test -x -n 2 --dist loadfile
+    python course.py test -x -n 0          one process instead of two
     python course.py test notebooks/03_kl_calibration.ipynb
 
 All of pytest's own options: .venv/bin/python -m pytest --help
@@ -163,11 +163,23 @@ def everything_unless(arguments: list[str]) -> list[str]:
     ]
     if not places:
         places = ["tests", "notebooks"] if any(NOTEBOOKS.glob("*.ipynb")) else ["tests"]
-        return [*places, "--notebooks", *arguments]
+        return [*places, "--notebooks", *at_once(arguments), *arguments]
     chosen = {"--notebooks", "--nbval", "--nbval-lax"} & {*arguments}
     if not chosen and any(map(is_notebook, places)):
         return ["--notebooks", *arguments]
     return arguments
+
+
+def at_once(arguments: list[str]) -> list[str]:
+    """pytest-xdist's options for two processes, unless the arguments or the machine forbid it.
+
+    A file stays in one process, because a notebook's cells share a kernel; more than two processes
+    would not fit the memory of a small laptop.
+    """
+    alone = ("-n", "--numprocesses", "--dist", "-s", "--capture", "--pdb", "--trace")
+    if (os.cpu_count() or 1) < 2 or any(word.startswith(alone) for word in arguments):
+        return []
+    return ["-n", "2", "--dist", "loadfile"]
 
 
 def is_notebook(place: str) -> bool:

@@ -18,13 +18,21 @@ from course_folder import make_usable
 from ptq_classroom.kit import exercises
 
 
+TWO = ("-n", "2", "--dist", "loadfile")
+
+
+@pytest.fixture(autouse=True)
+def two_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
 def test_test_runs_everything_when_nothing_is_named(course, handed):
     commands.run(["test"], "help")
     (course / "notebooks" / "00_a.ipynb").write_text("{}")
     commands.run(["test"], "help")
     assert handed == [
-        ["-m", "pytest", "tests", "--notebooks"],
-        ["-m", "pytest", "tests", "notebooks", "--notebooks"],
+        ["-m", "pytest", "tests", "--notebooks", *TWO],
+        ["-m", "pytest", "tests", "notebooks", "--notebooks", *TWO],
     ]
 
 
@@ -32,8 +40,6 @@ def test_test_runs_everything_when_nothing_is_named(course, handed):
     "options",
     [
         ["-q"],
-        ["-k", "two words"],
-        ["-n", "2", "--dist", "loadfile"],
         ["--tb=short", "-x"],
         ["-m", "a"],
     ],
@@ -41,7 +47,18 @@ def test_test_runs_everything_when_nothing_is_named(course, handed):
 def test_options_alone_leave_nothing_out(course, handed, options):
     (course / "notebooks" / "00_a.ipynb").write_text("{}")
     commands.run(["test", *options], "help")
-    assert handed == [["-m", "pytest", "tests", "notebooks", "--notebooks", *options]]
+    assert handed == [["-m", "pytest", "tests", "notebooks", "--notebooks", *TWO, *options]]
+
+
+@pytest.mark.parametrize(
+    "options", [["-n", "0"], ["-n4", "--dist", "loadfile"], ["--pdb"], ["-s"], ["--capture=no"]]
+)
+def test_one_process_where_two_do_not_serve(handed, options, monkeypatch):
+    commands.run(["test", *options], "help")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    commands.run(["test"], "help")
+    everything = ["-m", "pytest", "tests", "--notebooks"]
+    assert handed == [[*everything, *options], everything]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def extreme(tmp_path_factory):
         layer[0].weight.fill_(1.0)
         layer[0].bias.zero_()
     x = torch.full((4, 64), 2.0)
-    quantized = PTQQuantizer(layer).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(layer).calibrate([x], progress=False, ranges="minmax").convert()
     path = tmp_path_factory.mktemp("extreme") / "extreme.onnx"
     return quantized, x, deploy.export(quantized, x, path)
 

@@ -22,7 +22,7 @@ def linear(config):
     data = [torch.randn(8, 64) for _ in range(2)]
     quantizer = PTQQuantizer(model, config=config)
     if config.activation_bits is not None:
-        quantizer.calibrate(data, progress=False)
+        quantizer.calibrate(data, progress=False, ranges="minmax")
     return quantizer.convert(), data[1]
 
 
@@ -109,7 +109,7 @@ def test_the_runtime_quantizes_nothing_unasked(tmp_path, left_out):
     model = randomize_batch_norms(Residual())
     quantizer = PTQQuantizer(model, config=replace(BASE, **{left_out: None}))
     if left_out == "weight_bits":
-        quantizer.calibrate(batches(), progress=False)
+        quantizer.calibrate(batches(), progress=False, ranges="minmax")
     module, x = quantizer.convert(), batches()[0][0]
     run = deploy.session(deploy.export(module, x, tmp_path / "half.onnx"))
     expected = module(x).detach()

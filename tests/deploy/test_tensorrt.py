@@ -359,7 +359,7 @@ def test_a_node_without_a_name_is_told_by_its_layer(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     x = torch.randn(4, 3, 8, 8)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     path = deploy.export(quantized, x, tmp_path / "ort.onnx")
     nodes = {breach.node for breach in check_tensorrt(path)}
     assert "Conv of '0'" in nodes, "its bias"
@@ -391,10 +391,12 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
 def test_the_shipped_networks_export_without_breach(tmp_path, name):
     batches = loader(load_split("calibration"))[:1]
     quantizer = PTQQuantizer(load_model(name), config=QConfig.tensorrt())
-    quantized = quantizer.calibrate(batches, progress=False).convert()
+    quantized = quantizer.calibrate(batches, progress=False, ranges="minmax").convert()
     example = batches[0][0][:2].clone()
     path = deploy.export(quantized, example, tmp_path / "trt.onnx", target="tensorrt")
     assert check_tensorrt(path) == []
-    wrong = PTQQuantizer(load_model(name)).calibrate(batches, progress=False).convert()
+    wrong = (
+        PTQQuantizer(load_model(name)).calibrate(batches, progress=False, ranges="minmax").convert()
+    )
     path = deploy.export(wrong, example, tmp_path / "ort.onnx")
     assert {"type", "zero_point", "bias"} <= {breach.rule for breach in check_tensorrt(path)}

@@ -21,7 +21,7 @@ from tests.networks import Residual, batches, randomize_batch_norms
 def small():
     torch.manual_seed(0)
     model = randomize_batch_norms(Residual())
-    quantized = PTQQuantizer(model).calibrate(batches(), progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate(batches(), progress=False, ranges="minmax").convert()
     return model, quantized, torch.cat([x for x, _ in batches()])
 
 
@@ -80,7 +80,7 @@ def test_several_inputs(tmp_path):
             return self.out(self.a(x) + self.b(y))
 
     inputs = (torch.randn(5, 6), torch.randn(5, 4))
-    quantized = PTQQuantizer(Two()).calibrate([inputs], progress=False).convert()
+    quantized = PTQQuantizer(Two()).calibrate([inputs], progress=False, ranges="minmax").convert()
     found = validate(quantized, Two(), tmp_path / "two.onnx", inputs, threads=1, rounds=1)
     assert found.agreement == 1.0
     assert found.accuracy is None
@@ -119,7 +119,7 @@ class Wrapped(nn.Module):
 def test_dictionaries_and_pixels(tmp_path, wrap):
     torch.manual_seed(0)
     model, x = Wrapped(wrap).eval(), torch.randn(8, 3, 10, 10)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     path = tmp_path / "pixels.onnx"
     found = validate(quantized, model, path, x, threads=1, rounds=1)
     got, simulated = (output_tensors(run(x))[0] for run in (session(path, 1), quantized))

@@ -51,10 +51,10 @@ def test_each_version_is_what_its_config_says():
         seen.append(net(x))
         return torch.ones(3)
 
-    ablate(model, DATA, evaluate, config=QConfig(), progress=False)
+    ablate(model, DATA, evaluate, config=QConfig(activation_range="minmax"), progress=False)
     activation_only = PTQQuantizer(model, config=QConfig(weight_bits=None))
-    activation_only = activation_only.calibrate(DATA, progress=False).convert()
-    both = PTQQuantizer(model).calibrate(DATA, progress=False).convert()
+    activation_only = activation_only.calibrate(DATA, progress=False, ranges="minmax").convert()
+    both = PTQQuantizer(model).calibrate(DATA, progress=False, ranges="minmax").convert()
     weight_only = PTQQuantizer(model).quantize_weights()
     for got, model_ in zip(seen, (model, weight_only, activation_only, both), strict=True):
         torch.testing.assert_close(got, model_(x), atol=2e-3, rtol=0)
@@ -142,7 +142,11 @@ class TestSensitivity:
         left = sensitivity(
             model, DATA, evaluate, mode="float", config=config, layers=["fc"], progress=False
         )
-        quantized = PTQQuantizer(model, config=config).calibrate(DATA, progress=False).convert()
+        quantized = (
+            PTQQuantizer(model, config=config)
+            .calibrate(DATA, progress=False, ranges="minmax")
+            .convert()
+        )
         whole = score(evaluate, quantized, "all").mean
         assert left.rows[0].difference == pytest.approx(left.rows[0].score - whole)
         assert "left in float" in str(left)
@@ -218,7 +222,7 @@ class TestEvaluate:
 def test_bad_models_and_data():
     model = make()
     evaluate = teacher(model)
-    quantized = PTQQuantizer(model).calibrate(DATA, progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate(DATA, progress=False, ranges="minmax").convert()
     with pytest.raises(QuantizationError, match="quantized already"):
         ablate(quantized, DATA, evaluate, progress=False)
     with pytest.raises(CalibrationError, match="no batch"):

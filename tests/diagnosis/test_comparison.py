@@ -59,7 +59,7 @@ def test_one_linear_layer_by_hand():
 
 def test_names_match_the_report_and_adds_are_listed():
     model, data = make(), labelled()
-    quantizer = PTQQuantizer(model).calibrate(data, progress=False)
+    quantizer = PTQQuantizer(model).calibrate(data, progress=False, ranges="minmax")
     result = compare(model, quantizer.convert(), data, progress=False)
     names = [row.name for row in result.layers]
     assert [n for n in names if n != "add"] == [row.name for row in quantizer.report().layers]
@@ -342,7 +342,7 @@ def test_shapes_are_no_layers_and_inputs_may_be_changed_in_place():
     torch.manual_seed(0)
     model, batch = Reshaping().eval(), torch.randn(8, 3, 6, 6)
     before = batch.clone()
-    quantized = PTQQuantizer(model).calibrate([batch], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([batch], progress=False, ranges="minmax").convert()
     result = compare(model, quantized, [batch], progress=False)
     assert [row.name for row in result.layers] == ["mul_", "conv", "fc"]
     assert result.output_db > 25

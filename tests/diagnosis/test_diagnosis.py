@@ -266,6 +266,6 @@ class TestErrors:
             diagnose(make(), DATA, DATA, progress=False)
 
     def test_a_quantized_model(self):
-        quantized = PTQQuantizer(make()).calibrate(DATA, progress=False).convert()
+        quantized = PTQQuantizer(make()).calibrate(DATA, progress=False, ranges="minmax").convert()
         with pytest.raises(QuantizationError, match="quantized already"):
             diagnose(quantized, DATA, lambda _: 1.0, progress=False)

@@ -93,7 +93,9 @@ def test_calibration_with_a_sequence_of_nothing_but_padding(need_weights):
     model, x = Padded(need_weights).eval(), torch.randn(BATCH, KEYS, WIDTH)
     padding = torch.arange(KEYS).expand(BATCH, -1) > 3
     padding[1] = True
-    quantized = PTQQuantizer(model).calibrate([(x, padding)], progress=False).convert()
+    quantized = (
+        PTQQuantizer(model).calibrate([(x, padding)], progress=False, ranges="minmax").convert()
+    )
     with torch.no_grad():
         got, expected = quantized(x, padding), model(x, padding)
     assert got.isfinite().all()
@@ -227,7 +229,7 @@ def encoder_and_data():
 
 def test_layers_keep_recognisable_names():
     model, data = encoder_and_data()
-    quantized = PTQQuantizer(model).calibrate(data, progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate(data, progress=False, ranges="minmax").convert()
     names = [f"0.layers.{i}" for i in (0, 1)]
     parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"]
     expected = {f"{n}.{p}" for n in names for p in [*parts, "linear1", "linear2"]} | {"1"}
@@ -236,7 +238,7 @@ def test_layers_keep_recognisable_names():
 
 def test_no_fast_path_skips_a_quantizer():
     model, data = encoder_and_data()
-    quantized = PTQQuantizer(model).calibrate(data, progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate(data, progress=False, ranges="minmax").convert()
     calls: dict[nn.Module, int] = {}
 
     def count(module, *_):

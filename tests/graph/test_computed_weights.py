@@ -73,7 +73,7 @@ def test_the_weights_are_those_that_were_loaded(way, layer, tmp_path):
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         expected = copy.deepcopy(model)(x)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     for found in (quantized, quantize_dynamic(model)):
         assert (found(x) - expected).norm() < 0.03 * expected.norm()
     assert model.state_dict().keys() == before.keys()
@@ -120,13 +120,17 @@ def test_the_check_of_the_outputs_knows_the_weights_by_itself(monkeypatch):
 
     monkeypatch.setattr(copying, "_run_weight_hooks", forget)
     with pytest.raises(UnsupportedError, match="changed the model's output"):
-        PTQQuantizer(model).calibrate([x], progress=False)
+        PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax")
 
 
 def test_other_hooks_are_left_out_of_such_a_layer_too():
     model, calls = nn.Sequential(weight_norm(nn.Linear(4, 4))).eval(), []
     model[0].register_forward_hook(lambda *_: calls.append(1))
     with pytest.warns(UserWarning, match="hooks are left out of the quantized copy: 0"):
-        quantized = PTQQuantizer(model).calibrate([torch.randn(8, 4)], progress=False).convert()
+        quantized = (
+            PTQQuantizer(model)
+            .calibrate([torch.randn(8, 4)], progress=False, ranges="minmax")
+            .convert()
+        )
     quantized(torch.randn(8, 4))
     assert calls == []

@@ -98,9 +98,9 @@ def test_as_good_as_its_twin_with_linear(function, shape):
     x, model = torch.randn(shape), Holder(function).eval()
     exact = twin()(x).detach()
     torch.testing.assert_close(model(x), exact)
-    static = PTQQuantizer(model).calibrate([x], progress=False)
+    static = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax")
     assert static.network.plan.left_in_float == {}
-    expected = PTQQuantizer(nn.Sequential(twin())).calibrate([x], progress=False)
+    expected = PTQQuantizer(nn.Sequential(twin())).calibrate([x], progress=False, ranges="minmax")
     found, wanted = (q.convert()(x) for q in (static, expected))
     assert worst_channel(exact, found) > worst_channel(exact, wanted) - 1
     for options in ({}, {"weights_only": True}):
@@ -113,7 +113,7 @@ def test_as_good_as_its_twin_with_linear(function, shape):
 @pytest.mark.parametrize("name", ["matmul", "transposed", "einsum, weight first"])
 def test_the_file_multiplies_integers(tmp_path, name):
     x, model = torch.randn(6, 5, 12), Holder(WAYS[name]).eval()
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     session = deploy.session(deploy.export(quantized, x, tmp_path / "q.onnx"), 1)
     assert decibels(quantized(x), session(x)) > 40
     assert not {"MatMul", "Gemm"} & set(session.operators)
@@ -122,7 +122,7 @@ def test_the_file_multiplies_integers(tmp_path, name):
 def test_the_linear_layer_of_gpt2_with_integers_only():
     model = nn.Sequential(Conv1D(), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.randn(64, 12)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     layer = quantized.quantized_layers()["0_addmm"]
     assert layer.weight_scale.shape == (8, 1)
     assert layer.bias_codes is not None
@@ -147,7 +147,7 @@ def test_a_matrix_for_each_entry_of_a_batch_is_a_grouped_layer(function, shape):
     torch.manual_seed(1)
     w = torch.randn(3, 4, 2) * torch.logspace(-2, 0, 6).view(3, 1, 2)
     x, model = torch.randn(shape), Holder(function, w, torch.randn(3, 1, 2) / 10).eval()
-    quantizer = PTQQuantizer(model).calibrate([x], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax")
     quantized, exact = quantizer.convert(), model(x).detach()
     (layer,) = quantized.quantized_layers().values()
     assert layer.weight_scale.numel() == layer.bias_codes.numel() == 6
@@ -177,7 +177,7 @@ def test_a_product_of_a_batch_whose_dimensions_are_not_known_is_said_to_stay():
 )
 def test_vectors(function):
     x, model = torch.randn(30, 12), Holder(function).eval()
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     assert len(quantized.quantized_layers()) == 1
     assert decibels(model(x), quantized(x)) > 30
 

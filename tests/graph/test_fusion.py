@@ -201,7 +201,9 @@ def test_dropout_that_ignores_the_mode_is_removed_with_a_warning():
     torch.testing.assert_close(fused(x), model.b(model.a(x)))
     with pytest.warns(UserWarning, match="training=self.training"):
         quantizer = PTQQuantizer(model)
-    quantized = quantizer.calibrate([x], progress=False).convert()  # a random model: not compared
+    quantized = quantizer.calibrate(
+        [x], progress=False, ranges="minmax"
+    ).convert()  # a random model: not compared
     assert torch.equal(quantized(x), quantized(x))
 
 
@@ -241,7 +243,9 @@ class Activated(nn.Module):
 def test_hardswish_and_silu_are_fused_where_the_runtime_does(activation):
     def values(config, model=None):
         quantizer = PTQQuantizer(model or Activated(activation), config=config)
-        quantized = quantizer.calibrate([torch.randn(32, 4)], progress=False).convert()
+        quantized = quantizer.calibrate(
+            [torch.randn(32, 4)], progress=False, ranges="minmax"
+        ).convert()
         return list(quantized.qparams)
 
     assert len(values(QConfig.onnxruntime())) == 3  # input, layer, activation
@@ -252,16 +256,18 @@ def test_hardswish_and_silu_are_fused_where_the_runtime_does(activation):
 
 def test_fused_activations_can_change_after_observation():
     quantizer = PTQQuantizer(Activated(F.silu), config=QConfig.tensorrt())
-    quantizer.calibrate([torch.randn(32, 4)], progress=False)
+    quantizer.calibrate([torch.randn(32, 4)], progress=False, ranges="minmax")
     assert set(quantizer.qparams) == {"x", "silu"}
     quantizer.compute_qparams(config=QConfig.onnxruntime())
     assert set(quantizer.qparams) == {"x", "a", "silu"}
-    relu = PTQQuantizer(Activated(F.relu)).calibrate([torch.randn(32, 4)], progress=False)
+    relu = PTQQuantizer(Activated(F.relu)).calibrate(
+        [torch.randn(32, 4)], progress=False, ranges="minmax"
+    )
     apart = replace(QConfig.tensorrt(), fused_activations=())
     with pytest.raises(QuantizationError, match="values a, which were not observed"):
         relu.compute_qparams(config=apart)
     unfused = PTQQuantizer(Activated(F.relu), config=apart)
-    assert set(unfused.calibrate([torch.randn(32, 4)], progress=False).qparams) == {
+    assert set(unfused.calibrate([torch.randn(32, 4)], progress=False, ranges="minmax").qparams) == {
         "x", "a", "relu",
     }  # fmt: skip
     with pytest.raises(QuantizationError, match=r"relu, relu6, hardswish, silu"):

@@ -104,7 +104,7 @@ def test_what_stays_in_floating_point_says_why(operation, word):
     quantizer = PTQQuantizer(model)
     assert any(word in f"{k} {v}" for k, v in quantizer.left_in_float.items())
     x = torch.randn(8, 4, 6, 6)
-    quantized = quantizer.calibrate([x], progress=False).convert()
+    quantized = quantizer.calibrate([x], progress=False, ranges="minmax").convert()
     assert sqnr_db(model(x), quantized(x)) > 20
 
 
@@ -132,7 +132,7 @@ def test_functional_layers_become_modules():
     model, tokens = FunctionalLayers().eval(), torch.randint(0, 10, (8, 5))
     traced = fuse(trace(model))
     torch.testing.assert_close(traced(tokens), model(tokens), atol=1e-5, rtol=1e-5)
-    quantizer = PTQQuantizer(model).calibrate([tokens], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([tokens], progress=False, ranges="minmax")
     quantized = quantizer.convert()
     assert list(quantized.quantized_layers()) == [
         "table_embedding", "conv1d", "body_linear", "table_linear", "conv_transpose1d",
@@ -165,7 +165,9 @@ def test_embedding(granularity):
     model = Tagger().eval()
     data = torch.randint(0, 10, (16, 6)), torch.randint(0, 10, (16, 4))
     config = QConfig(weight_granularity=granularity)
-    quantizer = PTQQuantizer(model, config=config).calibrate([data], progress=False)
+    quantizer = PTQQuantizer(model, config=config).calibrate(
+        [data], progress=False, ranges="minmax"
+    )
     quantized = quantizer.convert()
     assert not {"tokens", "tags", "mul", "add"} & set(quantized.qparams)
     layer = quantized.quantized_layers()["embed"]
@@ -209,7 +211,7 @@ class Options(nn.Module):
 
 def test_optional_arguments_keep_their_default():
     model, data = Options(), {"x": torch.randn(64, 4), "y": torch.randn(64, 4)}
-    quantizer = PTQQuantizer(model).calibrate([data], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([data], progress=False, ranges="minmax")
     quantized = quantizer.convert()
     assert set(quantized.qparams) == {"x", "y", "a", "add"}
     (by_name, (first, none)) = quantized(data["x"], y=data["y"])
@@ -221,7 +223,7 @@ def test_optional_arguments_keep_their_default():
 def test_an_option_in_the_data_that_is_not_used_is_said():
     data = {"x": torch.randn(4, 4), "y": torch.randn(4, 4), "mask": torch.ones(4)}
     with pytest.warns(UserWarning, match=r"\['mask'\].*as an option"):
-        PTQQuantizer(Options()).calibrate([data], progress=False)
+        PTQQuantizer(Options()).calibrate([data], progress=False, ranges="minmax")
 
 
 def test_names_of_values_do_not_depend_on_what_stays_in_float():
@@ -234,7 +236,9 @@ def test_names_of_values_do_not_depend_on_what_stays_in_float():
         def forward(self, x):
             return self.c(self.relu(10 * self.b(self.relu(self.a(x)))))
 
-    quantizer = PTQQuantizer(Twice()).calibrate([torch.randn(32, 4)], progress=False)
+    quantizer = PTQQuantizer(Twice()).calibrate(
+        [torch.randn(32, 4)], progress=False, ranges="minmax"
+    )
     scale = quantizer.scales["c"]
     quantizer.compute_qparams(config=QConfig(float_layers=("b",)))
     assert quantizer.scales["c"] == scale
@@ -266,7 +270,7 @@ def test_masks_of_minus_infinity_never_set_a_scale():
             return torch.softmax(self.a(x) + mask, -1) @ x
 
     model, x = Masked().eval(), torch.randn(8, 6, 6)
-    quantizer = PTQQuantizer(model).calibrate([x], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax")
     assert "very large" in quantizer.left_in_float["add"]
     assert sqnr_db(model(x), quantizer.convert()(x)) > 20
 
@@ -283,7 +287,7 @@ def test_a_mask_made_from_an_integer_input():
 
     model, x, mask = Masked().eval(), torch.randn(8, 6, 8), torch.ones(8, 6, dtype=torch.long)
     mask[::2, 4:] = 0
-    quantizer = PTQQuantizer(model).calibrate([(x, mask)], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([(x, mask)], progress=False, ranges="minmax")
     assert set(quantizer.left_in_float) == {"sub", "mul", "add", "softmax"}
     assert not {"mask", "sub", "mul"} & set(quantizer.qparams)
     assert sqnr_db(model(x, mask), quantizer.convert()(x, mask)) > 20

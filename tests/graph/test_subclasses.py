@@ -75,7 +75,7 @@ def pair(seed=0):
 
 def test_a_subclass_that_changes_nothing_is_its_base(tmp_path):
     ours, plain, x = pair()
-    made = [PTQQuantizer(m).calibrate([x], progress=False) for m in (ours, plain)]
+    made = [PTQQuantizer(m).calibrate([x], progress=False, ranges="minmax") for m in (ours, plain)]
     assert made[0].left_in_float == made[1].left_in_float == {}
     quantized, expected = (q.convert() for q in made)
     assert list(quantized.quantized_layers()) == ["0", "4"]
@@ -88,7 +88,9 @@ def test_a_subclass_that_changes_nothing_is_its_base(tmp_path):
 
 def test_a_model_that_is_one_subclass():
     x = torch.randn(6, 4)
-    quantized = PTQQuantizer(Plain(4, 3).eval()).calibrate([x], progress=False).convert()
+    quantized = (
+        PTQQuantizer(Plain(4, 3).eval()).calibrate([x], progress=False, ranges="minmax").convert()
+    )
     assert len(quantized.quantized_layers()) == 1
 
 
@@ -104,7 +106,9 @@ def test_a_subclass_in_a_model_without_a_graph():
     x = torch.randn(6, 4)
     with pytest.warns(UserWarning, match="layer by layer"):
         quantizer = PTQQuantizer(Branching().eval())
-    assert list(quantizer.calibrate([x], progress=False).convert().quantized_layers()) == ["fc"]
+    assert list(
+        quantizer.calibrate([x], progress=False, ranges="minmax").convert().quantized_layers()
+    ) == ["fc"]
 
 
 def padding_network():
@@ -119,7 +123,7 @@ def test_padding_by_the_shape_of_the_input(tmp_path):
     model, x = padding_network(), torch.randn(8, 3, 14, 14)
     with pytest.warns(UserWarning, match=r"0 \(Same\), 3 \(Same\)"):
         quantizer = PTQQuantizer(model)
-    quantized = quantizer.calibrate(iter([x]), progress=False).convert()
+    quantized = quantizer.calibrate(iter([x]), progress=False, ranges="minmax").convert()
     assert len(quantized.quantized_layers()) == 3
     assert quantized.left_in_float == {}
     for rows in (x, x[:3]):
@@ -154,6 +158,6 @@ def test_an_example_serves_without_data():
 def test_what_no_example_answers_names_the_subclass():
     model = nn.Sequential(Gated(4, 3)).eval()
     with pytest.raises(UnsupportedError, match=r"no layer to quantize.*0 \(Gated\).*F\.pad"):
-        PTQQuantizer(model).calibrate([torch.randn(6, 4)], progress=False)
+        PTQQuantizer(model).calibrate([torch.randn(6, 4)], progress=False, ranges="minmax")
     with pytest.raises(UnsupportedError, match="need example="):
         quantize_dynamic(nn.Sequential(Same(3, 4, 3)).eval())

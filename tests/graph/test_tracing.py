@@ -27,7 +27,7 @@ def data(count: int = 2) -> list[Tensor]:
 
 
 def quantized(model: nn.Module) -> nn.Module:
-    return PTQQuantizer(model).calibrate(data(), progress=False).convert()
+    return PTQQuantizer(model).calibrate(data(), progress=False, ranges="minmax").convert()
 
 
 def test_a_model_in_a_container():
@@ -110,7 +110,9 @@ class Options(nn.Module):
 @pytest.mark.parametrize("extra", [lambda x: (x, x), lambda x: {"x": x, "mask": x}])
 def test_an_option_in_the_batch_is_mentioned(extra):
     with pytest.warns(UserWarning, match="mask"):
-        PTQQuantizer(Options()).calibrate([extra(x) for x in data()], progress=False)
+        PTQQuantizer(Options()).calibrate(
+            [extra(x) for x in data()], progress=False, ranges="minmax"
+        )
 
 
 def test_an_option_of_the_quantized_network_is_refused_by_name():
@@ -133,7 +135,7 @@ class Variadic(nn.Module):
 
 def test_any_number_of_inputs():
     model, batch = Variadic(), tuple(data())
-    found = PTQQuantizer(model).calibrate([batch], progress=False).convert()
+    found = PTQQuantizer(model).calibrate([batch], progress=False, ranges="minmax").convert()
     assert sqnr_db(model(*batch), found(*batch)) > 30
 
 
@@ -202,9 +204,13 @@ class SecondCall(nn.Module):
 
 def test_float_layers_names_all_calls_of_a_layer():
     config = QConfig(float_layers=("fc",))
-    quantizer = PTQQuantizer(SecondCall(), config=config).calibrate(data(), progress=False)
+    quantizer = PTQQuantizer(SecondCall(), config=config).calibrate(
+        data(), progress=False, ranges="minmax"
+    )
     assert set(quantizer.convert().quantized_layers()) == {"out"}
     assert set(quantizer.left_in_float) == {"fc", "fc__call2"}
     config = QConfig(float_layers=("fc__call2",))
-    quantizer = PTQQuantizer(SecondCall(), config=config).calibrate(data(), progress=False)
+    quantizer = PTQQuantizer(SecondCall(), config=config).calibrate(
+        data(), progress=False, ranges="minmax"
+    )
     assert set(quantizer.convert().quantized_layers()) == {"fc", "out"}

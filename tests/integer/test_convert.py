@@ -463,7 +463,7 @@ def test_agreement_in_the_dtype_of_the_model(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval().to(dtype)
     x = torch.randn(16, 8, dtype=dtype)
-    simulated = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    simulated = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     result = agreement(to_integer(simulated), simulated, x)
     assert result.decisions == 16
     assert all(d.largest <= 1 for d in result.isolated.values())
@@ -482,7 +482,9 @@ class Named(nn.Module):
 def test_outputs_by_name():
     torch.manual_seed(0)
     x = torch.randn(100, 8)  # more than one piece
-    simulated = PTQQuantizer(Named().eval()).calibrate([x], progress=False).convert()
+    simulated = (
+        PTQQuantizer(Named().eval()).calibrate([x], progress=False, ranges="minmax").convert()
+    )
     got, expected = to_integer(simulated)(x), simulated(x)
     assert torch.allclose(got["one"], expected["one"], atol=1e-2)
     assert torch.allclose(got["both"][1], expected["both"][1], atol=1e-2)

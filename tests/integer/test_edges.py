@@ -22,7 +22,7 @@ def made(function, shape=(4, 3, 8, 8), seed=0, **layers):
     model = Net(function, **{name: make() for name, make in layers.items()}).eval()
     x = torch.randn(shape)
     quantizer = PTQQuantizer(model, config=QConfig.arm())  # integers throughout
-    return quantizer.calibrate([x], progress=False).convert(), x
+    return quantizer.calibrate([x], progress=False, ranges="minmax").convert(), x
 
 
 def conv(inputs=3, outputs=4, **settings):
@@ -150,7 +150,9 @@ def test_inputs_of_different_lengths():
             return self.c(self.a(x) + self.b(y))
 
     x = torch.randn(5, 6)
-    simulated = PTQQuantizer(Two().eval()).calibrate([(x, x)], progress=False).convert()
+    simulated = (
+        PTQQuantizer(Two().eval()).calibrate([(x, x)], progress=False, ranges="minmax").convert()
+    )
     with pytest.raises(QuantizationError, match="5, 1 rows"):
         to_integer(simulated)(x, x[:1])
 
@@ -178,7 +180,9 @@ def test_another_network_of_the_same_architecture_is_noticed(change):
         other, _ = made(f, seed=1, a=conv(), c=conv(4, 2))
     else:
         model = Net(f, a=conv()(), c=conv(4, 2)())
-        quantizers = [PTQQuantizer(model).calibrate([d], progress=False) for d in (x, 2 * x)]
+        quantizers = [
+            PTQQuantizer(model).calibrate([d], progress=False, ranges="minmax") for d in (x, 2 * x)
+        ]
         simulated, other = (quantizer.convert() for quantizer in quantizers)
     integer = to_integer(simulated)
     assert agreement(integer, simulated, x).decisions
@@ -195,7 +199,7 @@ def test_a_multiplier_out_of_range_names_its_layer():
         model[0].bias[0] = 0
         model[0].weight[0] *= 1e-18
     x = torch.randn(64, 4) * 0.01
-    simulated = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    simulated = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     with pytest.raises(QuantizationError, match="to_integer: 0: to_multiplier: every ratio"):
         to_integer(simulated)
 

@@ -35,7 +35,11 @@ def test_a_channel_of_zeros_keeps_its_bias(tmp_path, kind, granularity, weights)
     """Its weight scale is free, and 1 made the input's scale the step of the bias."""
     model = nn.Sequential(one_by_one(weights, [0.1, 0.4], kind), nn.ReLU()).eval()
     config = QConfig(weight_granularity=granularity)
-    quantized = PTQQuantizer(model, config=config).calibrate([pixels()], progress=False).convert()
+    quantized = (
+        PTQQuantizer(model, config=config)
+        .calibrate([pixels()], progress=False, ranges="minmax")
+        .convert()
+    )
     half = 0.5 * 256 * max(weights) / 127 + 2**-16
     outputs = list(quantized.qparams.values())[1:]  # of a convolution: its kernel returns codes
     half += sum(0.5 * output.scale.item() for output in outputs)
@@ -68,7 +72,7 @@ def pruned():
 
 def test_pruned_channels_and_a_gamma_of_zero_end_to_end(tmp_path):
     model, x = pruned()
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     with torch.no_grad():
         expected = model(x)
     hidden = quantized.module.get_submodule("0")
@@ -84,14 +88,16 @@ def test_groups_of_a_transposed_convolution_that_share_a_row_of_zeros():
         one_by_one([0.01, 0.0, 0.02, 0.0], [0.0, 0.3, 0.1, -0.001], nn.ConvTranspose2d, groups=2)
     ).eval()
     x = torch.cat([pixels(), pixels()], 1)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     found = quantized(x)[0, [1, 3], 0, 0].tolist()
     assert found == pytest.approx([0.3, -0.001], abs=2**-16)
 
 
 def test_the_bias_stays_where_zeros_need_no_other_scale():
     layer = one_by_one([0.5, 0.0], [0.25, 0.0])
-    quantizer = PTQQuantizer(nn.Sequential(layer).eval()).calibrate([pixels()], progress=False)
+    quantizer = PTQQuantizer(nn.Sequential(layer).eval()).calibrate(
+        [pixels()], progress=False, ranges="minmax"
+    )
     quantized = quantizer.convert().quantized_layers()["0"]
     by_itself = weight_qparams(layer, quantizer.config.weight_grid, "per_channel")
     assert torch.equal(quantized.weight_scale, by_itself.scale)

@@ -34,7 +34,7 @@ def converted(name: str) -> tuple[nn.Module, PTQQuantizer, QuantizedModel]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         quantizer = PTQQuantizer(model)
-    quantizer.calibrate(architecture.batches(8, seed=1), progress=False)
+    quantizer.calibrate(architecture.batches(8, seed=1), progress=False, ranges="minmax")
     return model, quantizer, quantizer.convert()
 
 
@@ -135,7 +135,9 @@ def test_other_presets(name, preset):
     architecture = ARCHITECTURES[name]
     model = architecture.model()
     quantizer = PTQQuantizer(model, config=preset())
-    quantized = quantizer.calibrate(architecture.batches(8, seed=1), progress=False).convert()
+    quantized = quantizer.calibrate(
+        architecture.batches(8, seed=1), progress=False, ranges="minmax"
+    ).convert()
     batch = architecture.batches(1, seed=2)[0]
     ratios = [
         sqnr_db(a, b) for a, b in zip(outputs(model, batch), outputs(quantized, batch), strict=True)
@@ -200,7 +202,7 @@ def test_random_networks_fuse_to_equal_outputs_and_quantize(net, seed):
     assert not any(isinstance(m, (*BATCH_NORMS, nn.Dropout)) for m in fused.modules())
     assert not any(n.target in (F.batch_norm, F.dropout) for n in fused.graph.nodes)
     assert_same(outputs(model, (data[0],)), outputs(fused, (data[0],)))
-    quantizer = PTQQuantizer(model).calibrate(data[:4], progress=False)
+    quantizer = PTQQuantizer(model).calibrate(data[:4], progress=False, ranges="minmax")
     assert quantizer.left_in_float == {}
     assert sqnr_db(model(data[4]), quantizer.convert()(data[4])) > 20
 

@@ -147,7 +147,7 @@ def test_an_untraced_network_is_watched_layer_by_layer():
     data = [torch.rand(8, 6), -torch.rand(8, 6)]  # one batch for either branch
     with pytest.warns(UserWarning, match="layer by layer"):
         quantizer = PTQQuantizer(DataDependent().eval())
-    model = quantizer.calibrate(data, progress=False).convert()
+    model = quantizer.calibrate(data, progress=False, ranges="minmax").convert()
     with ClippingMonitor(model) as monitor:
         model(2 * data[0])
     assert list(monitor.shares()) == ["fc.input"]  # the other branch was not reached
@@ -182,7 +182,7 @@ class Twice(nn.Module):
 def test_every_call_of_an_untraced_layer_is_counted():
     torch.manual_seed(0)
     model, x = Twice().eval(), torch.randn(16, 8)
-    watched = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    watched = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     with ClippingMonitor(watched) as monitor:
         watched(100 * x)
     first = clipped_share(100 * x, watched.qparams["fc.input"])

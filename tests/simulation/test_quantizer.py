@@ -54,7 +54,7 @@ def test_the_pipeline_keeps_the_output(network, preset):
 def test_every_range_rule_works_on_the_whole_network(rule):
     model = make()
     quantizer = PTQQuantizer(model, config=QConfig(activation_range=rule))
-    quantized = quantizer.calibrate(batches(), progress=False).convert()
+    quantized = quantizer.calibrate(batches(), progress=False, ranges="minmax").convert()
     x = batches()[0][0]
     assert sqnr_db(model(x), quantized(x)) > 10  # KL clips hard on so little data
 
@@ -161,15 +161,20 @@ def test_all_batch_kinds():
         DataLoader(TensorDataset(x, labels), batch_size=8),
         ((x[i : i + 8], labels) for i in (0, 8)),
     ]
-    scales = [PTQQuantizer(make()).calibrate(k, progress=False).scales for k in loaders]
+    scales = [
+        PTQQuantizer(make()).calibrate(k, progress=False, ranges="minmax").scales for k in loaders
+    ]
     assert all(s == scales[0] for s in scales)
 
 
 def test_num_batches_stops_early():
     data = batches(5)
-    quantizer = PTQQuantizer(make()).calibrate(data, num_batches=2, progress=False)
+    quantizer = PTQQuantizer(make()).calibrate(data, num_batches=2, progress=False, ranges="minmax")
     assert quantizer.statistics.num_batches == 2
-    assert quantizer.scales == PTQQuantizer(make()).calibrate(data[:2], progress=False).scales
+    assert (
+        quantizer.scales
+        == PTQQuantizer(make()).calibrate(data[:2], progress=False, ranges="minmax").scales
+    )
 
 
 def test_weight_only_and_activation_only():
@@ -213,7 +218,7 @@ def test_an_untraceable_model_is_quantized_layer_by_layer_and_says_so():
     data = [torch.ones(4, 6), -torch.ones(4, 6)]
     with pytest.warns(UserWarning, match="cannot be traced"):
         quantizer = PTQQuantizer(model)
-    quantized = quantizer.calibrate(data, progress=False).convert()
+    quantized = quantizer.calibrate(data, progress=False, ranges="minmax").convert()
     assert set(quantized.quantized_layers()) == {"fc", "other"}
     assert "(between layers)" in quantized.left_in_float
     for x in data:
@@ -224,13 +229,13 @@ def test_a_branch_that_no_data_reached_is_named():
     with pytest.warns(UserWarning, match="cannot be traced"):
         quantizer = PTQQuantizer(DataDependent())
     with pytest.raises(CalibrationError, match=r"'other\.input'.*no calibration data"):
-        quantizer.calibrate([torch.ones(4, 6)], progress=False)
+        quantizer.calibrate([torch.ones(4, 6)], progress=False, ranges="minmax")
 
 
 def test_a_shared_layer_is_quantized_at_both_calls():
     model = SharedLayer()
     data = [torch.randn(64, 6)]
-    quantizer = PTQQuantizer(model).calibrate(data, progress=False)
+    quantizer = PTQQuantizer(model).calibrate(data, progress=False, ranges="minmax")
     quantized = quantizer.convert()
     assert set(quantized.quantized_layers()) == {"fc", "fc__call2", "out"}
     assert quantizer.scales["fc"] != quantizer.scales["fc__call2"]
@@ -277,9 +282,11 @@ class TestErrors:
 
     def test_no_batch(self):
         with pytest.raises(CalibrationError, match="no batch"):
-            PTQQuantizer(make()).calibrate([], progress=False)
+            PTQQuantizer(make()).calibrate([], progress=False, ranges="minmax")
         with pytest.raises(CalibrationError, match="num_batches"):
-            PTQQuantizer(make()).calibrate(batches(), num_batches=0, progress=False)
+            PTQQuantizer(make()).calibrate(
+                batches(), num_batches=0, progress=False, ranges="minmax"
+            )
 
     def test_nan_names_the_value_and_changes_nothing(self):
         quantizer = calibrated(make(), "minmax")
@@ -293,11 +300,15 @@ class TestErrors:
 
     def test_wrong_batches(self):
         with pytest.raises(CalibrationError, match=r"\['image'\].*needs \['x'\]"):
-            PTQQuantizer(make()).calibrate([{"image": torch.ones(1)}], progress=False)
+            PTQQuantizer(make()).calibrate(
+                [{"image": torch.ones(1)}], progress=False, ranges="minmax"
+            )
         with pytest.raises(CalibrationError, match="str"):
-            PTQQuantizer(make()).calibrate(["image.png"], progress=False)
+            PTQQuantizer(make()).calibrate(["image.png"], progress=False, ranges="minmax")
         with pytest.raises(CalibrationError, match="ndarray"):
-            PTQQuantizer(make()).calibrate([(torch.ones(2).numpy(),)], progress=False)
+            PTQQuantizer(make()).calibrate(
+                [(torch.ones(2).numpy(),)], progress=False, ranges="minmax"
+            )
 
     def test_unknown_rule_bits_and_model(self):
         with pytest.raises(QuantizationError, match=r"'entropy'.*kl"):
@@ -382,7 +393,7 @@ class Repeats(nn.Module):
 @pytest.mark.filterwarnings("ignore:Quantizing layer by layer")
 def test_a_layer_under_several_names_is_quantized_under_all():
     model, x = Repeats().eval(), torch.randn(16, 8)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     assert len({id(layer) for layer in quantized.module.layers}) == 1
     assert sum(isinstance(m, QuantizedLayer) for m in quantized.modules()) == 1
     assert not any(isinstance(layer, nn.Linear) for layer in quantized.module.layers)

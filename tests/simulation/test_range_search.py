@@ -212,10 +212,10 @@ def test_the_parts_of_the_data_are_spread_over_all_of_it():
 # --- the default -----------------------------------------------------------------------------
 
 
-def test_calibrate_searches_where_it_is_told_to():
+def test_calibrate_searches_unless_a_rule_is_named():
     torch.manual_seed(0)
     model, data = randomize_batch_norms(Residual()), outlier_batches()
-    default = PTQQuantizer(model).calibrate(data, ranges="search", progress=False)
+    default = PTQQuantizer(model).calibrate(data, progress=False)
     best = default.searched.best
     by_hand = PTQQuantizer(model).observe(data, progress=False)
     assert search_ranges(by_hand, data, progress=False).best == best
@@ -230,8 +230,8 @@ def test_calibrate_searches_where_it_is_told_to():
         data, ranges="percentile", percentile=99.0, progress=False
     )
     assert percentile.scales == by_hand.compute_qparams("percentile", percentile=99.0).scales
-    config = QConfig(activation_range="search")
-    assert PTQQuantizer(model, config=config).calibrate(data, progress=False).searched
+    config = QConfig(activation_range="minmax")
+    assert PTQQuantizer(model, config=config).calibrate(data, progress=False).searched is None
 
 
 def test_the_search_is_made_for_the_bits_that_are_asked_for():

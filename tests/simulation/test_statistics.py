@@ -113,7 +113,7 @@ class Pixels(nn.Module):
 def test_pixels_as_bytes(convert):
     torch.manual_seed(0)
     model, data = Pixels(convert).eval(), [torch.randint(0, 256, (8, 3, 9, 9)).to(torch.uint8)]
-    quantizer = PTQQuantizer(model).calibrate(data, progress=False)
+    quantizer = PTQQuantizer(model).calibrate(data, progress=False, ranges="minmax")
     assert sqnr_db(model(data[0]), quantizer.convert()(data[0])) > 25
     assert "x" not in quantizer.qparams
     assert "truediv" in quantizer.qparams
@@ -132,7 +132,7 @@ def test_an_integer_input_needs_no_scale_and_is_named():
     torch.manual_seed(0)
     model, x = Pooled().eval(), torch.randn(8, 5, 6)
     mask = torch.randint(0, 2, (8, 5))
-    quantizer = PTQQuantizer(model).calibrate([(x, mask)], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([(x, mask)], progress=False, ranges="minmax")
     assert sqnr_db(model(x, mask), quantizer.convert()(x, mask)) > 25
     assert quantizer.left_in_float["mask"] == "an input that arrives as integers"
 
@@ -164,7 +164,7 @@ class OfOneSize(nn.Module):
 )
 def test_the_check_of_the_fusion_fits_the_input(kind, shape):
     model, x = OfOneSize(kind).eval(), torch.randn(shape)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     assert sqnr_db(model(x), quantized(x)) > 25
 
 
@@ -179,7 +179,7 @@ def test_batches_are_left_as_they_were():
 
     data = batches()
     copies = [x.clone() for x in data]
-    PTQQuantizer(InPlace()).calibrate(data, progress=False)
+    PTQQuantizer(InPlace()).calibrate(data, progress=False, ranges="minmax")
     assert all(map(torch.equal, data, copies))
 
 
@@ -187,7 +187,7 @@ def test_a_network_that_decides_nothing_converts():
     """An embedding and a layer kept in floating point: there is no activation to round."""
     model = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 2)).eval()
     quantizer = PTQQuantizer(model, config=QConfig(float_layers=("1",)))
-    quantizer.calibrate([torch.arange(10)], progress=False)
+    quantizer.calibrate([torch.arange(10)], progress=False, ranges="minmax")
     assert set(quantizer.convert().quantized_layers()) == {"0"}
 
 
@@ -209,5 +209,5 @@ def test_the_check_of_the_fusion_knows_the_dtype(dtype):
     )
     model[1].running_var.uniform_(0.3, 2.0)
     model, x = model.eval().to(dtype), torch.randn(4, 3, 9, 9).to(dtype)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     assert sqnr_db(model(x), quantized(x)) > 20

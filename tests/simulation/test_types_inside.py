@@ -22,7 +22,7 @@ def made(function, outputs=5, shape=(32, 8)):
 
 
 def quantized(model, x):
-    quantizer = PTQQuantizer(model).calibrate([x], progress=False)
+    quantizer = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax")
     return quantizer, quantizer.convert()
 
 
@@ -73,8 +73,8 @@ def test_statistics_of_another_quantizer_bring_what_it_learned():
     model, x = made(NOT_FLOAT["search"][0])
     first, second = PTQQuantizer(model), PTQQuantizer(model)
     first.observe([x], progress=False)
-    second.merge(first).compute_qparams()
-    assert torch.equal(second.convert()(x), first.compute_qparams().convert()(x))
+    second.merge(first).compute_qparams("minmax")
+    assert torch.equal(second.convert()(x), first.compute_qparams("minmax").convert()(x))
 
 
 CHOSEN = {

@@ -33,7 +33,9 @@ class Asking(nn.Module):
 @pytest.mark.parametrize(
     "convert",
     [
-        lambda model: PTQQuantizer(model).calibrate([PICTURES], progress=False).convert(),
+        lambda model: (
+            PTQQuantizer(model).calibrate([PICTURES], progress=False, ranges="minmax").convert()
+        ),
         lambda model: PTQQuantizer(model).quantize_weights(),
         quantize_dynamic,
     ],
@@ -65,7 +67,9 @@ class ToSize(nn.Module):
 
 def test_a_setting_given_with_the_call_is_refused_by_name():
     for convert in (
-        lambda model: PTQQuantizer(model).calibrate([PICTURES], progress=False).convert(),
+        lambda model: (
+            PTQQuantizer(model).calibrate([PICTURES], progress=False, ranges="minmax").convert()
+        ),
         quantize_dynamic,
     ):
         with pytest.raises(UnsupportedError, match=r"'up'.*output_size.*float_layers"):

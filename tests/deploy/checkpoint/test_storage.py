@@ -54,7 +54,7 @@ def make(network=Residual, seed=0):
 
 def static(model, data=PICTURES, **config):
     quantizer = PTQQuantizer(model, config=QConfig(**config))
-    return quantizer.calibrate([data], progress=False).convert()
+    return quantizer.calibrate([data], progress=False, ranges="minmax").convert()
 
 
 def outputs(model, x=PICTURES):
@@ -138,7 +138,7 @@ def test_untraced_and_shared(tmp_path):
     with pytest.warns(UserWarning, match="cannot be traced"):
         quantizer = PTQQuantizer(model)
     data = [torch.ones(4, 6), -torch.ones(4, 6)]
-    quantized = quantizer.calibrate(data, progress=False).convert()
+    quantized = quantizer.calibrate(data, progress=False, ranges="minmax").convert()
     loaded = load(save(quantized, tmp_path / "m"), DataDependent())
     for x in data:
         assert_same(quantized, loaded, x)
@@ -214,7 +214,7 @@ def test_round_trip_of_any_shape(tmp_path, bits, sizes, granularity, seed, symme
     quantized = (
         quantizer.quantize_weights()
         if bits > 8
-        else quantizer.calibrate([x], progress=False).convert()
+        else quantizer.calibrate([x], progress=False, ranges="minmax").convert()
     )
     path = save(quantized, tmp_path / "m")
     assert_same(quantized, load(path, network()), x)
@@ -448,7 +448,11 @@ def test_the_residual_network_meets_its_budgets(tmp_path):
     config = replace(QConfig(), weight_bits=4)
     for granularity, scales in ((64, "float32"), ("per_channel", "float16")):
         chosen = replace(config, weight_granularity=granularity)
-        made = PTQQuantizer(model, config=chosen).calibrate([data], progress=False).convert()
+        made = (
+            PTQQuantizer(model, config=chosen)
+            .calibrate([data], progress=False, ranges="minmax")
+            .convert()
+        )
         path = save(made, tmp_path / "int4", scales=scales)
         assert size_report(path).ratio <= 0.16
     assert_same(made, made, data)

@@ -19,7 +19,7 @@ from tests.networks import InvertedResidual, batches, randomize_batch_norms
 
 def both_files(model, x, folder, monkeypatch):
     """The quantized model, its file, and its file without `compact`."""
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     small = deploy.export(quantized, x, folder / "small.onnx")
     with monkeypatch.context() as patch:
         patch.setattr(onnx_compact, "compact", lambda model: None)
@@ -57,7 +57,7 @@ def test_biases_of_zeros_in_several_layers(tmp_path, shape):
     for layer in (model[0], model[2]):
         nn.init.zeros_(layer.bias)
     x = torch.randn(shape)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     got = deploy.session(deploy.export(quantized, x, tmp_path / "zero.onnx"), 1)(x)
     torch.testing.assert_close(got, quantized(x).detach(), atol=0.05, rtol=0.05)
 
@@ -66,7 +66,7 @@ def test_an_encoder_layer_as_pytorch_initializes_it(tmp_path):
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0).eval()
     x = torch.randn(4, 6, 16)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     got = deploy.session(deploy.export(quantized, x, tmp_path / "encoder.onnx"), 1)(x)
     step = (quantized(x).max() - quantized(x).min()) / 255
     assert (got - quantized(x)).abs().max() < 3 * step
@@ -75,7 +75,7 @@ def test_an_encoder_layer_as_pytorch_initializes_it(tmp_path):
 def test_what_a_reader_of_the_graph_finds(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     x = torch.randn(4, 3, 8, 8)
-    quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     before = {name: layer.weight_codes for name, layer in quantized.quantized_layers().items()}
     graph = onnx.load(deploy.export(quantized, x, tmp_path / "read.onnx")).graph
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -250,7 +250,7 @@ def test_a_network_with_a_loop(tmp_path, quantized):
     torch.manual_seed(0)
     model, x = Bag().eval(), torch.randint(0, 9, (6, 3))
     if quantized:
-        model = PTQQuantizer(model).calibrate([x], progress=False).convert()
+        model = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
     run = deploy.session(deploy.export(model, x, tmp_path / "bag.onnx"), 1)
     assert "Loop" in run.operators
     assert ("QGemm" in run.operators) == quantized

@@ -37,7 +37,9 @@ def only_weights(model, config):
 
 def static(model, config):
     x = torch.randint(0, 50, (4, 6))
-    return PTQQuantizer(model, config=config).calibrate([x], progress=False).convert()
+    return (
+        PTQQuantizer(model, config=config).calibrate([x], progress=False, ranges="minmax").convert()
+    )
 
 
 class Encoder(nn.Module):

@@ -32,7 +32,7 @@ X, Y = torch.randn(5, 6), torch.randn(5, 4)
 def test_an_example_by_names(tmp_path):
     torch.manual_seed(0)
     model = Two().eval()
-    quantized = PTQQuantizer(model).calibrate([(X, Y)], progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate([(X, Y)], progress=False, ranges="minmax").convert()
     for made in (model, quantized):
         given = {"y": Y, "x": X, "label": torch.zeros(5)}
         run = deploy.session(deploy.export(made, given, tmp_path / "two.onnx"), 1)
@@ -77,7 +77,7 @@ class Pictures(nn.Module):
 
 
 def static(model, x):
-    return PTQQuantizer(model).calibrate([x], progress=False).convert()
+    return PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
 
 
 def at_run_time(model, x):

@@ -22,7 +22,7 @@ def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("with a space")
     torch.manual_seed(0)
     model = randomize_batch_norms(request.param())
-    quantized = PTQQuantizer(model).calibrate(batches(), progress=False).convert()
+    quantized = PTQQuantizer(model).calibrate(batches(), progress=False, ranges="minmax").convert()
     x = batches()[0][0]
     return {
         "model": model,
@@ -94,7 +94,11 @@ def test_latency_reports_every_session(exported):
 def test_fewer_bits_run_correctly_in_the_runtime(tmp_path, bits):
     model = randomize_batch_norms(Residual())
     x = batches()[0][0]
-    quantized = PTQQuantizer(model, bits=bits).calibrate(batches(), progress=False).convert()
+    quantized = (
+        PTQQuantizer(model, bits=bits)
+        .calibrate(batches(), progress=False, ranges="minmax")
+        .convert()
+    )
     got = deploy.session(deploy.export(quantized, x, tmp_path / "low.onnx"))(x)
     assert sqnr_db(quantized(x).detach(), got) > 25
 
@@ -103,7 +107,9 @@ def test_fewer_bits_run_correctly_in_the_runtime(tmp_path, bits):
 def test_other_presets_run_too(tmp_path, preset):
     model = randomize_batch_norms(Residual())
     x = batches()[0][0]
-    quantizer = PTQQuantizer(model, config=preset()).calibrate(batches(), progress=False)
+    quantizer = PTQQuantizer(model, config=preset()).calibrate(
+        batches(), progress=False, ranges="minmax"
+    )
     quantized = quantizer.convert()
     got = deploy.session(deploy.export(quantized, x, tmp_path / "other.onnx"))(x)
     assert sqnr_db(quantized(x).detach(), got) > 30
@@ -121,13 +127,17 @@ class TestRefusals:
     def test_what_has_no_integer_kernel(self, tmp_path):
         model = nn.Sequential(nn.Linear(8, 4))
         data = [torch.randn(4, 8)]
-        wide = PTQQuantizer(model, bits=10).calibrate(data, progress=False).convert()
+        wide = (
+            PTQQuantizer(model, bits=10).calibrate(data, progress=False, ranges="minmax").convert()
+        )
         with pytest.raises(UnsupportedError, match="10"):
             deploy.export(wide, data[0], tmp_path / "a.onnx")
         grouped = PTQQuantizer(model, config=QConfig(weight_granularity=4))
         with pytest.raises(UnsupportedError, match="per group"):
             deploy.export(
-                grouped.calibrate(data, progress=False).convert(), data[0], tmp_path / "a.onnx"
+                grouped.calibrate(data, progress=False, ranges="minmax").convert(),
+                data[0],
+                tmp_path / "a.onnx",
             )
         assert list(tmp_path.iterdir()) == []
 
@@ -147,7 +157,11 @@ class TestExamples:
     @pytest.fixture
     def quantized(self):
         model = nn.Sequential(nn.Linear(6, 4)).eval()
-        return PTQQuantizer(model).calibrate([torch.randn(8, 6)], progress=False).convert()
+        return (
+            PTQQuantizer(model)
+            .calibrate([torch.randn(8, 6)], progress=False, ranges="minmax")
+            .convert()
+        )
 
     @pytest.mark.parametrize(
         ("example", "match"),
@@ -176,7 +190,7 @@ class TestExamples:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_quantized_models_of_other_formats(self, tmp_path, dtype):
         model, x = nn.Sequential(nn.Linear(6, 4)).eval().to(dtype), torch.randn(8, 6).to(dtype)
-        quantized = PTQQuantizer(model).calibrate([x], progress=False).convert()
+        quantized = PTQQuantizer(model).calibrate([x], progress=False, ranges="minmax").convert()
         with pytest.raises(UnsupportedError, match=rf"layer '0' computes in {dtype}.*model.float"):
             deploy.export(quantized, x, tmp_path / "x.onnx")
 

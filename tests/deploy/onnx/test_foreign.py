@@ -25,7 +25,7 @@ def test_the_file_agrees_or_is_refused(tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # untraceable models are quantized layer by layer
         quantizer = PTQQuantizer(architecture.model())
-        quantized = quantizer.calibrate(data, progress=False).convert()
+        quantized = quantizer.calibrate(data, progress=False, ranges="minmax").convert()
     path = tmp_path / "foreign.onnx"
     if name in REFUSED:
         with pytest.raises(QuantizationError, match=REFUSED[name]):

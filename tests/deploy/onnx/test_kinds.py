@@ -112,7 +112,7 @@ def quantized(name, preset):
     model = Net(function, **{key: make() for key, make in layers.items()}).eval()
     data = [torch.randn(shape) for _ in range(2)]
     quantizer = PTQQuantizer(model, config=getattr(QConfig, preset)())
-    return quantizer.calibrate(data, progress=False).convert(), data[1], fused
+    return quantizer.calibrate(data, progress=False, ranges="minmax").convert(), data[1], fused
 
 
 @pytest.mark.parametrize("preset", ["onnxruntime", "arm", "tensorrt"])
@@ -151,7 +151,7 @@ def test_convolutions_of_four_bits_are_half_as_large_on_request(tmp_path, activa
     if activation_bits is None:
         quantized = quantizer.quantize_weights()
     else:
-        quantized = quantizer.calibrate([x], progress=False).convert()
+        quantized = quantizer.calibrate([x], progress=False, ranges="minmax").convert()
     with pytest.warns(UserWarning, match=r"export: 0, 2, 4: .*stored as int8.*four_bit_conv"):
         wide = deploy.export(quantized, x, tmp_path / "wide.onnx")
     with pytest.warns(UserWarning, match=r"export: 4: weights"):
