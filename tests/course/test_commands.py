@@ -17,7 +17,6 @@ from course_folder import make_usable
 
 from ptq_classroom.kit import exercises
 
-
 TWO = ("-n", "2", "--dist", "loadfile")
 
 
