@@ -28,13 +28,30 @@ SIGN = "the sign: it is the choice's accuracy minus the baseline's"
 PERCENT = "in points of a hundred: give shares of 1"
 TURNED = "the lower end comes first"
 UNPAIRED = "not paired: subtract picture by picture, then ask how far the mean may move"
-OTHER_PAIR = "this interval belongs to another choice: compare the one that you return"
-BY_MEAN = "a higher mean alone does not decide: look at the interval"
 
 
 def interval(before: Tensor, after: Tensor) -> tuple[float, float]:
     """95 % interval of mean(after - before), [N] scores of the same pictures."""
     return paired_bootstrap(before, after)[1:]
+
+
+def unpaired(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """The interval that ignores which pictures belong together: too wide. For wrong answers."""
+    half = 1.96 * math.sqrt((before.var() / len(before) + after.var() / len(after)).item())
+    middle = (after.mean() - before.mean()).item()
+    return middle - half, middle + half
+
+
+# Wrong answers for every reference that ends in `low, high = interval(scores[baseline],
+# scores[choice])` and `return choice, low, high`, in a module that imports `unpaired`.
+WRONG_INTERVALS = (
+    ("interval(scores[baseline], scores[choice]) => interval(scores[choice], scores[baseline])",
+     SIGN),
+    ("interval(scores[baseline], scores[choice]) => unpaired(scores[baseline], scores[choice])",
+     UNPAIRED),
+    ("return choice, low, high => return choice, 100 * low, 100 * high", PERCENT),
+    ("return choice, low, high => return choice, high, low", TURNED),
+)  # fmt: skip
 
 
 def defended(

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from ptq_classroom.kit import decisions as kit
-from ptq_classroom.kit.decisions import Scores, cheapest_within, defended, interval, made_scores
+from ptq_classroom.kit.decisions import (
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    made_scores,
+    unpaired,
+)
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.kit.exercises import Exercise
 
@@ -28,24 +35,13 @@ def cases():
         yield label, {"scores": made_scores(3000, accuracies, 5), "baseline": "old"}
 
 
-def unpaired(before, after):
-    spread = 1.96 * (before.var() / len(before) + after.var() / len(after)) ** 0.5
-    middle = after.mean() - before.mean()
-    return (middle - spread).item(), (middle + spread).item()
-
-
 BEST = Exercise(
     id="99.1", title="Choose", minutes=5, difficulty=2, signature="choose(scores, baseline)",
     reference=choose, cases=cases, agree=kit.same_decision,
     compare=partial(defended, objection=kit.no_rival_is_better),
     accepted=(lambda s, b: ("new", interval(s[b], s["new"])),) * 2, hints=(("a", "b"),) * 2,
     diagnoses=(
-        ("interval(scores[baseline], scores[choice]) => interval(scores[choice], scores[baseline])",
-         kit.SIGN),
-        ("return choice, low, high => return choice, 100 * low, 100 * high", kit.PERCENT),
-        ("return choice, low, high => return choice, high, low", kit.TURNED),
-        ("interval(scores[baseline], scores[choice]) => unpaired(scores[baseline], scores[choice])",
-         kit.UNPAIRED),
+        *kit.WRONG_INTERVALS,
         ("max(scores => min(scores", "this is the worst of them"),
     ),
 )  # fmt: skip
