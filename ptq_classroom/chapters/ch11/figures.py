@@ -1,0 +1,116 @@
+"""Figures of chapter 11: two sides of a channel, what ReLU6 cut off, means that moved, remedies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ptq_classroom.kit.pieces import accuracy_bars
+from ptq_classroom.kit.prediction import Prediction
+from ptq_classroom.kit.show import COLORS, GREY, color, figure
+
+SIDES = ("made by", "read by")
+
+
+def two_sides(pairs: Mapping[str, tuple[Any, Any]], names: tuple[str, str]) -> tuple[Figure, str]:
+    """Ranges of each channel in the layer that makes it and in the one that reads it, log axis.
+
+    pairs: title -> (largest |w| of each row of the first, of each column of the second), [c] each.
+    Channels are sorted by the first range of the first panel.
+    """
+    fig, axes = figure(8.2, 3.4, 1, len(pairs), sharey=True, squeeze=False)
+    order = np.argsort(np.asarray(next(iter(pairs.values()))[0], dtype=float))
+    told = []
+    for ax, (title, sides) in zip(axes[0], pairs.items(), strict=True):
+        spreads = []
+        for i, (values, side) in enumerate(zip(sides, SIDES, strict=True)):
+            values = np.asarray(values, dtype=float)[order]
+            shape = {"marker": "os"[i], "markersize": 4 - i, "linewidth": 0}
+            ax.plot(np.arange(len(values)), values, color=COLORS[2 * i], **shape)
+            spreads.append(f"{side} {names[i]} {values.max() / values.min():.1f}")
+        ax.set(yscale="log", xticks=[], xlabel="channels, sorted by the first range", title=title)
+        told.append(f"{title}: {', '.join(spreads)}")
+    axes[0, 0].set_ylabel("largest |w| of the channel")
+    handles = axes[0, 0].lines
+    labels = [f"{side} {name}" for side, name in zip(SIDES, names, strict=True)]
+    axes[0, -1].legend(handles, labels, fontsize=9)
+    return fig, f"Largest over smallest range of {len(order)} channels. " + "; ".join(told) + "."
+
+
+def cut_off(shares: Mapping[str, float], limit: float = 6.0) -> tuple[Figure, str]:
+    """Share of the values in front of each clip that lie above it (percent), in network order."""
+    fig, ax = figure(7.4, 3.0)
+    values = [100 * share for share in shares.values()]
+    ax.bar(range(len(values)), values, color=COLORS[0], width=0.7)
+    most = int(np.argmax(values))
+    ax.annotate(
+        f"{list(shares)[most]}\n{values[most]:.1f} %", (most, values[most]), xytext=(8, -4),
+        textcoords="offset points", va="top", fontsize=9,
+    )  # fmt: skip
+    ax.set(xticks=[], xlabel="clips of the network, from input to output")
+    ax.set_ylabel(f"values above {limit:g} (%)")
+    told = f"most in {list(shares)[most]} ({values[most]:.1f} %), median {np.median(values):.2f} %"
+    return fig, f"Share of values above {limit:g} in front of {len(values)} clips: {told}."
+
+
+def moved_means(shifts: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
+    """Mean error of each channel of a layer's output, for several versions of it.
+
+    shifts: version -> mean error of each channel, in standard deviations of the channel.
+    """
+    fig, ax = figure(7.4, 3.2)
+    order = np.argsort(np.asarray(next(iter(shifts.values())), dtype=float))
+    told = []
+    for i, (name, values) in enumerate(shifts.items()):
+        values = np.asarray(values, dtype=float)[order]
+        ax.plot(np.arange(len(values)), values, marker="os^"[i], markersize=4, label=name, **color(2 * i))
+        told.append(f"{name} at most {np.abs(values).max():.2f}")
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.set(xticks=[], xlabel=f"channels of {layer}, sorted")
+    ax.set_ylabel("mean error\n(standard deviations of the channel)")
+    ax.legend(fontsize=9)
+    return fig, f"Mean error of {len(order)} channels of {layer}: " + "; ".join(told) + "."
+
+
+def accuracies(
+    rows: Mapping[str, tuple[float, float, float]],
+    fp32: float,
+    guess: Prediction | None = None,
+) -> tuple[Figure, str]:
+    """Accuracy (percent) with its 95 % interval for each version of the network, FP32 as a line."""
+    fig, ax = figure(7.6, 0.9 + 0.42 * len(rows))
+    middle = [row[0] for row in rows.values()]
+    low, high = ([row[i] for row in rows.values()] for i in (1, 2))
+    accuracy_bars(ax, list(rows), middle, low, high)
+    ax.axvline(fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.set(xlim=(0, 108), xlabel=f"top-1 accuracy (%), dashed: FP32 {fp32:.1f} %")
+    if guess is not None:
+        guess.draw(ax, "x")
+    told = ", ".join(f"{name} {row[0]:.1f} %" for name, row in rows.items())
+    return fig, f"Accuracy of {len(rows)} versions, FP32 {fp32:.1f} %: {told}."
+
+
+def over_data(lines: Mapping[str, Mapping[int, Sequence[float]]], fp32: float) -> tuple[Figure, str]:
+    """Accuracy (percent) over the number of pictures that a correction was measured on.
+
+    lines: kind of pictures -> count -> accuracies of several draws; the mean is drawn, and a dot
+    for each draw.
+    """
+    fig, ax = figure(7.4, 3.3)
+    told = []
+    for i, (name, by_count) in enumerate(lines.items()):
+        counts = list(by_count)
+        means = [float(np.mean(by_count[n])) for n in counts]
+        ax.plot(counts, means, marker="os"[i % 2], markersize=4, label=name, **color(2 * i))
+        for n in counts:
+            ax.plot([n] * len(by_count[n]), by_count[n], ".", color=COLORS[2 * i], markersize=3)
+        told.append(f"{name} {means[0]:.1f} % at {counts[0]}, {means[-1]:.1f} % at {counts[-1]}")
+    ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.set(xscale="log", xlabel="pictures that the means were measured on", ylabel="accuracy (%)")
+    ax.set_xticks(counts, [str(n) for n in counts])
+    ax.minorticks_off()
+    ax.legend(fontsize=9, loc="lower right")
+    return fig, f"Accuracy over pictures, FP32 {fp32:.1f} %: " + "; ".join(told) + "."
