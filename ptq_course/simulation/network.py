@@ -43,6 +43,12 @@ class TracedNetwork:
         if learn_types(self.module, inputs):
             self.plan_for(self.config)
 
+    def fork(self) -> TracedNetwork:
+        """Another with the same plan, a graph of its own, and the same weights."""
+        other = copy.copy(self)
+        other.module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph)).eval()
+        return other
+
     @property
     def types(self) -> dict[str, bool]:
         """What an example has shown, by node: does it give floating-point numbers?"""

@@ -12,8 +12,11 @@ Chapters 00 and 06.
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +39,20 @@ from ptq_course.simulation.statistics import Statistics, rules_named
 from ptq_course.simulation.untraced import UntracedNetwork
 
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _one_at_a_time(
+    step: Callable[Concatenate[PTQQuantizer, P], R],
+) -> Callable[Concatenate[PTQQuantizer, P], R]:
+    """A step that waits while another thread is inside a step of the same quantizer."""
+
+    @functools.wraps(step)
+    def waiting(self: PTQQuantizer, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return step(self, *args, **kwargs)
+
+    return waiting
 
 
 class PTQQuantizer:
@@ -56,6 +73,7 @@ class PTQQuantizer:
     Its parts: ``config``; ``network``, the prepared copy with its plan; ``statistics``, what was
     observed; and after `compute_qparams` ``qparams``, what was decided, by tensor value. Views of
     these by layer: ``scales``, ``zero_points`` and ``calibrators`` of its input, ``left_in_float``.
+    Threads may share a quantizer: its steps wait for each other.
     """
 
     def __init__(
@@ -67,6 +85,7 @@ class PTQQuantizer:
         example: Tensor | Sequence[Tensor] | None = None,
     ) -> None:
         check_float(model)
+        self._lock = threading.RLock()
         self.model = model
         model = plain_module(model)
         config = config or QConfig.onnxruntime()
@@ -96,6 +115,7 @@ class PTQQuantizer:
 
     # --- step 2: observe -------------------------------------------------------------------
 
+    @_one_at_a_time
     def observe(
         self,
         loader: Iterable,
@@ -110,7 +130,7 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
-        statistics = self.statistics.copy()
+        before, statistics = self.statistics, self.statistics.copy()
         rules_named(ranges)
         if ranges is not None and statistics.summaries:
             statistics.require(ranges)
@@ -135,9 +155,15 @@ class PTQQuantizer:
             sample=sample,
             progress=progress,
         )
+        if self.statistics is not before:  # the lock lets its own thread in
+            raise CalibrationError(
+                "observe: the loader itself observed with this quantizer, whose batches count and "
+                "these do not. Call observe() first for one, then for the other."
+            )
         self.statistics, self._sample = statistics, sample
         return self
 
+    @_one_at_a_time
     def merge(self, other: PTQQuantizer) -> PTQQuantizer:
         """Add the statistics that another quantizer of the same model has observed.
 
@@ -149,6 +175,7 @@ class PTQQuantizer:
         self.network.types = other.network.types
         return self
 
+    @_one_at_a_time
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
         """`merge` with the quantizers of all processes of ``torch.distributed``."""
         self.statistics, self._sample = self.statistics.all_reduce(group), None
@@ -187,6 +214,7 @@ class PTQQuantizer:
 
     # --- step 3: decide --------------------------------------------------------------------
 
+    @_one_at_a_time
     def compute_qparams(
         self, ranges: str | None = None, *, bits: int | None = None, config: QConfig | None = None,
         **options: float,
@@ -344,8 +372,17 @@ class PTQQuantizer:
             )
 
     def fork(self) -> PTQQuantizer:
-        """Another quantizer with the same network and statistics, whose decisions are its own."""
-        return copy.copy(self)  # what is decided and observed is replaced, not written to
+        """Another quantizer that knows the same; what either does from now on is its own."""
+        other = copy.copy(self)  # what is decided and observed is replaced, not written to
+        other.network = self.network.fork()
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle, which has a lock of its own."""
+        vars(self).update(state, _lock=threading.RLock())
 
     def report(self) -> Report:
         """A table of layers that prints and plots: ranges, scales, error of the weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -60,6 +61,10 @@ class UntracedNetwork:
                 self.plan.left_in_float[path or "(the model itself)"] = (
                     "kept in floating point by float_layers" if path in float_layers else why
                 )
+
+    def fork(self) -> UntracedNetwork:
+        """Another with the same plan and the same module, to which nothing is written."""
+        return copy.copy(self)
 
     @property
     def input_names(self) -> list[str]:
