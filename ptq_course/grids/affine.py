@@ -280,6 +280,13 @@ class QTensor:
         return self.qparams
 
     @property
+    def code_bits(self) -> int:
+        """Bits of one code."""
+        if self.codebook is not None:
+            return max(1, math.ceil(math.log2(len(self.codebook))))
+        return self.require_qparams().grid.bits
+
+    @property
     def nbits_per_value(self) -> float:
         """Bits of storage for one value, its share of scales, zero points or codebook included.
 
@@ -287,14 +294,12 @@ class QTensor:
         of them are 0.
         """
         if self.codebook is not None:
-            code_bits = max(1, math.ceil(math.log2(len(self.codebook))))
             shared_bits = 32 * len(self.codebook)
         else:
             qparams = self.require_qparams()
-            code_bits = qparams.grid.bits
-            zero_point_bits = 0 if qparams.symmetric else code_bits
+            zero_point_bits = 0 if qparams.symmetric else self.code_bits
             shared_bits = (32 + zero_point_bits) * qparams.scale.numel()
-        return code_bits + shared_bits / max(1, self.codes.numel())
+        return self.code_bits + shared_bits / max(1, self.codes.numel())
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         if self.codebook is not None:

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.graph import copied, plain_module
 from ptq_course.graph.layer_types import own_forward
-from ptq_course.grids.affine import QParams
+from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
@@ -39,7 +39,8 @@ from ptq_course.simulation.statistics import Statistics, rules_named
 from ptq_course.simulation.untraced import UntracedNetwork
 
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _one_at_a_time(
@@ -104,8 +105,9 @@ class PTQQuantizer:
         self.network.plan_for(self.config)
         if not self._needs_example:
             self._check_layers()
-        for step in steps:
-            self.network.apply(lambda module, step=step: step(module, self), self.config)
+        if isinstance(self.network, TracedNetwork):
+            for step in steps:
+                self.network.apply(lambda module, step=step: step(module, self), self.config)
         self.statistics = Statistics()
         self._sample: Sample | None = Sample()  # None: of other quantizers' examples, too
         self.searched: RangeSearch | None = None
@@ -278,24 +280,25 @@ class PTQQuantizer:
     def _build(self, qparams: dict[str, QParams]) -> QuantizedModel:
         self._check_layers("Layers with a forward() of their own need example=.")
         config, plan = self.config, self.network.plan
-        layers = {}
-        if config.weight_bits is not None:
+        layers, grid = {}, config.weight_grid
+        if grid is not None:
             for name, site in plan.layers.items():
                 if not site.kept_float:
-                    source = qparams.get(site.input_value) if config.quantize_bias else None
-                    layers[name] = self._quantized_layer(name, source)
+                    source = qparams.get(site.input_value or "") if config.quantize_bias else None
+                    layers[name] = self._quantized_layer(name, grid, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
         module = self.network.with_quantizers(
             layers, quantizers, config.activation_grid if qparams else None
         )
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
-    def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:
-        layer = self.network.module.get_submodule(name)
-        config = self.config
+    def _quantized_layer(
+        self, name: str, grid: IntGrid, input_qparams: QParams | None
+    ) -> QuantizedLayer:
+        layer, config = self.network.module.get_submodule(name), self.config
         try:
             qparams = weight_qparams(
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
+                layer, grid, config.weight_granularity, config.weight_symmetric
             )
             return QuantizedLayer.from_float(
                 copy.deepcopy(layer), qparams, input_qparams, name=name
@@ -312,7 +315,7 @@ class PTQQuantizer:
         *,
         ranges: str | None = None,
         progress: bool = True,
-        **options: float,
+        **options: Any,
     ) -> PTQQuantizer:
         """`observe` + `compute_qparams`: unless told otherwise with the rule that a search finds.
 

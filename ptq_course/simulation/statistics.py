@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -63,7 +64,7 @@ class Statistics:
             for name, mine in self.summaries.items()
         }
 
-    def calibrator(self, name: str, rule: str, options: dict[str, float]) -> Calibrator:
+    def calibrator(self, name: str, rule: str, options: dict[str, Any]) -> Calibrator:
         """The value's summary under a range rule; CalibrationError where no data reached it."""
         kind = CALIBRATORS[rule]
         summary = self.summaries[name][kind.rule.summary]
