@@ -58,7 +58,8 @@ def whole(
     if (
         isinstance(value, Integral)
         and not isinstance(value, bool)
-        and low <= value <= (value if high is None else high)
+        and low <= int(value)
+        and (high is None or int(value) <= high)
     ):
         return int(value)
     span = f"of at least {low}" if high is None else f"from {low} to {high}"
@@ -69,14 +70,18 @@ def number(name: str, value: Any, interval: str, error: Refusal = QuantizationEr
     """``value``, where it is a real number in ``interval``, such as "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
     if (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
+        is_real(value)
         and low <= value <= high
         and (value != low or interval[0] == "[")
         and (value != high or interval[-1] == "]")
     ):
         return value
     raise error(f"{name} must lie in {interval}, got {value!r}.")
+
+
+def is_real(value: object) -> bool:
+    """Whether a setting is a real number (NumPy's, too); a bool or a string is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def flag(name: str, value: object) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+Row = TypeVar("Row")
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,6 +30,12 @@ def html_table(
     body = "".join(line(row, "td") for row in rows)
     below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return f"<table>{line(columns, 'th')}{body}</table>{below}"
+
+
+def lowest_first(rows: Iterable[Row], value: Callable[[Row], float | None]) -> list[Row]:
+    """The rows that have a value, in its order; of equals, the one given first."""
+    pairs = [(found, row) for row in rows if (found := value(row)) is not None]
+    return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def decibels(value: float | None) -> str:

@@ -20,14 +20,24 @@ def sha256(data: bytes) -> str:
 
 @cache
 def read_manifest(folder: Path = DATA) -> dict:
-    """data/manifest.json: {"files": {name: {"sha256", "bytes", ...}}}."""
+    """data/manifest.json: {"files": {name: {"sha256", "bytes", ...}}}.
+
+    Raises DataIntegrityError where it is missing, no JSON, or JSON of another form.
+    """
     path = folder / "manifest.json"
     if not folder.is_dir():
         raise DataIntegrityError(f"{folder} is not there; {place.REMEDY}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataIntegrityError(f"{path} cannot be read ({error}); {REMEDY}") from error
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise DataIntegrityError(f"{path} is damaged: it lists no files; {REMEDY}")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise DataIntegrityError(f"{path} is damaged: {name!r} has no SHA-256; {REMEDY}")
+    return manifest
 
 
 def facts(name: str, folder: Path | None = None) -> dict:
@@ -61,7 +71,8 @@ def record(name: str, folder: Path | None = None, **about: object) -> None:
     """Enter data/`name` as it is now into the manifest, with what is known `about` it."""
     folder = DATA if folder is None else folder
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"files": {}}
+    read_manifest.cache_clear()
+    manifest = read_manifest(folder) if path.exists() else {"files": {}}
     data = (folder / name).read_bytes()
     manifest["files"][name] = {"sha256": sha256(data), "bytes": len(data), **about}
     manifest["files"] = dict(sorted(manifest["files"].items()))

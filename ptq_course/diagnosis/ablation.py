@@ -181,11 +181,14 @@ def sensitivity(
     """
     if mode not in ("quantize", "float"):
         raise QuantizationError(f"mode must be 'quantize' or 'float', got {mode!r}.")
-    data = calibration if data is None else data
-    if evaluate is None and isinstance(data, PTQQuantizer):
-        raise QuantizationError(
-            "sensitivity: without evaluate it needs data to compare outputs on: pass data=loader."
-        )
+    compared = calibration if data is None else data
+    if isinstance(compared, PTQQuantizer):
+        if evaluate is None:
+            raise QuantizationError(
+                "sensitivity: without evaluate it needs data to compare outputs on: pass "
+                "data=loader."
+            )
+        compared = ()  # evaluate has data of its own
     quantizer = observed(model, calibration, config, ranges, progress)
     quantized = quantizer.convert()
     parts = parts_of(quantized)
@@ -198,7 +201,7 @@ def sensitivity(
     float_model = copied(model)
     choose = parts.only if mode == "quantize" else parts.all_but
     if evaluate is None:
-        rate = _output_rater(float_model, data, quantizer.network.input_names)
+        rate = _output_rater(float_model, compared, quantizer.network.input_names)
     else:
         baseline = float_model if mode == "quantize" else quantized
         reference = score(evaluate, baseline, "FP32" if mode == "quantize" else "the quantized one")

@@ -82,11 +82,6 @@ def _noted(notes: Sequence[str]) -> list[str]:
     return [f"note: {note}" for note in notes]
 
 
-def gained(row: Variant) -> bool:
-    """Is this version shown to be better? Without an interval any gain counts."""
-    return row.low > 0 if row.low is not None else row.difference > 0
-
-
 def advise(answers: Sequence[Answer], remedies: Sequence[Remedy]) -> str:
     """What to do first: what is broken before what is costly, what is free before what is not."""
     verdicts = {answer.topic: answer.verdict for answer in answers}
@@ -109,5 +104,6 @@ def advise(answers: Sequence[Answer], remedies: Sequence[Remedy]) -> str:
         )
     # A range rule costs nothing at run time, so it is tried before layers that stay in float.
     text, gain = remedies[0]
-    more = [t for t, row in remedies[1:] if row.low is not None and row.low > gain.difference]
+    least = gain.difference or 0.0
+    more = [t for t, row in remedies[1:] if row.interval is not None and row.interval[0] > least]
     return f"{text}." + (f" Or, at the price of speed, {more[0]}." if more else "")

@@ -36,7 +36,7 @@ from ptq_course.grids.metrics import (
 )
 from ptq_course.simulation.observe import labels_of, placed
 from ptq_course.simulation.quantized import QuantizedModel, check_float
-from ptq_course.tables import decibels, html_table, points, text_table
+from ptq_course.tables import decibels, html_table, lowest_first, points, text_table
 
 COLUMNS = (
     "layer", "type", "weight, pooled dB", "input, median dB", "isolated, median dB",
@@ -67,16 +67,12 @@ class Comparison:
 
     def worst(self, count: int = 3) -> list[LayerError]:
         """The layers that are worst by themselves (isolated), worst first."""
-        rated = [layer for layer in self.layers if layer.isolated_db is not None]
-        return sorted(rated, key=lambda layer: layer.isolated_db)[:count]
+        return lowest_first(self.layers, lambda layer: layer.isolated_db)[:count]
 
     def by_damage(self) -> Comparison:
         """The same with the worst layer first; layers without an isolated number come last."""
-        order = sorted(
-            self.layers,
-            key=lambda layer: math.inf if layer.isolated_db is None else layer.isolated_db,
-        )
-        return replace(self, layers=tuple(order))
+        unmeasured = [layer for layer in self.layers if layer.isolated_db is None]
+        return replace(self, layers=(*self.worst(len(self.layers)), *unmeasured))
 
     def __str__(self) -> str:
         table = text_table(COLUMNS, [layer.cells() for layer in self.layers])
@@ -87,7 +83,7 @@ class Comparison:
 
     def _lines(self) -> list[str]:
         lines = []
-        if self.flips is not None:
+        if self.flips is not None and self.drop is not None:
             drop, low, high = map(points, self.drop)
             lines.append(
                 f"top-1: {self.flips}; accuracy {drop} points, 95 % interval [{low}, {high}]"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import fx, nn
 
 from ptq_course.errors import QuantizationError
 from ptq_course.graph import WEIGHTED_MODULES, Kind
+from ptq_course.graph.kinds import called
 from ptq_course.graph.reading import read
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.network import shallow_copy
@@ -86,7 +88,7 @@ def parts_of(quantized: QuantizedModel) -> Parts:
     names = [n for n, m in module.named_modules() if isinstance(m, ActivationQuantizer)]
     parts = Parts(quantizers=names)
     if isinstance(module, fx.GraphModule):
-        _read_graph(quantized, parts)
+        _read_graph(quantized, module, parts)
     else:
         _read_modules(module, parts)
     if not parts.layers and not parts.quantizers:
@@ -106,14 +108,13 @@ def _read_modules(module: nn.Module, parts: Parts) -> None:
         parts.feeding[path.removesuffix(".before")] = (path,)
 
 
-def _read_graph(quantized: QuantizedModel, parts: Parts) -> None:
-    module: fx.GraphModule = quantized.module
-    reading = read(partly(quantized, (), ()).module)
+def _read_graph(quantized: QuantizedModel, module: fx.GraphModule, parts: Parts) -> None:
+    reading = read(cast(fx.GraphModule, partly(quantized, (), ()).module))
     kinds = {node.name: kind for node, kind in reading.kinds.items()}
     tensors = {node.name for node in reading.floats}
     sources: dict[fx.Node, tuple[str, ...]] = {}  # quantizers whose codes a node carries
     for node in module.graph.nodes:
-        part = module.get_submodule(node.target) if node.op == "call_module" else None
+        part = called(module, node)
         if isinstance(part, ActivationQuantizer):
             sources[node] = (node.target,)
             parts.passes_codes.add(node)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ptq_course.diagnosis import recipes
 from ptq_course.diagnosis.ablation import observed, versions
-from ptq_course.diagnosis.answers import Answer, Diagnosis, Remedy, advise, gained
+from ptq_course.diagnosis.answers import Answer, Diagnosis, Remedy, advise
 from ptq_course.diagnosis.comparison import Comparison, compare
 from ptq_course.diagnosis.scores import (
     UNPAIRED,
@@ -78,10 +78,8 @@ def diagnose(
         if runtime:
             answers += [case.is_the_export_equal(), case.is_the_runtime_equal()]
         bar.update(2)
-        drop = case.drop
         notes = () if case.reference.examples is not None else (UNPAIRED,)
-        shown = drop.high < 0 if drop.high is not None else drop.difference < 0
-        if not (shown or thorough):
+        if not (case.drop.worse or thorough):
             return Diagnosis(tuple(answers), advise(answers, case.remedies), notes=notes)
         for question in (case.weights_or_activations, case.is_it_the_range_rule, case.which_layers):
             answers.append(question())
@@ -99,7 +97,8 @@ class _Case:
         self.config, self.evaluate, self.worst = config, evaluate, worst
         self.quantizer: PTQQuantizer = observed(model, calibration, config, None, progress=False)
         searched = self.quantizer.searched
-        self.rule, self.options = config.activation_range, {}
+        self.rule = config.activation_range
+        self.options: dict[str, Any] = {}
         if searched is not None:
             self.rule, self.options = searched.best.rule, searched.best.options
         self.quantized: QuantizedModel = self.quantizer.convert()
@@ -113,16 +112,16 @@ class _Case:
         self.remedies: list[Remedy] = []
 
     def is_the_drop_real(self) -> Answer:
-        drop, count = self.drop, len(self.scores.examples) if self.drop.low is not None else 0
-        if drop.low is None:
+        drop, examples = self.drop, self.scores.examples
+        if drop.interval is None or examples is None:
             verdict = "cannot tell"
             finding = f"The score changed by {drop}."
         else:
-            verdict = "yes" if drop.high < 0 else "not shown"
+            verdict = "yes" if drop.worse else "not shown"
             before, after = (shown(s.mean, drop.is_share) for s in (self.reference, self.scores))
             finding = (
-                f"FP32 scores {before}, the quantized model {after}: {drop} on {count} examples, "
-                f"{drop.lost} lost and {drop.gained} gained."
+                f"FP32 scores {before}, the quantized model {after}: {drop} on {len(examples)} "
+                f"examples, {drop.lost} lost and {drop.gained} gained."
             )
             if verdict != "yes":
                 finding += " The interval does not lie below zero."
@@ -192,14 +191,13 @@ class _Case:
         verdict = "only one of them is quantized"
         if len(alone) == 2:
             weights, activations = alone
-            bad = [row.high < 0 if row.high is not None else row.difference < 0 for row in alone]
-            worse = weights.difference < activations.difference
+            larger = "weights" if weights.score < activations.score else "activations"
             verdict = {
                 (True, False): "weights",
                 (False, True): "activations",
-                (True, True): f"both, mostly the {'weights' if worse else 'activations'}",
+                (True, True): f"both, mostly the {larger}",
                 (False, False): "neither alone",
-            }[tuple(bad)]
+            }[weights.worse, activations.worse]
         return Answer(
             "weights or activations", "Is it the weights or the activations?", verdict, finding,
             recipes.ablation(self.config), {"table": table},
@@ -208,10 +206,10 @@ class _Case:
     def is_it_the_range_rule(self) -> Answer:
         question = ("range rule", "Is it the range rule?")
         own, none = shown(self.scores.mean, self.drop.is_share), recipes.range_rule(self.config)
-        if self.config.activation_bits is None:
-            return Answer(*question, "no", "No activation is quantized.", none)
         trial = self.quantizer.fork().compute_qparams(SEARCH)
         search = trial.searched
+        if search is None:
+            return Answer(*question, "no", "No activation is quantized.", none)
         best_of_rule = {t.rule: t for t in reversed(search.tried)}
         others: list[tuple[Tried, Scores, Variant]] = []
         for tried in sorted(best_of_rule.values(), key=search.tried.index):
@@ -227,12 +225,12 @@ class _Case:
             f"with {nearest}: {decibels(nearest.sqnr_db)} dB, pooled."
         )
         numbers = {"search": search, "rules": {str(t): row for t, _, row in others}}
-        if not gained(row):
+        if not row.better:
             return Answer(*question, "no", finding, none, numbers)
         # Of rules that the scores do not tell apart, the one whose outputs are nearest to FP32's.
         tried, row = next(
             (t, mine) for t, scores, mine in others
-            if scores is best or (gained(mine) and against(best, scores, str(t)).ties)
+            if scores is best or (mine.better and _tie(against(best, scores, str(t))))
         )  # fmt: skip
         self.remedies.append((f"choose ranges={tried.arguments} ({row})", row))
         recipe = recipes.range_rule(self.config, tried.arguments)
@@ -258,7 +256,7 @@ class _Case:
         gains = {name: against(self.scores, found, name) for name, found in scores.items()}
         best = max(names, key=lambda name: gains[name].score)
         together = ", ".join(names)
-        if gained(against(scores[best], scores[together], together)):
+        if against(scores[best], scores[together], together).better:
             best = together  # several layers only where one is shown not to be enough
         listed = "; ".join(
             f"{row.name} {decibels(row.isolated_db)} dB, in floating point {gains[row.name]}"
@@ -267,7 +265,7 @@ class _Case:
         finding = f"Worst by themselves (medians over the examples): {listed}."
         if len(names) > 1:
             finding += f" All {len(names)} in floating point: {gains[together]}."
-        if gained(gains[best]):
+        if gains[best].better:
             self.remedies.append((f"keep {best} in floating point ({gains[best]})", gains[best]))
         else:
             finding += " Keeping them in floating point repairs nothing that can be shown."
@@ -277,6 +275,10 @@ class _Case:
             "layers", "Which layers?", best, finding, recipe,
             {"worst": worst, "gains": gains},
         )  # fmt: skip
+
+
+def _tie(row: Variant) -> bool:
+    return not (row.better or row.worse)
 
 
 def _some(loader: Iterable, names: list[str]) -> list[list[Tensor]]:

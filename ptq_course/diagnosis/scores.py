@@ -138,24 +138,38 @@ class Variant:
     is_share: bool = True
 
     @property
-    def significant(self) -> bool:
-        """Does the interval exclude zero? Never without one."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high), None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
-    def ties(self) -> bool:
-        """Does the interval hold zero? Without one, only where nothing differs."""
-        return not self.significant if self.low is not None else self.difference == 0
+    def better(self) -> bool:
+        """Is this version shown to be better? Without an interval any gain counts."""
+        low = self.difference if self.low is None else self.low
+        return low is not None and low > 0
+
+    @property
+    def worse(self) -> bool:
+        """Is this version shown to be worse? Without an interval any loss counts."""
+        high = self.difference if self.high is None else self.high
+        return high is not None and high < 0
+
+    @property
+    def significant(self) -> bool:
+        """Does the interval exclude zero? Never without one."""
+        return self.interval is not None and (self.better or self.worse)
 
     def cells(self) -> tuple[str, ...]:
         score = shown(self.score, self.is_share)
         if self.difference is None:
             return (self.name, score, "", "", "", "")
-        if self.low is None:
-            return (self.name, score, "?", "?", self._signed(self.difference), "unknown")
-        interval = f"[{self._signed(self.low)}, {self._signed(self.high)}]"
         change = self._signed(self.difference)
-        return (self.name, score, str(self.lost), str(self.gained), change, interval)
+        if self.interval is None:
+            return (self.name, score, "?", "?", change, "unknown")
+        return (self.name, score, str(self.lost), str(self.gained), change, self._interval())
+
+    def _interval(self) -> str:
+        return f"[{', '.join(map(self._signed, self.interval or ()))}]"
 
     def _signed(self, difference: float) -> str:
         return points(difference) if self.is_share else f"{difference:+.4g}"
@@ -164,9 +178,7 @@ class Variant:
         if self.difference is None:
             return f"{self.name} {shown(self.score, self.is_share)}"
         change = self._signed(self.difference) + (" points" if self.is_share else "")
-        if self.low is None:
-            return f"{change} (no interval)"
-        return f"{change} [{self._signed(self.low)}, {self._signed(self.high)}]"
+        return f"{change} {'(no interval)' if self.interval is None else self._interval()}"
 
 
 def shown(score: float, is_share: bool = True) -> str:

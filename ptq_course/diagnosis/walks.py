@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ptq_course.diagnosis.parts import Parts, parts_of
 from ptq_course.errors import QuantizationError
+from ptq_course.graph.kinds import called
+from ptq_course.graph.layer_types import weight_of
 from ptq_course.graph.reading import attribute
 from ptq_course.grids.metrics import Noise, snr_pooled
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
@@ -56,7 +58,9 @@ class _Row:
     def result(self, name: str) -> LayerError:
         weight = None
         if self.layer is not None:
-            weight = snr_pooled(self.layer.float_layer.weight.detach(), self.layer.weight.detach())
+            weight = snr_pooled(
+                weight_of(self.layer.float_layer).detach(), self.layer.weight.detach()
+            )
         inputs = [noise.snr_median for noise in self.inputs.values()]
         return LayerError(
             name, self.kind, weight, min((db for db in inputs if db is not None), default=None),
@@ -72,11 +76,11 @@ class GraphWalk:
     """
 
     def __init__(self, quantized: QuantizedModel) -> None:
-        self.module: fx.GraphModule = quantized.module
+        self.module = cast(fx.GraphModule, quantized.module)
         self.parts: Parts = parts_of(quantized)
         self.measured: dict[str, _Row] = {}
         for node, name in self.parts.rows.items():
-            part = self.module.get_submodule(node.target) if node.op == "call_module" else None
+            part = called(self.module, node)
             layer = part if isinstance(part, QuantizedLayer) else None
             kind = getattr(node.target, "__name__", str(node.target))
             if part is not None:
@@ -135,13 +139,13 @@ class GraphWalk:
 
         def run(values: dict[fx.Node, Any]) -> Any:
             args, kwargs = self._args(node, values)
+            if callable(node.target):
+                return node.target(*args, **kwargs)
             if node.op == "get_attr":
                 return attribute(self.module, node.target)
-            if node.op == "call_function":
-                return node.target(*args, **kwargs)
-            if node.op == "call_method":
+            part = called(self.module, node)
+            if part is None:
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
-            part = self.module.get_submodule(node.target)
             if as_float and isinstance(part, ActivationQuantizer):
                 return args[0]
             if as_float and isinstance(part, QuantizedLayer):
@@ -193,11 +197,12 @@ class HookWalk:
     def _recorded(self, model: nn.Module, inputs: list[Tensor]) -> tuple[dict, Tensor]:
         """Input and output of every call of every layer, and the model's output."""
         calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.measured}
+
+        def kept_as(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            return lambda _, x, y: calls[name].append((x[0].clone(), y.clone()))
+
         handles = [
-            model.get_submodule(name).register_forward_hook(
-                lambda _module, x, y, name=name: calls[name].append((x[0].clone(), y.clone()))
-            )
-            for name in self.measured
+            model.get_submodule(name).register_forward_hook(kept_as(name)) for name in self.measured
         ]
         try:
             return calls, model(*inputs)

@@ -7,6 +7,7 @@ a tensor differs from input to input, and is still refused.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class ExampleTracer(fx.Tracer):
         self.example = None if example is None else [x.clone() for x in example]
         self.values: dict[fx.Node, Any] = {}
         self.running = False  # a node, on the example: modules are then called as ever
+        self.thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return (InPlaceProxy if self.example is None else AnsweringProxy)(node, self)
@@ -98,12 +100,22 @@ class ExampleTracer(fx.Tracer):
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
 
+    @property
+    def _records(self) -> bool:
+        """False while modules are to be called as ever, by another thread always.
+
+        torch.fx puts its hooks on nn.Module itself, so that models of all threads come here.
+        """
+        return not self.running and threading.get_ident() == self.thread
+
     def call_module(
         self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Any:
-        return forward(*args, **kwargs) if self.running else super().call_module(
-            m, forward, args, kwargs
-        )  # fmt: skip
+        if not self._records:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if not self._records:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)

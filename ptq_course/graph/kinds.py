@@ -160,12 +160,17 @@ FLOAT_MAKING = DIVISIONS | every_form("float to type_as half double sigmoid mean
 MASKING = every_form("masked_fill masked_fill_ where triu tril")
 
 
+def called(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls; None for functions, methods and inputs."""
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def operation_of(module: nn.Module, node: fx.Node) -> Operation:
     """The type of a node's module, its function, or its method's name; None for inputs."""
     if not node.op.startswith("call"):
         return None
-    if node.op == "call_module":
-        return plain_type(type(module.get_submodule(node.target)))
+    if (part := called(module, node)) is not None:
+        return plain_type(type(part))
     if node.target is getattr and len(node.args) == 2 and node.args[1] in TENSOR_ATTRIBUTES:
         return node.args[1]
     return node.target

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,6 +108,21 @@ def layer_type(layer: nn.Module) -> LayerType | None:
     return LAYER_TYPES.get(plain_type(type(layer)))
 
 
+def known_type(layer: nn.Module) -> LayerType:
+    """The row of a layer that is in the table."""
+    return LAYER_TYPES[plain_type(type(layer))]
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer of the table."""
+    return cast(Tensor, layer.weight)
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """The bias of a layer, None where it has none (an Embedding cannot)."""
+    return getattr(layer, "bias", None)
+
+
 def own_forward(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of a model that are subclasses of a layer and compute in their own way."""
     return {
@@ -124,7 +139,7 @@ def rescales(layer: nn.Module) -> bool:
 
 def channel_axis(layer: nn.Module) -> int:
     """Axis of a layer's weight that holds its output channels: 1 for ConvTranspose, else 0."""
-    return LAYER_TYPES[plain_type(type(layer))].channel_axis
+    return known_type(layer).channel_axis
 
 
 def row_repeats(layer: nn.Module) -> int:
@@ -134,7 +149,7 @@ def row_repeats(layer: nn.Module) -> int:
 
 def output_channels(layer: nn.Module) -> int:
     """How many output channels a layer has."""
-    return layer.weight.shape[channel_axis(layer)] * row_repeats(layer)
+    return weight_of(layer).shape[channel_axis(layer)] * row_repeats(layer)
 
 
 def swap_last(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import inspect
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,10 @@ from ptq_course.graph.layer_types import own_forward
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
 from ptq_course.graph.products import rewrite_products
 
+# One trace at a time: torch.fx, and _creation_follows_proxies, patch what all threads share, and
+# two at once would put back each other's patches. Models that other threads run meanwhile compute
+# as ever (`ExampleTracer`).
+_tracing = threading.RLock()
 SECOND_CALL = "__call"  # fc, fc__call2: a layer that the model calls twice
 
 
@@ -61,7 +66,7 @@ def trace(model: nn.Module, example: Sequence[torch.Tensor] | None = None) -> fx
     _check_signature(prepared)
     tracer = _Tracer(example)
     try:
-        with _creation_follows_proxies():
+        with _tracing, _creation_follows_proxies():
             graph = tracer.trace(prepared, concrete_args=optional_arguments(prepared))
     except Exception as error:  # fx raises TraceError, TypeError, ... for the same cause
         raise UnsupportedError(

@@ -248,8 +248,9 @@ class QTensor:
     def __post_init__(self) -> None:
         if (self.qparams is None) == (self.codebook is None):
             raise QuantizationError("QTensor needs either qparams or codebook, and not both")
-        if self.qparams is not None:
-            lowest, highest = self.qparams.grid.qmin, self.qparams.grid.qmax
+        if self.codebook is None:
+            grid = self.require_qparams().grid
+            lowest, highest = grid.qmin, grid.qmax
         else:
             check_tensor(self.codebook, "codebook", filled=True)
             if self.codebook.ndim != 1:
@@ -269,6 +270,22 @@ class QTensor:
     def shape(self) -> torch.Size:
         return self.codes.shape
 
+    def require_qparams(self) -> QParams:
+        """The QParams; QuantizationError where a codebook decodes the codes."""
+        if self.qparams is None:
+            raise QuantizationError(
+                "a codebook decodes these codes, and products of integers need a scale and a zero "
+                "point: use weights on a grid, or dequantize()"
+            )
+        return self.qparams
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one code."""
+        if self.codebook is not None:
+            return max(1, math.ceil(math.log2(len(self.codebook))))
+        return self.require_qparams().grid.bits
+
     @property
     def nbits_per_value(self) -> float:
         """Bits of storage for one value, its share of scales, zero points or codebook included.
@@ -277,19 +294,18 @@ class QTensor:
         of them are 0.
         """
         if self.codebook is not None:
-            code_bits = max(1, math.ceil(math.log2(len(self.codebook))))
             shared_bits = 32 * len(self.codebook)
         else:
-            code_bits = self.qparams.grid.bits
-            zero_point_bits = 0 if self.qparams.symmetric else code_bits
-            shared_bits = (32 + zero_point_bits) * self.qparams.scale.numel()
-        return code_bits + shared_bits / max(1, self.codes.numel())
+            qparams = self.require_qparams()
+            zero_point_bits = 0 if qparams.symmetric else self.code_bits
+            shared_bits = (32 + zero_point_bits) * qparams.scale.numel()
+        return self.code_bits + shared_bits / max(1, self.codes.numel())
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         if self.codebook is not None:
             _check_dtype(dtype)
             return self.codebook.to(dtype)[self.codes.long()]
-        return dequantize(self.codes, self.qparams, dtype)
+        return dequantize(self.codes, self.require_qparams(), dtype)
 
 
 # --- the two formulas, on floats ---------------------------------------------------------------

@@ -31,7 +31,8 @@ def largest(bounds: Range) -> int:
 
 def less_zero_point(q: QTensor) -> Tensor:
     """Codes less their zero points: what is multiplied, as integers that float32 holds."""
-    return dequantize(q.codes, replace(q.qparams, scale=torch.ones_like(q.qparams.scale)))
+    qparams = q.require_qparams()
+    return dequantize(q.codes, replace(qparams, scale=torch.ones_like(qparams.scale)))
 
 
 def sum_ranges(

@@ -1,11 +1,9 @@
-"""What arithmetic can read: dense tensors of real numbers, real settings. Chapters 01 and 02.
+"""What arithmetic can read: dense tensors of real numbers. Chapters 01 and 02.
 
 Every door that takes a tensor asks here, so that a tensor in another form is refused in one way.
 """
 
 from __future__ import annotations
-
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -58,8 +56,3 @@ def check_tensor(
 def _kind(dtypes: tuple[torch.dtype, ...]) -> str:
     floats = "floating-point values " if dtypes == FLOAT_DTYPES else ""
     return f"{floats}({', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
-
-
-def is_real(value: object) -> bool:
-    """Whether a setting is a real number (NumPy's, too); a bool or a string is none."""
-    return isinstance(value, Real) and not isinstance(value, bool)

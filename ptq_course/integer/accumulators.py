@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.grids.int32_bound import INT32_MAX, fits_int32, largest
-from ptq_course.integer.finish import Requantize
+from ptq_course.integer.finish import Requantize, span, span_text
 from ptq_course.integer.layers import IntegerOp
 from ptq_course.tables import html_table, text_table
 
@@ -63,7 +63,7 @@ class AccumulatorRow:
         return bits_needed(self.low, self.high)
 
     def cells(self) -> tuple[str, ...]:
-        pairs = ("-" if p is None else _span(*p) for p in (self.multiplier, self.shift))
+        pairs = ("-" if p is None else span_text(p) for p in (self.multiplier, self.shift))
         if not self.terms:  # an average over a whole picture, whose size is not known yet
             return (self.name, self.kind, "-", "-", "-", "-", *pairs)
         sums = (f"{self.low:,}", f"{self.high:,}", str(self.bits))
@@ -95,12 +95,6 @@ def accumulator_table(operations: Sequence[IntegerOp]) -> AccumulatorTable:
         low, high = op.accumulator_range()
         multiplier = shift = None
         if isinstance(op.finish, Requantize):
-            multiplier, shift = (
-                (int(v.min()), int(v.max())) for v in (op.finish.multiplier, op.finish.shift)
-            )
+            multiplier, shift = span(op.finish.multiplier), span(op.finish.shift)
         rows.append(AccumulatorRow(op.name, op.kind, op.terms, low, high, multiplier, shift))
     return AccumulatorTable(tuple(rows))
-
-
-def _span(low: int, high: int) -> str:
-    return f"{low}" if low == high else f"{low}..{high}"

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError
-from ptq_course.grids.affine import dequantize
+from ptq_course.graph.kinds import called
+from ptq_course.grids.affine import QParams, dequantize
 from ptq_course.integer.layers import IntegerLayer
 from ptq_course.integer.model import IntegerModel
 from ptq_course.integer.rules import same
@@ -101,13 +102,14 @@ def agreement(integer: IntegerModel, simulated: QuantizedModel, *inputs: Tensor)
     point or grid, or a layer's weight codes, are others.
     """
     _check_origin(integer, simulated)
+    graph = cast(fx.GraphModule, simulated.module)  # as that which `to_integer` converted
     result = Agreement()
     for piece in _pieces(inputs, integer.batch_size):
         got = Recorder(integer.module, set(integer.quantizers.values()))
         logits = got.run(*piece)
         codes = {name: got.values[node] for name, node in integer.quantizers.items()}
         labels = {name: _label(integer, name) for name in codes}
-        free, led = Simulation(simulated.module), Simulation(simulated.module, codes)
+        free, led = Simulation(graph), Simulation(graph, codes)
         expected = free.run(*piece)
         led.run(*piece)
         for name in codes:
@@ -127,15 +129,11 @@ def _check_origin(integer: IntegerModel, simulated: QuantizedModel) -> None:
             f"agreement: needs the QuantizedModel, got {type(simulated).__name__}; pass the one "
             "that to_integer() was given."
         )
-    graph = getattr(simulated.module, "graph", fx.Graph())
-    parts = {n.name: simulated.module.get_submodule(n.target)
-             for n in graph.nodes if n.op == "call_module"}  # fmt: skip
-    layers = simulated.quantized_layers()
+    scales, layers = _quantizers(simulated.module), simulated.quantized_layers()
     other = [
         name
         for name, qparams in integer.qparams.items()
-        if not isinstance(parts.get(name), ActivationQuantizer)
-        or not same(parts[name].qparams, qparams)
+        if name not in scales or not same(scales[name], qparams)
     ]
     other += [
         name
@@ -148,6 +146,13 @@ def _check_origin(integer: IntegerModel, simulated: QuantizedModel) -> None:
             f"agreement: the integer network was made from another model ({other[0]} differs); "
             "pass the one that to_integer() was given."
         )
+
+
+def _quantizers(module: nn.Module) -> dict[str, QParams]:
+    """What the quantizers of a simulated graph round to, by node; {} where there is no graph."""
+    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    parts = ((node.name, called(module, node)) for node in nodes)
+    return {n: part.qparams for n, part in parts if isinstance(part, ActivationQuantizer)}
 
 
 def _label(integer: IntegerModel, quantizer: str) -> str:
@@ -187,9 +192,7 @@ class Simulation(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.op != "call_module":
-            return value
-        quantizer = self.module.get_submodule(n.target)
+        quantizer = called(self.module, n)
         if isinstance(quantizer, ActivationQuantizer):
             q = quantizer.qparams
             self.codes[n.name] = torch.round(value / q.scale).int() + q.zero_point

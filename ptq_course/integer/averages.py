@@ -63,7 +63,7 @@ class IntegerAveragePool(IntegerAveraging):
 
     def __init__(
         self, name: str, source: QParams, kernel: Range | None = None, stride: Range | None = None,
-        padding: Range = (0, 0), output_size: tuple[int | None, int | None] | None = None,
+        padding: Range = (0, 0), output_size: tuple[int | None, int | None] = (None, None),
     ) -> None:  # fmt: skip
         super().__init__(name, source)
         self.kernel, self.stride, self.padding = kernel, stride, padding

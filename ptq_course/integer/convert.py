@@ -26,6 +26,7 @@ from ptq_course.graph.kinds import (
     MOVES,
     PRODUCTS,
     SUBTRACTIONS,
+    called,
     operation_of,
 )
 from ptq_course.graph.planning import NOT_READ
@@ -156,7 +157,7 @@ class _Converter:
             return self.graph.output(fx.map_arg(node.args[0], self.as_real))
         if node.op == "get_attr":
             raise UnsupportedError(f"to_integer: {node.target} is a constant in floating point.")
-        module = self.source.get_submodule(node.target) if node.op == "call_module" else None
+        module = called(self.source, node)
         if isinstance(module, ActivationQuantizer):
             return self.quantizer(node, module.qparams)
         operation = operation_of(self.source, node)
@@ -179,7 +180,8 @@ class _Converter:
     def quantizer(self, node: fx.Node, qparams: QParams) -> Codes:
         """A quantizer: finishes the pending operation, or quantizes the network's input."""
         check_bits(node.name, qparams)
-        value = self.known[node.args[0]]
+        source = node.all_input_nodes[0]
+        value = self.known[source]
         if isinstance(value, Pending):
             new = self.emit(value, qparams)
         elif isinstance(value, Codes):
@@ -188,8 +190,7 @@ class _Converter:
             new = self.call(node.name, QuantizeInput(qparams), value.node)
         else:
             raise UnsupportedError(
-                f"to_integer: {node.args[0].name} is computed in floating point between integer "
-                "layers."
+                f"to_integer: {source.name} is computed in floating point between integer layers."
             )
         self.pairs[node.name], self.qparams[node.name] = new.name, qparams
         return Codes(new, qparams)
@@ -249,16 +250,16 @@ class _Converter:
             )
         moves = target in MOVES
         averaging = averaging_of(module, node) if not moves else None
-        if (moves or averaging) and not isinstance(values[0], Codes):
-            return Real(self.copied(node, self.as_real))  # after the last dequantize
+        source = values[0]
+        if not isinstance(source, Codes):
+            if moves or averaging:
+                return Real(self.copied(node, self.as_real))  # after the last dequantize
+            return self.combined(node, module, target)
         if moves:
-            return self.moved(node, values[0])
+            return self.moved(node, source)
         if averaging:
-            source = values[0]
             return Pending(name, lambda: averaging(name, source.qparams), (source.node,))
-        padding = zero_padding(module, node)
-        if padding and isinstance(values[0], Codes):
-            source = values[0]
+        if padding := zero_padding(module, node):
             if any(isinstance(width, fx.Node) for width in padding):  # computed from a shape
                 widths, value = fx.map_arg(padding, self.known.get), int(source.qparams.zero_point)
                 new = self.graph.call_function(F.pad, (source.node, widths), {"value": value})
@@ -270,7 +271,7 @@ class _Converter:
     def clamp(self, node: fx.Node, module: nn.Module | None, target: Any) -> Pending | Real:
         value = self.known[node.all_input_nodes[0]]
         low, high = (0.0, 6.0) if target in RELU6 else (0.0, math.inf)
-        if target is nn.Hardtanh:
+        if isinstance(module, nn.Hardtanh):
             low, high = float(module.min_val), float(module.max_val)
         if isinstance(value, Codes):
             value = self.rescaled(node.name, value)
@@ -281,10 +282,10 @@ class _Converter:
         return replace(value, low=low, high=high)
 
     def moved(self, node: fx.Node, value: Codes) -> Codes:
-        module = self.source.get_submodule(node.target) if node.op == "call_module" else None
-        pooling = max_pooling(module, node)
-        if pooling or module is not None:
-            module = IntegerMaxPool(**pooling) if pooling else module
+        module = called(self.source, node)
+        if pooling := max_pooling(module, node):
+            module = IntegerMaxPool(**pooling)
+        if module is not None:
             new = self.call(node.name, module, value.node)
         else:
             new = self.copied(node)
@@ -301,8 +302,9 @@ class _Converter:
             )
         given = bound(node, ("tensors", "dim") if target in JOINS else ("input", "other"))
         listed = given["tensors"] if target in JOINS else (given["input"], given["other"])
-        parts = [self.known.get(n) if isinstance(n, fx.Node) else None for n in listed]
-        if not all(isinstance(part, Codes) for part in parts) or given.get("alpha", 1) != 1:
+        known = [self.known.get(n) if isinstance(n, fx.Node) else None for n in listed]
+        parts = [part for part in known if isinstance(part, Codes)]
+        if len(parts) < len(known) or given.get("alpha", 1) != 1:
             raise UnsupportedError(
                 f"to_integer: {describe(node)} reads something that is not quantized codes; "
                 "only activations are combined as integers."
@@ -321,7 +323,7 @@ class _Converter:
             return value.node if isinstance(value, Codes | Real) else value
 
         new = self.graph.node_copy(node, look_up or plain)
-        if node.op == "call_module":
-            self.root.add_module(new.name, self.source.get_submodule(node.target))
+        if (module := called(self.source, node)) is not None:
+            self.root.add_module(new.name, module)
             new.target = new.name
         return new

@@ -21,6 +21,9 @@ from ptq_course.integer.operations import LEFT_SHIFT, common_unit, to_multiplier
 class ToUnit(nn.Module):
     """Codes of one scale to int32 multiples of a common unit, with 20 bits of fraction."""
 
+    multiplier: Tensor
+    shift: Tensor
+
     def __init__(self, source: QParams, unit: float) -> None:
         super().__init__()
         multiplier, shift = to_multiplier(source.scale.double().item() / unit)

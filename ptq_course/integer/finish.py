@@ -16,6 +16,9 @@ from ptq_course.integer.fixed_point import clamp_codes, requantize, rescale, to_
 class Requantize(nn.Module):
     """int32 -> codes, by a fixed-point multiplier; a fused ReLU narrows ``limits``."""
 
+    multiplier: Tensor
+    shift: Tensor
+
     def __init__(
         self, acc_scale: Tensor, qparams: QParams, low: float = -math.inf, high: float = math.inf
     ) -> None:
@@ -37,12 +40,14 @@ class Requantize(nn.Module):
     def __repr__(self) -> str:
         return (
             f"codes {self.limits[0]}..{self.limits[1]}, zero_point {self.zero_point}, "
-            f"shift {_span(self.shift)}"
+            f"shift {span_text(span(self.shift))}"
         )
 
 
 class Dequantize(nn.Module):
     """int32 -> real numbers, the network's last step: acc * scale, clamped where a ReLU follows."""
+
+    scale: Tensor
 
     def __init__(self, acc_scale: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
         super().__init__()
@@ -59,6 +64,9 @@ class Dequantize(nn.Module):
 
 class QuantizeInput(nn.Module):
     """The network's first step: real numbers -> codes. Everything after it is integer."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, qparams: QParams) -> None:
         super().__init__()
@@ -90,6 +98,11 @@ def _along(values: Tensor, acc: Tensor, axis: int) -> Tensor:
     return values.reshape(shape)
 
 
-def _span(values: Tensor) -> str:
-    low, high = int(values.min()), int(values.max())
-    return str(low) if low == high else f"{low}..{high}"
+def span(values: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of integer values."""
+    return int(values.min()), int(values.max())
+
+
+def span_text(bounds: tuple[int, int]) -> str:
+    """For a table: "31", or "30..33"."""
+    return str(bounds[0]) if bounds[0] == bounds[1] else f"{bounds[0]}..{bounds[1]}"

@@ -7,12 +7,15 @@ into real numbers (`Dequantize`). Which sums can occur is known before any pictu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.layer_types import known_type
 from ptq_course.grids.affine import QParams
 from ptq_course.grids.int32_bound import Range, differences, sum_ranges
+from ptq_course.integer.finish import Dequantize, Requantize
 from ptq_course.integer.operations import int_conv2d, int_linear
 from ptq_course.simulation.layers import QuantizedLayer
 
@@ -30,7 +33,7 @@ class IntegerOp(nn.Module):
         super().__init__()
         self.name = name
         self.acc_scale = torch.as_tensor(acc_scale, dtype=torch.float64)
-        self.finish: nn.Module | None = None
+        self.finish: Requantize | Dequantize = Dequantize(self.acc_scale)
 
     def accumulate(self, *codes: Tensor) -> Tensor:
         raise NotImplementedError
@@ -58,13 +61,17 @@ class IntegerOp(nn.Module):
 class IntegerLayer(IntegerOp):
     """A Linear, Conv1d or Conv2d: int8 weight codes, int32 bias, the zero point of its input."""
 
+    weight_codes: Tensor
+    weight_zero_points: Tensor | None
+    bias_codes: Tensor | None
+
     def __init__(self, layer: QuantizedLayer, source: QParams) -> None:
-        weight = layer.weight_qparams
+        weight = layer.weight_qtensor.require_qparams()
         acc_scale = source.scale.double() * weight.scale.double().flatten()
         if weight.block_size is None:
             acc_scale = acc_scale.reshape(())
         super().__init__(layer.name, acc_scale)
-        self.layer_type = layer_type(layer.float_layer)
+        self.layer_type = known_type(layer.float_layer)
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8))
         zero_points = weight.zero_point.flatten().expand(len(layer.weight_codes)).clone()
         self.register_buffer("weight_zero_points", zero_points if bool(zero_points.any()) else None)
@@ -72,7 +79,7 @@ class IntegerLayer(IntegerOp):
         self.input_zero_point = int(source.zero_point)
         self.input_range = differences(source)
         self.axis = -self.layer_type.token_dimensions
-        if self.layer_type.module is not nn.Linear:
+        if isinstance(layer.float_layer, nn.Conv1d | nn.Conv2d):
             self.settings = _conv_settings(layer.float_layer)
 
     def accumulate(self, xq: Tensor) -> Tensor:
@@ -108,7 +115,7 @@ class IntegerLayer(IntegerOp):
         return f"{shape} int8"
 
 
-def _conv_settings(layer: nn.Module) -> dict:
+def _conv_settings(layer: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
     """Keyword arguments of `int_conv2d` for a Conv1d or Conv2d (padding "same" included)."""
     sides = tuple(layer._reversed_padding_repeated_twice)
     pairs = {"stride": layer.stride, "dilation": layer.dilation}

@@ -78,7 +78,7 @@ def int_conv2d(
             x.chunk(groups, dim=-1), kernels, _split(bias, groups), _split(zw, groups), strict=True
         )
         windows = [
-            int_linear(im2col(part, wq.shape[2:], stride, dilation), kernel, zx, b, z)
+            int_linear(im2col(part, (wq.shape[2], wq.shape[3]), stride, dilation), kernel, zx, b, z)
             for part, kernel, b, z in parts
         ]
         acc = windows[0] if groups == 1 else torch.cat(windows, dim=-1)

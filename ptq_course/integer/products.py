@@ -46,8 +46,13 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
             f"int_matmul: shapes {tuple(a.shape)} and {tuple(b.shape)} do not multiply."
         )
     if a.device.type == "cpu" and int_mm_is_exact():
-        return torch._int_mm(row_major(a), row_major(b))
+        return int_mm(row_major(a), row_major(b))
     return exact_float_matmul(a, b)
+
+
+def int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch._int_mm`, which PyTorch documents and does not export."""
+    return torch._int_mm(a, b)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def row_major(matrix: Tensor) -> Tensor:
@@ -68,8 +73,10 @@ def exact_float_matmul(a: Tensor, b: Tensor) -> Tensor:
     float64 takes over where PyTorch may compute float32 products in a shorter format, or where this
     device's are not exact (`exact.exact_product`).
     """
-    chunks = zip(a.split(CHUNK, dim=1), b.split(CHUNK, dim=0), strict=True)
-    return sum(exact_product(torch.matmul, x, y, x.shape[1] * LARGEST_PRODUCT) for x, y in chunks)
+    sums = torch.zeros(a.shape[0], b.shape[1], dtype=torch.int32, device=a.device)
+    for x, y in zip(a.split(CHUNK, dim=1), b.split(CHUNK, dim=0), strict=True):
+        sums += exact_product(torch.matmul, x, y, x.shape[1] * LARGEST_PRODUCT)
+    return sums
 
 
 @cache
@@ -80,7 +87,7 @@ def int_mm_is_exact() -> bool:
     shapes that convolutions make, against int64 products. False where one element is wrong, or
     where the kernel refuses. Run once, then remembered.
     """
-    return all(known_answer(torch._int_mm, *shape) == 0.0 for shape in KNOWN_SHAPES)
+    return all(known_answer(int_mm, *shape) == 0.0 for shape in KNOWN_SHAPES)
 
 
 def known_answer(

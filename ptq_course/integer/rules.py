@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.kinds import MAX_POOLS, MEANS, NOT_TENSORS
-from ptq_course.graph.layer_types import layer_type, plain_type
+from ptq_course.graph.layer_types import bias_of, known_type, plain_type
 from ptq_course.grids.affine import QParams
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
 from ptq_course.simulation.bias import scale_per_output
@@ -25,7 +25,7 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
 
     quantized: whether its input arrives as codes.
     """
-    kind, name = layer_type(layer.float_layer), layer.name
+    kind, name, grid = known_type(layer.float_layer), layer.name, layer.weight_grid
     reason = None
     if not kind.integer:
         reason = f"{kind.module.__name__} has no integer form here"
@@ -33,18 +33,18 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
         reason = "its input is not quantized (activation_bits=None?)"
     elif getattr(layer.float_layer, "padding_mode", "zeros") != "zeros":
         reason = f"padding_mode {layer.float_layer.padding_mode!r} is not done with integers here"
-    elif layer.weight_qparams is None:
+    elif grid is None or layer.weight_scale is None:
         reason = "a codebook decodes its weight, and a product needs codes on a grid"
-    elif layer.weight_grid.bits > 8:
-        reason = f"its weight has {layer.weight_grid.bits} bits; use 8 or fewer"
-    elif not layer.weight_grid.signed:
+    elif grid.bits > 8:
+        reason = f"its weight has {grid.bits} bits; use 8 or fewer"
+    elif not grid.signed:
         reason = "its weight codes are unsigned; products want int8 weights"
     elif scale_per_output(layer.float_layer, layer.weight_scale) is None:
         reason = (
             "its weight has several scales in one sum (per group), so that one int32 accumulator "
             "cannot hold it; use weight_granularity='per_channel'"
         )
-    elif layer.float_layer.bias is not None and layer.bias_codes is None:
+    elif bias_of(layer.float_layer) is not None and layer.bias_codes is None:
         reason = "its bias is in floating point; use quantize_bias=True"
     if reason:
         raise UnsupportedError(f"to_integer: {name}: {reason}.")
@@ -76,14 +76,12 @@ def averaging_of(
             )
         return lambda name, q: IntegerMean(name, q, dims, keepdim)
     if target in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d):
-        if module is None:
-            size = bound(node, ("input", "output_size"))["output_size"]
-        else:
-            size = module.output_size
+        given = bound(node, ("input", "output_size")) if module is None else vars(module)
+        size = given["output_size"]
         if target is nn.AdaptiveAvgPool1d:
             size = (1, size if isinstance(size, int) else size[0])
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        return lambda name, q: IntegerAveragePool(name, q, output_size=size)
+        rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
+        return lambda name, q: IntegerAveragePool(name, q, output_size=(rows, columns))
     if target in (nn.AvgPool1d, nn.AvgPool2d, F.avg_pool2d):
         return _fixed_windows(module, node, target)
     return None
@@ -112,7 +110,7 @@ def _fixed_windows(
 
     def pair(value: int | tuple[int, ...], fill: int) -> tuple[int, int]:
         value = (value,) if isinstance(value, int) else tuple(value)
-        return (fill, value[0]) if flat else (value * 2)[:2]
+        return (fill, value[0]) if flat else (value[0], value[-1])
 
     windows = pair(kernel, 1), pair(stride, 1), pair(padding, 0)
     return lambda name, q: IntegerAveragePool(name, q, *windows)

@@ -15,7 +15,7 @@ KLCalibrator and MSECalibrator read the same histogram.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -140,15 +140,12 @@ class MovingAverageCalibrator(Calibrator):
         if summary is None:
             summary = MovingAverage(0.9 if momentum is None else momentum, name=name)
         super().__init__(summary=summary)
+        self.momentum = cast(MovingAverage, self.summary).momentum
         if momentum not in (None, self.momentum):
             raise CalibrationError(
                 f"MovingAverageCalibrator: momentum is {momentum}, and that of the summary is "
                 f"{self.momentum}: give one of the two"
             )
-
-    @property
-    def momentum(self) -> float:
-        return self.summary.momentum
 
 
 class PercentileCalibrator(Calibrator):

@@ -25,7 +25,7 @@ from torch import Tensor
 from ptq_course.errors import CalibrationError, number, whole
 from ptq_course.ranges.counting import SMALLEST_EXPONENT, count_on_lattice, count_upper_halves
 from ptq_course.ranges.mse import folded
-from ptq_course.ranges.reduction import agree_on_extremes, check_group, sum_over_processes
+from ptq_course.ranges.reduction import agree_on_extremes, sum_over_processes
 from ptq_course.ranges.summaries import Summary
 
 
@@ -83,9 +83,8 @@ class FloatBitHistogram(Summary):
         self.min_val = min(self.min_val, other.min_val)
         self.max_val = max(self.max_val, other.max_val)
 
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Sum the counts of all processes (see Summary.all_reduce)."""
-        check_group(group, self._label())
+    def _reduce(self, group: dist.ProcessGroup | None) -> None:
+        """Sum the counts of all processes."""
         low, high = agree_on_extremes(self.min_val, self.max_val, group)
         total = sum_over_processes(np.append(self.counts, self.count), group)
         self.counts, self.count = total[:-1], int(total[-1])
@@ -139,15 +138,8 @@ class DyadicHistogram(Summary):
         counts = self._counts_on(*lattice) + other._counts_on(*lattice)
         self._assign(*lattice[:2], counts, self.zeros + other.zeros, low, high)
 
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Agree on k, coarsen, sum (see Summary.all_reduce)."""
-        check_group(group, self._label())
-        smallest, largest = agree_on_extremes(self.max_bins, self.max_bins, group)
-        if smallest != largest:
-            raise CalibrationError(
-                f"{self._label()}: the processes use max_bins from {smallest:g} to {largest:g}: "
-                "construct the histograms alike"
-            )
+    def _reduce(self, group: dist.ProcessGroup | None) -> None:
+        """Agree on k, coarsen, sum."""
         low, high = agree_on_extremes(self.min_val, self.max_val, group)
         lattice = dyadic_lattice(low, high, self.max_bins)
         mine = np.append(self._counts_on(*lattice), [self.zeros, self.count])

@@ -99,8 +99,8 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
     if not ((p >= 0).all() and (q >= 0).all() and 0 < p.sum() < np.inf and q.sum() < np.inf):
         raise QuantizationError("p and q must be finite, none of them negative, and p not all 0")
     filled = p > 0
-    p, q = p[filled] / p.sum(), q[filled] / max(q.sum(), TINY)
-    return float(np.sum(p * np.log(p / q))) if (q > 0).all() else float("inf")
+    a, b = p[filled] / p.sum(), q[filled] / max(q.sum(), TINY)
+    return float(np.sum(a * np.log(a / b))) if (b > 0).all() else float("inf")
 
 
 def kl_divergences_loop(
@@ -253,10 +253,12 @@ def _checked_windows(
         raise CalibrationError("a histogram must hold finite counts, none of them negative")
     _check_levels(levels)
     if stops is None:
-        stops = np.max(starts) + candidate_stops(len(counts) - int(np.max(starts)), levels)
-    stops, starts = (np.ravel(a) for a in np.broadcast_arrays(np.atleast_1d(stops), starts))
-    _check_windows(len(counts), starts, stops)
-    return counts, stops, starts
+        last = int(np.max(starts))
+        stops = last + candidate_stops(len(counts) - last, levels)
+    until, since = np.broadcast_arrays(np.atleast_1d(stops), starts)
+    until, since = until.ravel(), since.ravel()
+    _check_windows(len(counts), since, until)
+    return counts, until, since
 
 
 def _check_levels(levels: int) -> None:

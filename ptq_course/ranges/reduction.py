@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ptq_course.errors import UnsupportedError
+from ptq_course.errors import CalibrationError, UnsupportedError
 
 
 def check_group(group: dist.ProcessGroup | None, label: str) -> None:
@@ -19,6 +19,34 @@ def check_group(group: dist.ProcessGroup | None, label: str) -> None:
         raise UnsupportedError(
             f"{label}: the counts live on the CPU, where backend {dist.get_backend(group)} does "
             "not reach: pass group=torch.distributed.new_group(backend='gloo')"
+        )
+
+
+def gather_texts(text: str, group: dist.ProcessGroup | None) -> list[str]:
+    """The texts of all processes, none of them empty, by rank.
+
+    They travel as tensors of bytes: an object would be unpickled, and a pickle can run any code.
+    """
+    sent = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(lengths, torch.tensor([len(sent)]), group)
+    longest = max(int(length) for length in lengths)
+    parts = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
+    dist.all_gather(parts, torch.nn.functional.pad(sent, (0, longest - len(sent))), group)
+    pairs = zip(parts, lengths, strict=True)
+    return [part[: int(length)].numpy().tobytes().decode() for part, length in pairs]
+
+
+def check_alike(kind: str, group: dist.ProcessGroup | None, label: str) -> None:
+    """CalibrationError in every process unless all of them name the same kind.
+
+    Other kinds send other things: asked first, no process waits for what another never sends.
+    """
+    found = list(dict.fromkeys(gather_texts(kind, group)))
+    if len(found) > 1:
+        raise CalibrationError(
+            f"{label}: the processes reduce {', '.join(found)}: collect with the same kind of "
+            "summary and the same settings in each"
         )
 
 

@@ -13,6 +13,7 @@ that obeys. Histograms stand in histograms.py; what decides on a range is ranges
 from __future__ import annotations
 
 import copy
+import json
 import math
 from fractions import Fraction
 from typing import Any
@@ -24,14 +25,15 @@ from torch import Tensor
 from ptq_course.errors import CalibrationError, UnsupportedError, number
 from ptq_course.grids.tensors import check_tensor
 from ptq_course.ranges.counting import SMALLEST_EXPONENT, exact_sums
-from ptq_course.ranges.reduction import check_group
+from ptq_course.ranges.reduction import check_alike, check_group, gather_texts
 
 
 class Summary:
     """Base: checks the data, counts it, merges and reduces over processes.
 
     A subclass holds its statistics as attributes and implements `_collect` and `_absorb`. Both must
-    finish computing before they assign, so that a failed update or merge changes nothing.
+    finish computing before they assign, so that a failed update or merge changes nothing. One that
+    holds more than numbers (an array) implements `_reduce` too.
 
     count: how many values were seen. name: the layer or tensor, for error messages only.
     min_val, max_val: the extremes, +inf and -inf before the first update.
@@ -62,9 +64,10 @@ class Summary:
         Raises CalibrationError when the two are of different kinds or settings.
         """
         if type(other) is not type(self) or other._settings() != self._settings():
+            found = other._kind() if isinstance(other, Summary) else type(other).__name__
             raise CalibrationError(
-                f"{self._label()}: cannot merge {type(other).__name__}({_arguments(other)}) into "
-                f"{type(self).__name__}({_arguments(self)}): collect with the same settings"
+                f"{self._label()}: cannot merge {found} into {self._kind()}: collect with the same "
+                "settings"
             )
         self._absorb(other)
         self.count += other.count
@@ -74,13 +77,18 @@ class Summary:
 
         Every process of the group calls it, once, also one that saw no data. Call it after the last
         update: what is reduced twice is counted twice. Needs a backend for CPU tensors (gloo).
+        Raises CalibrationError, in every process, where their kinds or settings differ.
         """
         check_group(group, self._label())
-        parts: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(parts, self, group=group)
-        total = parts[0]
-        for part in parts[1:]:
-            total.merge(part)
+        check_alike(self._kind(), group, self._label())
+        self._reduce(group)
+
+    def _reduce(self, group: dist.ProcessGroup | None) -> None:
+        """`all_reduce` once it is known that all processes hold this type with these settings."""
+        states = map(json.loads, gather_texts(json.dumps(self.state()), group))
+        total, *others = (self.from_state(state) for state in states)
+        for other in others:
+            total.merge(other)
         self.__dict__.update(total.__dict__ | {"name": self.name})
 
     def state(self) -> dict[str, Any]:
@@ -118,6 +126,10 @@ class Summary:
 
     def _settings(self) -> dict[str, Any]:
         return {}
+
+    def _kind(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in self._settings().items())
+        return f"{type(self).__name__}({settings})"
 
     def _label(self) -> str:
         return self.name or type(self).__name__
@@ -202,6 +214,11 @@ class MovingAverage(Summary):
         )
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        if dist.is_available() and dist.is_initialized():
+            super().all_reduce(group)  # where another process holds another kind, both hear of it
+        self._reduce(group)
+
+    def _reduce(self, group: dist.ProcessGroup | None) -> None:
         self.merge(self)
 
 
@@ -257,8 +274,3 @@ def checked_values(x: Tensor, label: str) -> tuple[Tensor, float, float]:
 def _as_float(units: Fraction, exponent: int) -> float:
     """units * 2^exponent, rounded once."""
     return float(units * Fraction(2) ** exponent)
-
-
-def _arguments(summary: Summary) -> str:
-    settings = summary._settings() if isinstance(summary, Summary) else {}
-    return ", ".join(f"{key}={value}" for key, value in settings.items())

@@ -198,8 +198,8 @@ def _sides(
             f"{hist.name or 'range'}: a symmetric range on an unsigned grid needs data >= 0, the "
             f"minimum is {hist.min_val:g}: use a signed grid or symmetric=False"
         )
-    sides = hist.counts[: -hist.first][::-1], hist.counts[-hist.first :]
-    return tuple(np.trim_zeros(side, "b") for side in sides)
+    negative, positive = hist.counts[: -hist.first][::-1], hist.counts[-hist.first :]
+    return np.trim_zeros(negative, "b"), np.trim_zeros(positive, "b")
 
 
 def _sweep_from_zero(

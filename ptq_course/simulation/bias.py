@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.layer_types import channel_axis, row_repeats
+from ptq_course.graph.layer_types import bias_of, channel_axis, row_repeats, weight_of
 from ptq_course.grids.affine import SCALE_FLOOR, QParams, QTensor, block_minmax
 from ptq_course.grids.int32_bound import (
     INT32_MAX,
@@ -37,7 +37,7 @@ def scale_per_output(layer: nn.Module, scale: Tensor) -> Tensor | None:
     group). The groups of a ConvTranspose share the scales of its weight's axis 1.
     """
     axis, groups = channel_axis(layer), row_repeats(layer)
-    rows = layer.weight.shape[axis]
+    rows = weight_of(layer).shape[axis]
     if scale.dim() == 0:
         return scale.expand(rows * groups)
     per_row = scale.movedim(axis, 0).flatten(1)
@@ -69,7 +69,7 @@ def room_for_bias(
     such a channel nothing. Pruning, or a gamma of 0, leaves channels of zeros, which any scale
     decodes: theirs shrinks until the bias, which is all that they give, has a code of 2^16.
     """
-    bias = getattr(layer, "bias", None)
+    bias = bias_of(layer)
     scale = scale_per_output(layer, qparams.scale)
     if bias is None or scale is None or len(scale) != len(bias):
         return qparams, 0
@@ -79,7 +79,7 @@ def room_for_bias(
     # Outputs that share a scale (groups of a ConvTranspose) take the largest of their needs.
     rows = needed.reshape(row_repeats(layer), -1).amax(0)
     shared = rows.reshape(max(1, qparams.scale.numel()), -1).amax(1).reshape(qparams.scale.shape)
-    low, high = block_minmax(layer.weight.detach(), qparams.block_size)
+    low, high = block_minmax(weight_of(layer).detach(), qparams.block_size)
     silent = (low == 0) & (high == 0) & (shared > 0)
     finest = torch.where(silent, shared * (BIAS_LIMIT / SILENT_BIAS), torch.inf)
     adapted = qparams.scale.double().clamp(max=finest).clamp(min=shared.clamp(min=SCALE_FLOOR))
@@ -90,7 +90,7 @@ def check_accumulator(
     name: str, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None, input_qparams: QParams
 ) -> None:
     """Raise UnsupportedError where the sum of products plus the bias could exceed int32."""
-    factors = weight.codes if weight.qparams.symmetric else less_zero_point(weight)
+    factors = weight.codes if weight.require_qparams().symmetric else less_zero_point(weight)
     found = sum_range(factors, differences(input_qparams), bias_codes, channel_axis(layer))
     if not fits_int32(found):
         raise UnsupportedError(

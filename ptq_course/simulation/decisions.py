@@ -9,8 +9,8 @@ from __future__ import annotations
 import warnings
 
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.graph import Plan, Value
-from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
+from ptq_course.graph import Plan
+from ptq_course.grids.affine import QParams, choose_qparams
 from ptq_course.ranges.calibrators import CALIBRATORS, Calibrator
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.statistics import Statistics, rules_named
@@ -29,9 +29,9 @@ def decide(
     grid = config.activation_grid
     if grid is None:
         return {}, {}
-    if config.activation_bits > CALIBRATORS[rule].rule.most_bits:
+    if grid.bits > CALIBRATORS[rule].rule.most_bits:
         warnings.warn(
-            f"ranges={rule!r} with {config.activation_bits} bits: its 2,048 candidates leave "
+            f"ranges={rule!r} with {grid.bits} bits: its 2,048 candidates leave "
             "so fine a grid little to choose from; 'minmax' or 'percentile' suit it better.",
             stacklevel=3,
         )
@@ -43,8 +43,8 @@ def decide(
     for name, value in plan.values.items():
         if name in statistics.integers:
             continue
-        if value.range is not None:
-            qparams[name] = fixed_qparams(value, config)
+        if value.range is not None:  # known beforehand, such as a softmax's [0, 1]
+            qparams[name] = choose_qparams(*value.range, grid, config.activation_symmetric)
             continue
         calibrator = calibrators[name] = statistics.calibrator(name, rule, options)
         try:
@@ -52,11 +52,3 @@ def decide(
         except QuantizationError as error:
             raise type(error)(f"value {name!r}: {error}") from error
     return calibrators, qparams
-
-
-def fixed_qparams(value: Value, config: QConfig) -> QParams:
-    """QParams of a value whose range is known beforehand, such as a softmax's [0, 1]."""
-    grid = config.activation_grid
-    if not config.activation_symmetric:
-        grid = IntGrid(grid.bits, signed=grid.signed)
-    return choose_qparams(*value.range, grid, symmetric=config.activation_symmetric)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
-from ptq_course.graph.layer_types import layer_type, row_repeats
+from ptq_course.graph.layer_types import known_type, row_repeats
 from ptq_course.grids.affine import (
     IntGrid,
     QParams,
@@ -133,12 +133,13 @@ class DynamicLayer(LayerStandIn):
         # Parts of the input channels that share a weight scale; one part unless there are groups.
         weights, scales = self._kept.get("parts", self.quantized.made_from, self._parts)
         integers = less_zero_point(given)
+        input_scale = given.require_qparams().scale
         inputs = integers.chunk(len(scales), dim=-self.quantizer.token_dimensions)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         output = torch.zeros((), dtype=dtype, device=x.device)
         for part, weight, weight_scale in zip(inputs, weights, scales, strict=True):
             sums = self.sums(part, weight)
-            output = output + sums.to(dtype) * (given.qparams.scale * weight_scale).to(dtype)
+            output = output + sums.to(dtype) * (input_scale * weight_scale).to(dtype)
         if self.quantized.bias is not None:
             output = output + self._per_channel(self.quantized.bias.to(dtype))
         return output.to(x.dtype)
@@ -149,7 +150,7 @@ class DynamicLayer(LayerStandIn):
         In float32 where that is exact, else in float64 (`exact.exact_product`).
         """
         layer = self.quantized.float_layer
-        operation = layer_type(layer).compute
+        operation = known_type(layer).compute
         return exact_product(
             lambda given, w: operation(layer, given, w, None),
             x, weight, self.bound, self.quantizer.largest,
@@ -167,7 +168,8 @@ class DynamicLayer(LayerStandIn):
 
     def _weight_scales(self) -> list[Tensor]:
         """Weight scales that broadcast against the output: one tensor for each group of inputs."""
-        scale, axis = self.quantized.weight_scale, self.quantized.channel_axis
+        scale = self.quantized.weight_qtensor.require_qparams().scale
+        axis = self.quantized.channel_axis
         if scale.dim() == 0:
             return [scale]
         by_row = scale.movedim(axis, 0).flatten(1)

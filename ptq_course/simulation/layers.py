@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError, whole
-from ptq_course.graph.layer_types import channel_axis, layer_type
+from ptq_course.graph.layer_types import bias_of, channel_axis, known_type, layer_type, weight_of
 from ptq_course.grids.affine import (
     IntGrid,
     QParams,
@@ -37,6 +37,9 @@ from ptq_course.simulation.qconfig import GROUP_LENGTH
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to the grid of its QParams: one instance for each tensor value, ``name``."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, qparams: QParams, *, name: str = "") -> None:
         super().__init__()
         self.name = name
@@ -48,7 +51,7 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def qparams(self) -> QParams:
-        made_from = self._buffers["scale"], self._buffers["zero_point"], self.grid, self.block_size
+        made_from = self.scale, self.zero_point, self.grid, self.block_size
         return self._kept.get("qparams", made_from, lambda: QParams(*made_from))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,6 +99,12 @@ class QuantizedLayer(LayerStandIn):
     """
 
     stands_for = "float_layer"
+    weight_codes: Tensor
+    weight_scale: Tensor | None  # these two: None where there is a codebook
+    weight_zero_point: Tensor | None
+    codebook: Tensor | None
+    bias_codes: Tensor | None
+    bias_scale: Tensor | None
 
     def __init__(
         self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
@@ -103,10 +112,10 @@ class QuantizedLayer(LayerStandIn):
     ) -> None:  # fmt: skip
         super().__init__()
         check_layer(layer, name)
-        if weight.shape != layer.weight.shape:
+        if weight.shape != weight_of(layer).shape:
             raise QuantizationError(
                 f"{name}: the codes have shape {tuple(weight.shape)}, the weight of the layer has "
-                f"{tuple(layer.weight.shape)}."
+                f"{tuple(weight_of(layer).shape)}."
             )
         self.name = name
         self.float_layer = layer
@@ -138,9 +147,9 @@ class QuantizedLayer(LayerStandIn):
         raised, bias_codes, bias_scale = 0, None, None
         if input_qparams is not None:
             weight_qparams, raised = room_for_bias(layer, weight_qparams, input_qparams)
-        weight = QTensor(quantize(layer.weight.detach(), weight_qparams), weight_qparams)
+        weight = QTensor(quantize(weight_of(layer).detach(), weight_qparams), weight_qparams)
         scale = scale_per_output(layer, weight_qparams.scale)
-        bias = getattr(layer, "bias", None)
+        bias = bias_of(layer)
         # Per-group weights have no single accumulator scale: their bias is added in float.
         if input_qparams is not None and bias is not None and scale is not None:
             bias_codes, bias_scale = quantize_bias(bias.detach(), input_qparams.scale, scale)
@@ -169,30 +178,29 @@ class QuantizedLayer(LayerStandIn):
     def bias(self) -> Tensor | None:
         """The bias as the integers represent it; the float bias in weight-only quantization."""
         decoded = self._decoded()[1]
-        return getattr(self.float_layer, "bias", None) if decoded is None else decoded
+        return bias_of(self.float_layer) if decoded is None else decoded
 
     @property
     def made_from(self) -> tuple:
         """What weight and bias are decoded from: when one of these changes, they do."""
-        dtype = self._modules["float_layer"].weight.dtype
+        dtype = weight_of(self.float_layer).dtype
         return (*self._buffers.values(), self.weight_grid, self.weight_block_size, dtype)
 
     def _decoded(self) -> tuple[Tensor, Tensor | None]:
         return self._kept.get("decoded", self.made_from, self._decode)
 
     def _decode(self) -> tuple[Tensor, Tensor | None]:
-        dtype = self.float_layer.weight.dtype
+        dtype = weight_of(self.float_layer).dtype
         weight, bias = self.weight_qtensor.dequantize(dtype), None
-        if self.bias_codes is not None:
+        if self.bias_codes is not None and self.bias_scale is not None:
             bias = (self.bias_codes.double() * self.bias_scale.double()).to(dtype)
         return weight, bias
 
     def _make_qtensor(self) -> QTensor:
-        if self.codebook is not None:
+        scale, zero_point, grid = self.weight_scale, self.weight_zero_point, self.weight_grid
+        if scale is None or zero_point is None or grid is None:
             return QTensor(self.weight_codes, None, self.codebook)
-        grid, block_size = self.weight_grid, self.weight_block_size
-        qparams = QParams(self.weight_scale, self.weight_zero_point, grid, block_size)
-        return QTensor(self.weight_codes, qparams)
+        return QTensor(self.weight_codes, QParams(scale, zero_point, grid, self.weight_block_size))
 
     @property
     def channel_axis(self) -> int:
@@ -202,14 +210,37 @@ class QuantizedLayer(LayerStandIn):
     def forward(self, input: Tensor, **options: object) -> Tensor:
         layer, (weight, bias) = self.float_layer, self._decoded()
         check_call(layer, self.name, input, options)
-        bias = getattr(layer, "bias", None) if bias is None else bias
-        return layer_type(layer).compute(layer, input, weight, bias)
+        bias = bias_of(layer) if bias is None else bias
+        return known_type(layer).compute(layer, input, weight, bias)
 
     def extra_repr(self) -> str:
         if self.codebook is not None:
             return f"weight: codebook of {len(self.codebook)} values"
-        grid, scales = self.weight_grid, self.weight_scale.numel()
+        qparams = self.weight_qtensor.require_qparams()
+        grid, scales = qparams.grid, qparams.scale.numel()
         return f"weight: {grid.bits} bits in [{grid.qmin}, {grid.qmax}], scales: {scales}"
+
+
+class Preceded(LayerStandIn):
+    """A layer whose input goes through ``before`` first; weight and bias are the layer's."""
+
+    stands_for = "layer"
+
+    def __init__(self, before: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.before = before
+        self.layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        return weight_of(self.layer)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return bias_of(self.layer)
+
+    def forward(self, input: Tensor, **options: object) -> Tensor:
+        return self.layer(self.before(input), **options)
 
 
 def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, object]) -> None:
@@ -223,7 +254,7 @@ def check_call(layer: nn.Module, name: str, x: Tensor, options: Mapping[str, obj
             f"layer {name!r} is called with {', '.join(options)}, which has no integer form; keep "
             "it in floating point (float_layers)."
         )
-    rows = layer_type(layer).token_dimensions == 1
+    rows = known_type(layer).token_dimensions == 1
     if rows and hasattr(layer, "folded_gamma") and x.dim() != 2:
         raise UnsupportedError(
             f"layer {name!r}: the batch norm behind it was folded, which needs an input [N, "
@@ -257,8 +288,8 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
         return None
     axis = channel_axis(layer)
     if granularity == "per_channel":
-        return tuple(1 if d == axis else -1 for d in range(layer.weight.dim()))
-    length, inputs = whole(GROUP_LENGTH, granularity, 1), layer.weight.shape[1 - axis]
+        return tuple(1 if d == axis else -1 for d in range(weight_of(layer).dim()))
+    length, inputs = whole(GROUP_LENGTH, granularity, 1), weight_of(layer).shape[1 - axis]
     if length >= inputs:  # one group covers the row
         return weight_block_size(layer, "per_channel")
     if inputs % length:
@@ -267,7 +298,7 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
             "or 'per_channel' for this layer."
         )
     return tuple(
-        1 if d == axis else length if d == 1 - axis else -1 for d in range(layer.weight.dim())
+        1 if d == axis else length if d == 1 - axis else -1 for d in range(weight_of(layer).dim())
     )
 
 
@@ -276,5 +307,5 @@ def weight_qparams(
 ) -> QParams:
     """Scale and zero point of a layer's weight from its own extremes: no data is needed."""
     block_size = weight_block_size(layer, granularity)
-    low, high = block_minmax(layer.weight.detach(), block_size)
+    low, high = block_minmax(weight_of(layer).detach(), block_size)
     return choose_qparams(low, high, grid, symmetric=symmetric, block_size=block_size)

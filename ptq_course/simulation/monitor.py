@@ -78,7 +78,7 @@ class ClippingMonitor:
         self._hooks.append(self._model.register_forward_pre_hook(lambda *_: done.clear()))
         for name, quantizer in self._quantizers.items():
 
-            def count(module: nn.Module, inputs: tuple, name: str = name) -> None:
+            def count(module: ActivationQuantizer, inputs: tuple, name: str = name) -> None:
                 # A value that pooling or reshaping passes on is rounded again: count it once.
                 # Without a graph every call is another value: the layer was called again.
                 if inputs[0].numel() and (name not in done or not traced):

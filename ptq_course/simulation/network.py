@@ -17,11 +17,12 @@ from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import Plan, optional_arguments, plain_module, plan, required_inputs, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kernels import KERNELS
-from ptq_course.graph.kinds import ALWAYS_FUSED
+from ptq_course.graph.kinds import ALWAYS_FUSED, called
 from ptq_course.graph.reading import learn_types, mark_types, source_of, types_of
 from ptq_course.grids.affine import IntGrid
 from ptq_course.grids.metrics import rounding_limit
-from ptq_course.simulation.curves import ROUNDED
+from ptq_course.simulation.curves import ROUNDED, RoundedInside
+from ptq_course.simulation.layers import ActivationQuantizer, Preceded
 from ptq_course.simulation.observe import output_tensors
 from ptq_course.simulation.qconfig import QConfig
 
@@ -42,6 +43,12 @@ class TracedNetwork:
         """Plan again, knowing from an example what gives no floating-point numbers."""
         if learn_types(self.module, inputs):
             self.plan_for(self.config)
+
+    def fork(self) -> TracedNetwork:
+        """Another with the same plan, a graph of its own, and the same weights."""
+        other = copy.copy(self)
+        other.module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph)).eval()
+        return other
 
     @property
     def types(self) -> dict[str, bool]:
@@ -84,6 +91,11 @@ class TracedNetwork:
         nodes = {node.name for node in self.module.graph.nodes if node.op == "placeholder"}
         return {name for name, value in self.full_plan.values.items() if value.node in nodes}
 
+    @property
+    def places(self) -> set[str]:
+        """Where values can be rounded: the nodes of the graph."""
+        return {node.name for node in self.module.graph.nodes}
+
     def with_observers(self, observers: Mapping[str, nn.Module]) -> nn.Module:
         """A copy (sharing the weights) that sends each value through its observer."""
         module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
@@ -117,6 +129,30 @@ class TracedNetwork:
         module.graph.lint()
         module.recompile()
         return module.eval()
+
+
+def rounded_places(module: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What was planned, read from a converted network.
+
+    Two dictionaries: the nodes that are rounded to each value's scale (the one that computes it,
+    then those that inherit), or the path of the layer in front of which it is where the network has
+    no graph; and the family of each node that rounds inside.
+    """
+    values: dict[str, list[str]] = {}
+    inside: dict[str, str] = {}
+    if not isinstance(module, fx.GraphModule):
+        for path, part in module.named_modules():
+            if isinstance(part, Preceded) and isinstance(part.before, ActivationQuantizer):
+                values[part.before.name] = [path]
+        return values, inside
+    families = {kind: family for family, kind in ROUNDED.items()}
+    for node in module.graph.nodes:
+        part = called(module, node)
+        if isinstance(part, ActivationQuantizer):
+            values.setdefault(part.name, []).append(node.args[0].name)
+        elif isinstance(part, RoundedInside):
+            inside[node.name] = families[type(part)]
+    return values, inside
 
 
 def check_same_outputs(reference: nn.Module, module: nn.Module, inputs: Sequence[Tensor]) -> None:

@@ -196,8 +196,9 @@ def labels_of(batch: Any, inputs: int, examples: int) -> Tensor | None:
         found = next((batch[k] for k in LABELS if k in batch), None)
     elif isinstance(batch, (tuple, list)) and len(batch) > inputs:
         found = batch[inputs]
-    is_class = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
-    return found if is_class and found.shape == (examples,) else None
+    if not isinstance(found, Tensor) or found.shape != (examples,):
+        return None
+    return None if found.is_floating_point() or found.is_complex() else found
 
 
 def outputs_over(run: Callable, batches: Iterable[Sequence[Tensor]]) -> list[list[Tensor]]:

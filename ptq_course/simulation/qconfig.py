@@ -130,5 +130,6 @@ class QConfig:
 
 
 def _are_names(given: object) -> bool:
-    is_collection = isinstance(given, Collection) and not isinstance(given, str)
-    return is_collection and all(isinstance(name, str) for name in given)
+    if not isinstance(given, Collection) or isinstance(given, str):
+        return False
+    return all(isinstance(name, str) for name in given)

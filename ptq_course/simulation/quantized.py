@@ -29,12 +29,13 @@ class ConvertedModel(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         if isinstance(self.module, fx.GraphModule):
-            self._check_arguments(len(inputs), set(named))
+            self._check_arguments(self.module.graph, len(inputs), set(named))
         return self.module(*inputs, **named)
 
-    def _check_arguments(self, count: int, named: set[str]) -> None:
+    @staticmethod
+    def _check_arguments(graph: fx.Graph, count: int, named: set[str]) -> None:
         """Options of the float model's forward() are fixed since it was traced; say so."""
-        names = [str(n.target) for n in self.module.graph.nodes if n.op == "placeholder"]
+        names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
         if any(name.startswith("*") for name in names):
             return
         if count > len(names) or named - set(names):

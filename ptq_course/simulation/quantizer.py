@@ -12,8 +12,11 @@ Chapters 00 and 06.
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +25,7 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.graph import copied, plain_module
 from ptq_course.graph.layer_types import own_forward
-from ptq_course.grids.affine import QParams
+from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
@@ -36,6 +39,21 @@ from ptq_course.simulation.statistics import Statistics, rules_named
 from ptq_course.simulation.untraced import UntracedNetwork
 
 Step = Callable[[fx.GraphModule, "PTQQuantizer"], fx.GraphModule]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _one_at_a_time(
+    step: Callable[Concatenate[PTQQuantizer, P], R],
+) -> Callable[Concatenate[PTQQuantizer, P], R]:
+    """A step that waits while another thread is inside a step of the same quantizer."""
+
+    @functools.wraps(step)
+    def waiting(self: PTQQuantizer, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return step(self, *args, **kwargs)
+
+    return waiting
 
 
 class PTQQuantizer:
@@ -56,6 +74,7 @@ class PTQQuantizer:
     Its parts: ``config``; ``network``, the prepared copy with its plan; ``statistics``, what was
     observed; and after `compute_qparams` ``qparams``, what was decided, by tensor value. Views of
     these by layer: ``scales``, ``zero_points`` and ``calibrators`` of its input, ``left_in_float``.
+    Threads may share a quantizer: its steps wait for each other.
     """
 
     def __init__(
@@ -67,6 +86,7 @@ class PTQQuantizer:
         example: Tensor | Sequence[Tensor] | None = None,
     ) -> None:
         check_float(model)
+        self._lock = threading.RLock()
         self.model = model
         model = plain_module(model)
         config = config or QConfig.onnxruntime()
@@ -85,8 +105,9 @@ class PTQQuantizer:
         self.network.plan_for(self.config)
         if not self._needs_example:
             self._check_layers()
-        for step in steps:
-            self.network.apply(lambda module, step=step: step(module, self), self.config)
+        if isinstance(self.network, TracedNetwork):
+            for step in steps:
+                self.network.apply(lambda module, step=step: step(module, self), self.config)
         self.statistics = Statistics()
         self._sample: Sample | None = Sample()  # None: of other quantizers' examples, too
         self.searched: RangeSearch | None = None
@@ -96,6 +117,7 @@ class PTQQuantizer:
 
     # --- step 2: observe -------------------------------------------------------------------
 
+    @_one_at_a_time
     def observe(
         self,
         loader: Iterable,
@@ -110,7 +132,7 @@ class PTQQuantizer:
         merge, so that `compute_qparams` can be repeated with any of them. Either the whole call
         counts or, on an error, none of it.
         """
-        statistics = self.statistics.copy()
+        before, statistics = self.statistics, self.statistics.copy()
         rules_named(ranges)
         if ranges is not None and statistics.summaries:
             statistics.require(ranges)
@@ -135,9 +157,15 @@ class PTQQuantizer:
             sample=sample,
             progress=progress,
         )
+        if self.statistics is not before:  # the lock lets its own thread in
+            raise CalibrationError(
+                "observe: the loader itself observed with this quantizer, whose batches count and "
+                "these do not. Call observe() first for one, then for the other."
+            )
         self.statistics, self._sample = statistics, sample
         return self
 
+    @_one_at_a_time
     def merge(self, other: PTQQuantizer) -> PTQQuantizer:
         """Add the statistics that another quantizer of the same model has observed.
 
@@ -149,6 +177,7 @@ class PTQQuantizer:
         self.network.types = other.network.types
         return self
 
+    @_one_at_a_time
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> PTQQuantizer:
         """`merge` with the quantizers of all processes of ``torch.distributed``."""
         self.statistics, self._sample = self.statistics.all_reduce(group), None
@@ -187,6 +216,7 @@ class PTQQuantizer:
 
     # --- step 3: decide --------------------------------------------------------------------
 
+    @_one_at_a_time
     def compute_qparams(
         self, ranges: str | None = None, *, bits: int | None = None, config: QConfig | None = None,
         progress: bool = False, **options: float,
@@ -250,24 +280,25 @@ class PTQQuantizer:
     def _build(self, qparams: dict[str, QParams]) -> QuantizedModel:
         self._check_layers("Layers with a forward() of their own need example=.")
         config, plan = self.config, self.network.plan
-        layers = {}
-        if config.weight_bits is not None:
+        layers, grid = {}, config.weight_grid
+        if grid is not None:
             for name, site in plan.layers.items():
                 if not site.kept_float:
-                    source = qparams.get(site.input_value) if config.quantize_bias else None
-                    layers[name] = self._quantized_layer(name, source)
+                    source = qparams.get(site.input_value or "") if config.quantize_bias else None
+                    layers[name] = self._quantized_layer(name, grid, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}
         module = self.network.with_quantizers(
             layers, quantizers, config.activation_grid if qparams else None
         )
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
-    def _quantized_layer(self, name: str, input_qparams: QParams | None) -> QuantizedLayer:
-        layer = self.network.module.get_submodule(name)
-        config = self.config
+    def _quantized_layer(
+        self, name: str, grid: IntGrid, input_qparams: QParams | None
+    ) -> QuantizedLayer:
+        layer, config = self.network.module.get_submodule(name), self.config
         try:
             qparams = weight_qparams(
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
+                layer, grid, config.weight_granularity, config.weight_symmetric
             )
             return QuantizedLayer.from_float(
                 copy.deepcopy(layer), qparams, input_qparams, name=name
@@ -284,7 +315,7 @@ class PTQQuantizer:
         *,
         ranges: str | None = None,
         progress: bool = True,
-        **options: float,
+        **options: Any,
     ) -> PTQQuantizer:
         """`observe` + `compute_qparams`: unless told otherwise with the rule that a search finds.
 
@@ -344,8 +375,17 @@ class PTQQuantizer:
             )
 
     def fork(self) -> PTQQuantizer:
-        """Another quantizer with the same network and statistics, whose decisions are its own."""
-        return copy.copy(self)  # what is decided and observed is replaced, not written to
+        """Another quantizer that knows the same; what either does from now on is its own."""
+        other = copy.copy(self)  # what is decided and observed is replaced, not written to
+        other.network = self.network.fork()
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle, which has a lock of its own."""
+        vars(self).update(state, _lock=threading.RLock())
 
     def report(self) -> Report:
         """A table of layers that prints and plots: ranges, scales, error of the weights."""

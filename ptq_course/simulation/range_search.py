@@ -36,7 +36,7 @@ from ptq_course.simulation.layers import ActivationQuantizer
 from ptq_course.simulation.observe import Sample, model_inputs, output_noise, outputs_over
 from ptq_course.simulation.qconfig import QConfig
 
-Candidate = tuple[str, dict[str, float]]
+Candidate = tuple[str, dict[str, Any]]
 PIECES = 16  # the data are cut into so many
 
 
@@ -63,7 +63,7 @@ class Tried:
     """
 
     rule: str
-    options: dict[str, float]
+    options: dict[str, Any]
     sqnr_db: float
     data: float
 

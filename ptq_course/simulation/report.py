@@ -15,13 +15,14 @@ from torch import nn
 
 from ptq_course.errors import QuantizationError, needs
 from ptq_course.graph import Plan
+from ptq_course.graph.layer_types import weight_of
 from ptq_course.grids.affine import QParams, fake_quantize
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.ranges.histograms import DyadicHistogram
 from ptq_course.simulation.layers import weight_qparams
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.statistics import Statistics
-from ptq_course.tables import html_table, text_table
+from ptq_course.tables import html_table, lowest_first, text_table
 
 COLUMNS = (
     "layer", "type", "weight", "bits", "scales", "weight, pooled dB", "input range", "scale", "zero"
@@ -88,8 +89,7 @@ class Report:
 
     def worst_weights(self, count: int = 3) -> list[LayerReport]:
         """The layers whose weights lose most to rounding, worst first."""
-        rated = [layer for layer in self.layers if layer.weight_sqnr_db is not None]
-        return sorted(rated, key=lambda layer: layer.weight_sqnr_db)[:count]
+        return lowest_first(self.layers, lambda layer: layer.weight_sqnr_db)[:count]
 
     def plot(self, ax: Any = None) -> Any:
         """Signal-to-noise ratio of each layer's weights as bars; returns the matplotlib Axes."""
@@ -124,17 +124,16 @@ def make_report(
     rows = []
     for name, site in plan.layers.items():
         layer = module.get_submodule(name)
-        weight = layer.weight.detach()
+        weight, grid = weight_of(layer).detach(), config.weight_grid
         bits = scales = decibels = None
-        if config.weight_bits is not None and not site.kept_float:
+        if grid is not None and not site.kept_float:
             parameters = weight_qparams(
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
+                layer, grid, config.weight_granularity, config.weight_symmetric
             )
-            bits, scales = config.weight_bits, parameters.scale.numel()
+            bits, scales = grid.bits, parameters.scale.numel()
             decibels = snr_pooled(weight, fake_quantize(weight, parameters))
         low = high = scale = zero_point = None
-        if site.input_value in qparams:
-            given = qparams[site.input_value]
+        if (given := qparams.get(site.input_value or "")) is not None:
             scale, zero_point = given.scale.item(), int(given.zero_point)
             low = (given.grid.qmin - zero_point) * scale
             high = (given.grid.qmax - zero_point) * scale
@@ -148,7 +147,9 @@ def make_report(
     for name, value in plan.values.items():
         if value.only_returned and name in qparams:
             hist = statistics.summaries.get(name, {}).get(DyadicHistogram)
-            price = "" if hist is None else f", {_histogram_snr(hist, qparams[name]):.1f} dB pooled"
+            price = ""
+            if isinstance(hist, DyadicHistogram):
+                price = f", {_histogram_snr(hist, qparams[name]):.1f} dB pooled"
             returned[name] = f"{', '.join(value.asked_by)}{price}"
     return Report(tuple(rows), dict(plan.left_in_float), returned)
 

@@ -7,13 +7,15 @@ repeated. Statistics of the same network merge: cut the data over days or machin
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.ranges.calibrators import CALIBRATORS, Calibrator
-from ptq_course.ranges.reduction import check_group
+from ptq_course.ranges.reduction import check_group, gather_texts
 from ptq_course.ranges.summaries import Summary
 from ptq_course.simulation.observe import Observer
 from ptq_course.simulation.qconfig import SEARCH
@@ -62,7 +64,7 @@ class Statistics:
             for name, mine in self.summaries.items()
         }
 
-    def calibrator(self, name: str, rule: str, options: dict[str, float]) -> Calibrator:
+    def calibrator(self, name: str, rule: str, options: dict[str, Any]) -> Calibrator:
         """The value's summary under a range rule; CalibrationError where no data reached it."""
         kind = CALIBRATORS[rule]
         summary = self.summaries[name][kind.rule.summary]
@@ -98,9 +100,8 @@ class Statistics:
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> Statistics:
         """Those of all processes of ``torch.distributed`` together; this object is unchanged."""
         check_group(group, "statistics")
-        mine = (self._collected(), self.integers, self.num_batches)
-        everyone: list = [mine] * dist.get_world_size(group)
-        dist.all_gather_object(everyone, mine, group)
+        mine = (self._collected(), sorted(self.integers), self.num_batches)
+        everyone = [json.loads(text) for text in gather_texts(json.dumps(mine), group)]
         if any(collected != self._collected() for collected, _, _ in everyone):
             raise CalibrationError(
                 "all_reduce: the processes observed other values or collected for other range "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from ptq_course.graph import (
     LayerSite,
@@ -16,9 +17,9 @@ from ptq_course.graph import (
     prepared_copy,
     required_inputs,
 )
-from ptq_course.graph.layer_types import layer_type, rescales
+from ptq_course.graph.layer_types import known_type, layer_type, rescales
 from ptq_course.grids.affine import IntGrid
-from ptq_course.simulation.layers import LayerStandIn
+from ptq_course.simulation.layers import Preceded
 from ptq_course.simulation.network import replace_submodules, shallow_copy
 from ptq_course.simulation.qconfig import QConfig
 
@@ -51,7 +52,7 @@ class UntracedNetwork:
         check_float_layers(float_layers, names)
         for path, module in self.module.named_modules():
             if path in names and path not in float_layers:
-                value = f"{path}.input" if layer_type(module).token_dimensions else None
+                value = f"{path}.input" if known_type(module).token_dimensions else None
                 if value is not None:
                     self.plan.values[value] = Value(value, path)
                 self.plan.layers[path] = LayerSite(path, path, value)
@@ -61,10 +62,19 @@ class UntracedNetwork:
                     "kept in floating point by float_layers" if path in float_layers else why
                 )
 
+    def fork(self) -> UntracedNetwork:
+        """Another with the same plan and the same module, to which nothing is written."""
+        return copy.copy(self)
+
     @property
     def input_names(self) -> list[str]:
         """Names of the arguments that have no default."""
         return required_inputs(self.module)
+
+    @property
+    def places(self) -> set[str]:
+        """Where values can be rounded: in front of the modules."""
+        return {path for path, _ in self.module.named_modules()}
 
     @property
     def input_values(self) -> set[str]:
@@ -84,33 +94,9 @@ class UntracedNetwork:
         quantizers: Mapping[str, nn.Module],
         grid: IntGrid | None = None,
     ) -> nn.Module:
-        module, new = shallow_copy(self.module), {}
-        for path, site in self.plan.layers.items():
-            layer = layers.get(path, module.get_submodule(path))
-            if site.input_value in quantizers:
-                layer = Preceded(quantizers[site.input_value], layer)
-            new[path] = layer
+        module, new = shallow_copy(self.module), dict(layers)
+        for name, quantizer in quantizers.items():
+            path = self.plan.values[name].node
+            new[path] = Preceded(quantizer, new.get(path, module.get_submodule(path)))
         replace_submodules(module, new)
         return module
-
-
-class Preceded(LayerStandIn):
-    """A layer whose input goes through ``before`` first; weight and bias are the layer's."""
-
-    stands_for = "layer"
-
-    def __init__(self, before: nn.Module, layer: nn.Module) -> None:
-        super().__init__()
-        self.before = before
-        self.layer = layer
-
-    @property
-    def weight(self) -> Tensor:
-        return self.layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.layer.bias
-
-    def forward(self, input: Tensor, **options: object) -> Tensor:
-        return self.layer(self.before(input), **options)

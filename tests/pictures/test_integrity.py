@@ -72,10 +72,24 @@ def test_a_missing_file_and_an_unlisted_one_are_named(copy):
         verified("other.npz")
 
 
-def test_a_damaged_manifest_is_named(copy):
-    (copy / "manifest.json").write_text("{")
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("{}", "lists no files"),
+        ("[]", "lists no files"),
+        ("null", "lists no files"),
+        ('{"files": ["test.npz"]}', "lists no files"),
+        ('{"files": {"test.npz": null}}', r"'test\.npz' has no SHA-256"),
+        ('{"files": {"test.npz": {}}}', r"'test\.npz' has no SHA-256"),
+        ('{"files": {"test.npz": {"sha256": 5}}}', r"'test\.npz' has no SHA-256"),
+    ],
+)
+def test_a_damaged_manifest_is_named(copy, text, found):
+    (copy / "manifest.json").write_text(text)
     read_manifest.cache_clear()
-    with pytest.raises(DataIntegrityError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(DataIntegrityError, match=rf"manifest\.json.* {found}.*git checkout"):
         verified("test.npz")
 
 

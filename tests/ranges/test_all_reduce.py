@@ -11,10 +11,18 @@ from summary_cases import MERGEABLE, assert_same_bits, collected
 
 from ptq_course.errors import CalibrationError
 from ptq_course.ranges.calibrators import KLCalibrator, PercentileCalibrator
-from ptq_course.ranges.histograms import DyadicHistogram
-from ptq_course.ranges.summaries import BatchExtremaMean
+from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
+from ptq_course.ranges.reduction import gather_texts
+from ptq_course.ranges.summaries import BatchExtremaMean, MinMax, Moments, MovingAverage
 
 SUMMARIES = MERGEABLE | {"BatchExtremaMean": BatchExtremaMean}
+# What the two processes hold that must not be reduced: other settings, other kinds.
+UNLIKE = {
+    "settings": (lambda: DyadicHistogram(128), lambda: DyadicHistogram(256)),
+    "kinds": (MinMax, Moments),
+    "histograms": (FloatBitHistogram, DyadicHistogram),
+    "what does not merge": (MovingAverage, MinMax),
+}
 CALIBRATORS = {"KLCalibrator": KLCalibrator, "PercentileCalibrator": PercentileCalibrator}
 
 
@@ -32,16 +40,20 @@ def shares():
 def process(rank, folder):
     """What each process runs: collect its share, reduce, and write down what it then knows."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.all_gather_object = None  # a call would fail: nothing may be unpickled
     found = {}
     for case, batches in shares().items():
         for name, make in (SUMMARIES | CALIBRATORS).items():
             reduced = collected(make, *batches[rank])
             reduced.all_reduce()
             found[case, name] = reduced
-    try:
-        DyadicHistogram(128 * (1 + rank)).all_reduce()
-    except CalibrationError as error:
-        found["unlike settings"] = str(error)
+    for case, makes in UNLIKE.items():
+        unlike = collected(makes[rank], torch.tensor([1.0, 2.0]))
+        before = unlike.state()
+        with pytest.raises(CalibrationError) as refused:
+            unlike.all_reduce()
+        assert_same_bits(unlike, type(unlike).from_state(before))
+        found[case] = str(refused.value)
     # MERGEABLE holds lambdas, so that only the objects are written, not how they were made.
     with open(f"{folder}/{rank}", "wb") as file:
         pickle.dump(found, file)
@@ -73,9 +85,26 @@ def test_calibrators_decide_alike(found, name):
     assert scales == [alone.compute_scale()] * 2
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_unlike_settings_are_an_error_in_every_process(found, rank):
-    assert "128 to 256" in found[rank]["unlike settings"]
+@pytest.mark.parametrize(
+    ("case", "named"),
+    [
+        ("settings", "DyadicHistogram(max_bins=128), DyadicHistogram(max_bins=256)"),
+        ("kinds", "MinMax(), Moments()"),
+        ("histograms", "FloatBitHistogram(), DyadicHistogram(max_bins=65536)"),
+        ("what does not merge", "MovingAverage(), MinMax()"),
+    ],
+)
+def test_what_is_unlike_is_an_error_in_every_process(found, case, named):
+    assert [named in process[case] for process in found] == [True, True]
+
+
+def test_texts_are_gathered_whole():
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert gather_texts('{"größe": Infinity}', None) == ['{"größe": Infinity}']
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_cases_would_notice(found):

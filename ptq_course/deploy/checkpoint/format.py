@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import DataIntegrityError, QuantizationError, UnsupportedError
+from ptq_course.graph.kinds import called
 from ptq_course.simulation.dynamic_layers import DynamicLayer
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
@@ -48,19 +49,27 @@ class LayerEntry:
 
 @dataclass
 class ValueEntry:
-    """How to decode the QParams of one activation; its scales are a part of values/scale."""
+    """How to decode the QParams of one activation; its scales are a part of values/scale.
+
+    nodes: what is rounded to them (`rounded_places`).
+    """
 
     grid: list
     block_size: list[int] | None
     shape: list[int]
+    nodes: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Header:
-    """Everything but the tensors. ``granularity`` is that of dynamic activations, else None;
-    ``structure`` that of the network (`structure_digest`); ``package`` the version of ptq_course
-    that wrote the file, "" before it was noted; ``types`` says which of the network's nodes give
-    floating-point numbers, where an example was needed to tell."""
+    """Everything but the tensors, the plan included, so that loading decides nothing.
+
+    granularity: of dynamic activations, else None. structure: of the network (`structure_digest`).
+    package: the version of ptq_course that wrote the file, "" before it was noted. types: which of
+    the network's nodes give floating-point numbers, where an example was needed to tell. inside:
+    what is rounded inside operations (`rounded_places`). left_in_float: what is not rounded, and
+    why; None in files from before the plan was noted.
+    """
 
     config: dict[str, Any]
     traced: bool
@@ -72,6 +81,8 @@ class Header:
     version: int = VERSION
     package: str = ""
     types: dict[str, bool] = field(default_factory=dict)
+    inside: dict[str, str] = field(default_factory=dict)
+    left_in_float: dict[str, str] | None = None
 
     def metadata(self) -> dict[str, str]:
         """The strings that go into the file."""
@@ -92,14 +103,16 @@ class Header:
                     f"the checkpoint's config has {name!r}, which this version of ptq_course does "
                     "not know: update the package."
                 )
-        settings = {n: tuple(v) if isinstance(v, list) else v for n, v in self.config.items()}
+        settings: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in self.config.items()
+        }
         return QConfig(**settings)
 
 
 def digest(name: str, tensor: Tensor) -> str:
     """Digest of a tensor's bytes together with its name, dtype and shape."""
     found = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-    found.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:DIGITS]
 
 
@@ -162,7 +175,7 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
 def _as(wanted: Any, value: Any, place: str) -> Any:
     """A JSON value as the type that a field declares; else DataIntegrityError, with the place."""
     kind, inner = get_origin(wanted), get_args(wanted)
-    if is_dataclass(wanted) and isinstance(value, dict):
+    if isinstance(wanted, type) and is_dataclass(wanted) and isinstance(value, dict):
         types = _types(wanted)
         needed = {f.name for f in fields(wanted) if f.default is f.default_factory is MISSING}
         for name in [*(needed - set(value)), *(set(value) - set(types))]:
@@ -210,10 +223,8 @@ def structure_digest(module: nn.Module) -> str:
 
 
 def _node(module: fx.GraphModule, node: fx.Node, numbers: dict[fx.Node, int]) -> list:
-    if node.op == "call_module":
-        target = _settings(module.get_submodule(node.target))
-    else:
-        target = getattr(node.target, "__name__", str(node.target))
+    part = called(module, node)
+    target = getattr(node.target, "__name__", str(node.target)) if part is None else _settings(part)
     arguments = [_plain(node.args, numbers), _plain(node.kwargs, numbers)]
     return [node.op, target, *(arguments if node.op != "placeholder" else [])]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ptq_course.deploy.checkpoint.format import LayerEntry
 from ptq_course.errors import DataIntegrityError, QuantizationError, whole
+from ptq_course.graph.layer_types import bias_of, weight_of
 from ptq_course.grids.affine import IntGrid, QParams, QTensor
 from ptq_course.grids.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
 from ptq_course.simulation.bias import scale_per_output
@@ -124,28 +125,28 @@ def layer_to_tensors(
     layer: QuantizedLayer, values: ValueNames, scale_dtype: torch.dtype
 ) -> tuple[LayerEntry, dict[str, Tensor]]:
     """What the file holds of a layer; ``scale_dtype`` is that of its weight scales."""
-    q, p = layer.weight_qtensor, layer.weight_qparams
-    bits = p.grid.bits if p is not None else max(1, math.ceil(math.log2(len(layer.codebook))))
+    q = layer.weight_qtensor
+    p = q.qparams
     entry = LayerEntry(
         kind=type(layer.float_layer).__name__,
         shape=list(q.shape),
-        bits=bits,
+        bits=q.code_bits,
         grid=None if p is None else list(astuple(p.grid)),
-        block_size=None if p is None else p.block_size and list(p.block_size),
-        dtype=str(layer.float_layer.weight.dtype).removeprefix("torch."),
+        block_size=None if p is None or p.block_size is None else list(p.block_size),
+        dtype=str(weight_of(layer.float_layer).dtype).removeprefix("torch."),
         raised_channels=layer.raised_channels,
     )
-    stored = {"codes": pack(q.codes, bits)}
+    stored = {"codes": pack(q.codes, q.code_bits)}
     growth = None  # what float16 makes of each output's scale, as a factor
-    if p is None:
+    if q.codebook is not None:
         stored["codebook"] = q.codebook
-    else:
+    if p is not None:
         stored["scale"] = scale = _scale_as(p.scale, scale_dtype)
         if not p.symmetric:
             stored["zero_point"] = p.zero_point.to(p.grid.dtype)
         if scale.dtype != torch.float32:
             growth = scale_per_output(layer.float_layer, scale.float() / p.scale)
-    if layer.bias_codes is not None:
+    if layer.bias_codes is not None and layer.bias_scale is not None:
         stored["bias_codes"] = layer.bias_codes
         entry.bias, entry.bias_from = "int32", values.of_bias(layer)
         if entry.bias_from is None:
@@ -178,7 +179,7 @@ class ValueNames:
         """The value whose scale times the weight's gives the layer's bias scale, bit for bit."""
         p = layer.weight_qparams
         scale = None if p is None else scale_per_output(layer.float_layer, p.scale)
-        if scale is None:
+        if scale is None or layer.bias_scale is None:
             return None
         near = layer.bias_scale[0].item() / scale[0].item()  # up to the rounding of the product
         first = bisect_left(self._scales, near * (1 - 2**-22))
@@ -202,7 +203,7 @@ def layer_from_tensors(
     explained = {"bias_scale"} if entry.bias_from is not None else set()
     if biases - explained != {part for part in stored if part.startswith("bias")}:
         raise DataIntegrityError(f"layer {name!r} has another bias than the header says.")
-    outputs = getattr(layer.bias, "shape", None) if hasattr(layer, "bias") else None
+    outputs = getattr(bias_of(layer), "shape", None)
     for part, tensor in stored.items():
         allowed = STORED_AS.get(part)
         if allowed is None:
@@ -217,12 +218,17 @@ def layer_from_tensors(
         grid, scale = IntGrid(*entry.grid), stored["scale"].float()
         zero_point = stored.get("zero_point", torch.zeros_like(scale)).to(torch.int32)
         codes = unpack(stored["codes"], entry.bits, shape, grid.signed)
-        weight = QTensor(codes, QParams(scale, zero_point, grid, entry.block_size))
+        block_size = None if entry.block_size is None else tuple(entry.block_size)
+        weight = QTensor(codes, QParams(scale, zero_point, grid, block_size))
     layer.weight = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
     bias_codes, bias_scale = stored.get("bias_codes"), stored.get("bias_scale")
     if entry.bias_from is not None:
-        bias_scale = values[entry.bias_from].scale * scale_per_output(layer, scale)
-    if bias_codes is not None:
+        weight_scale = scale_per_output(layer, weight.require_qparams().scale)
+        if weight_scale is None:
+            raise DataIntegrityError(f"layer {name!r} has several scales an output, and an int32 "
+                                     "bias needs one.")  # fmt: skip
+        bias_scale = values[entry.bias_from].scale * weight_scale
+    if bias_codes is not None and bias_scale is not None:
         decoded = (bias_codes.double() * bias_scale.double()).to(dtype)
         layer.bias = nn.Parameter(decoded, requires_grad=False)
     elif entry.bias is not None:

@@ -29,11 +29,13 @@ from ptq_course.deploy.checkpoint.packing import (
 )
 from ptq_course.deploy.files import write_atomically
 from ptq_course.errors import DataIntegrityError, QuantizationError
-from ptq_course.graph.reading import types_of
+from ptq_course.graph import Plan, Value
+from ptq_course.graph.layer_types import layer_type, weight_of
+from ptq_course.graph.reading import mark_types, types_of
 from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.simulation.dynamic import DynamicModel, round_inputs
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.simulation.network import TracedNetwork
+from ptq_course.simulation.network import TracedNetwork, rounded_places
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.untraced import UntracedNetwork
@@ -63,14 +65,16 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         raise QuantizationError(f"save: scales must be 'float32' or 'float16', got {scales!r}.")
     if not path.parent.is_dir() or path.is_dir():
         raise QuantizationError(f"save: {path} is no file in an existing folder; create it first.")
-    traced = isinstance(model.module, fx.GraphModule)
+    places, inside = rounded_places(model.module)
     header = Header(
         config=asdict(model.config),
-        traced=traced,
+        traced=isinstance(model.module, fx.GraphModule),
         granularity=getattr(model, "granularity", None),
         structure=structure_digest(model.module),
         package=importlib.import_module("ptq_course").__version__,
-        types=types_of(model.module) if traced else {},
+        types=types_of(model.module) if isinstance(model.module, fx.GraphModule) else {},
+        inside=inside,
+        left_in_float=model.left_in_float,
     )
     qparams: dict[str, QParams] = getattr(model, "qparams", {})
     tensors = {f"float/{name}": tensor for name, tensor in float_state(model.module).items()}
@@ -81,7 +85,12 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         tensors |= {f"layers/{name}/{part}": tensor for part, tensor in stored.items()}
     if qparams:
         header.values = {
-            name: ValueEntry(list(astuple(q.grid)), q.block_size, list(q.scale.shape))
+            name: ValueEntry(
+                list(astuple(q.grid)),
+                None if q.block_size is None else list(q.block_size),
+                list(q.scale.shape),
+                places.get(name, []),
+            )
             for name, q in qparams.items()
         }
         tensors["values/scale"] = torch.cat([q.scale.flatten() for q in qparams.values()])
@@ -135,9 +144,11 @@ def _assemble(
     config = header.qconfig
     if header.traced:
         network: Network = TracedNetwork(model, example)
+        mark_types(network.module, header.types)
     else:
         network = UntracedNetwork(model)
-    network.plan_for(config)
+    if header.left_in_float is None:
+        _plan_again(header, network, config)
     try:
         loaded = _filled(header, tensors, network, config)
     except QuantizationError:
@@ -155,18 +166,25 @@ def _assemble(
     return loaded
 
 
+def _plan_again(header: Header, network: Network, config: QConfig) -> None:
+    """Enter into the header of an early file what a plan for its network says."""
+    network.plan_for(config)
+    values = network.full_plan.values | network.plan.values
+    for name, entry in header.values.items():
+        if name in values:
+            entry.nodes = [values[name].node, *values[name].inherited_by]
+    header.inside, header.left_in_float = network.plan.inner, network.plan.left_in_float
+
+
 def _filled(
     header: Header, tensors: dict[str, Tensor], network: Network, config: QConfig
 ) -> QuantizedModel | DynamicModel:
-    network.types = header.types
-    # The file says what is rounded: an earlier version may have planned otherwise.
-    network.plan.values = {
-        name: network.plan.values.get(name, network.full_plan.values.get(name))
-        for name in header.values
-        if name in network.full_plan.values
+    left_in_float = dict(header.left_in_float or {})
+    values = {
+        name: Value(name, first, inherited_by=others)
+        for name, (first, *others) in ((n, e.nodes) for n, e in header.values.items() if e.nodes)
     }
-    _check_layers(header, network, config)
-    qparams = _values_from_tensors(header, tensors, network)
+    network.plan = Plan(values, {}, left_in_float, header.inside)
     stored: dict[str, dict[str, Tensor]] = {name: {} for name in header.layers}
     for path, tensor in tensors.items():
         room, _, rest = path.partition("/")
@@ -175,32 +193,35 @@ def _filled(
             stored[name][part] = tensor
         elif room not in ("values", "float"):
             raise DataIntegrityError(f"tensor {path!r} belongs to no layer.")
+    _check_layers(header, network, tensors)
+    qparams = _values_from_tensors(header, tensors)
     layers = {
         name: layer_from_tensors(name, entry, stored[name], network.module, qparams)
         for name, entry in header.layers.items()
     }
-    quantizers = {name: ActivationQuantizer(q, name=name) for name, q in qparams.items()}
+    quantizers = {name: ActivationQuantizer(qparams[name], name=name) for name in values}
     module = network.with_quantizers(
         layers, quantizers, config.activation_grid if qparams else None
     )
     _load_float_state(module, tensors)
-    left_in_float = dict(network.plan.left_in_float)
     if header.granularity is None:
         return QuantizedModel(module, config, qparams, left_in_float)
     ahead = QuantizedModel(module, replace(config, activation_bits=None), {}, left_in_float)
     return round_inputs(ahead, config, header.granularity)
 
 
-def _check_layers(header: Header, network: Network, config: QConfig) -> None:
+def _check_layers(header: Header, network: Network, tensors: dict[str, Tensor]) -> None:
     """Raise for the first layer, in the order of the network, that the file does not fit."""
     formats: dict[torch.dtype, str] = {}  # of the model's layers, and of the file's
-    for name in network.plan.layers:
-        layer, entry = network.module.get_submodule(name), header.layers.get(name)
+    layers = {n: part for n, part in network.module.named_modules() if layer_type(part)}
+    for name, layer in layers.items():
+        entry = header.layers.get(name)
         if entry is None:
-            if header.layers and name not in config.float_layers:
+            if f"float/{name}.weight" not in tensors:
                 raise QuantizationError(f"layer {name!r} of the model is not in it.")
             continue
-        here, there = tuple(layer.weight.shape), tuple(entry.shape)
+        weight = weight_of(layer)
+        here, there = tuple(weight.shape), tuple(entry.shape)
         if (type(layer).__name__, here) != (entry.kind, there):
             raise QuantizationError(
                 f"layer {name!r} is {entry.kind} with a weight of {there} in it and "
@@ -208,7 +229,7 @@ def _check_layers(header: Header, network: Network, config: QConfig) -> None:
             )
         if entry.dtype not in DTYPES:
             raise DataIntegrityError(f"layer {name!r} computes in {entry.dtype!r} by the header.")
-        computed = formats.setdefault(layer.weight.dtype, entry.dtype)
+        computed = formats.setdefault(weight.dtype, entry.dtype)
         if computed != entry.dtype:
             raise QuantizationError(
                 f"layer {name!r} computes in {entry.dtype} in it, another one in {computed}, and "
@@ -218,19 +239,17 @@ def _check_layers(header: Header, network: Network, config: QConfig) -> None:
             where = "model" if entry.bias is None else "file"
             raise QuantizationError(f"layer {name!r} has a bias in the {where} only.")
     for name in header.layers:
-        if name not in network.plan.layers:
+        if name not in layers:
             raise QuantizationError(f"it has a layer {name!r}, the model has not.")
-    for name in header.values:
-        if name not in network.plan.values:
+    for name, entry in header.values.items():
+        if not entry.nodes or not network.places.issuperset(entry.nodes):
             raise QuantizationError(f"it has a value {name!r}, the model has not.")
-    for name in network.plan.values if header.values else ():
-        if name not in header.values:
-            raise QuantizationError(f"value {name!r} of the model is not in it.")
+    for name in header.inside:
+        if name not in network.places:
+            raise QuantizationError(f"it rounds inside {name!r}, which the model has not.")
 
 
-def _values_from_tensors(
-    header: Header, tensors: dict[str, Tensor], network: Network
-) -> dict[str, QParams]:
+def _values_from_tensors(header: Header, tensors: dict[str, Tensor]) -> dict[str, QParams]:
     stored = {part: tensors[f"values/{part}"] for part in ("scale", "zero_point") if header.values}
     count = sum(math.prod(entry.shape) for entry in header.values.values())
     for part, tensor in stored.items():
@@ -242,7 +261,8 @@ def _values_from_tensors(
         scale, zero_point = (
             stored[part][start:end].reshape(entry.shape).clone() for part in ("scale", "zero_point")
         )
-        qparams[name] = QParams(scale, zero_point, IntGrid(*entry.grid), entry.block_size)
+        block_size = None if entry.block_size is None else tuple(entry.block_size)
+        qparams[name] = QParams(scale, zero_point, IntGrid(*entry.grid), block_size)
         start = end
     return qparams
 

@@ -124,6 +124,56 @@ def test_dynamic_and_weight_only(tmp_path, granularity):
     assert_same(only, load(save(only, tmp_path / "only"), Residual()))
 
 
+class Curved(nn.Module):
+    """A SiLU, rounded inside, a softmax, whose range is known, and pooling, which inherits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = nn.functional.avg_pool2d(nn.functional.silu(self.first(x)), 2)
+        return self.second(x).softmax(1) * x.mean()
+
+
+@pytest.mark.parametrize("network", [Residual, Curved])
+@pytest.mark.parametrize("make_it", [static, quantize_dynamic])
+def test_a_file_carries_its_plan(tmp_path, monkeypatch, network, make_it):
+    """Whatever a later version would plan, the file says what is rounded, and where."""
+    quantized = make_it(make(network))
+    path = save(quantized, tmp_path / "m")
+
+    def plan(*args, **options):
+        raise AssertionError("loading plans nothing")
+
+    monkeypatch.setattr("ptq_course.simulation.network.plan", plan)
+    loaded = load(path, network())
+    assert_same(quantized, loaded)
+    assert loaded.left_in_float == quantized.left_in_float
+    again = save(loaded, tmp_path / "again")
+    assert read(again)[0] == read(path)[0]
+
+
+@pytest.mark.parametrize("places", [[], ["elsewhere"]])
+def test_a_place_that_the_model_has_not_is_named(tmp_path, monkeypatch, places):
+    path = save(static(make()), tmp_path / "m")
+    header, tensors = read(path)
+    name = next(iter(header.values))
+    header.values[name].nodes = places
+    monkeypatch.setattr("ptq_course.deploy.checkpoint.saving.read", lambda _: (header, tensors))
+    with pytest.raises(QuantizationError, match=f"a value '{name}', the model has not"):
+        load(path, Residual())
+
+
+def test_what_is_rounded_inside_must_be_there(tmp_path, monkeypatch):
+    path = save(static(make()), tmp_path / "m")
+    header, tensors = read(path)
+    header.inside = {"elsewhere": "silu"}
+    monkeypatch.setattr("ptq_course.deploy.checkpoint.saving.read", lambda _: (header, tensors))
+    with pytest.raises(QuantizationError, match="rounds inside 'elsewhere', which the model has"):
+        load(path, Residual())
+
+
 def test_parameters_that_stay_in_floating_point(tmp_path):
     model, x = Tokens(), torch.randn(3, 5, 6)
     for quantized in (static(model, x), quantize_dynamic(model)):

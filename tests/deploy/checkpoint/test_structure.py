@@ -143,6 +143,10 @@ HEADERS = {
     "a value that is not there": layer(bias_from="zzz"),
     "a huge value": lambda h: [v.update(shape=[2**40]) for v in h["values"].values()][:0],
     "a shape of words": layer(shape=["a"]),
+    "an unknown form of rounding": lambda h: h["inside"].update(
+        {node: "zzz" for value in h["values"].values() for node in value["nodes"]}
+    ),
+    "a plan that is a word": lambda h: h.update(left_in_float="nothing"),
 }
 TENSORS = {
     "no scale": lambda t: t.pop("layers/0/scale"),
