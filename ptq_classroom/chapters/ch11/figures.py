@@ -66,7 +66,14 @@ def moved_means(shifts: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
     told = []
     for i, (name, values) in enumerate(shifts.items()):
         values = np.asarray(values, dtype=float)[order]
-        ax.plot(np.arange(len(values)), values, marker="os^"[i], markersize=4, label=name, **color(2 * i))
+        ax.plot(
+            np.arange(len(values)),
+            values,
+            marker="os^"[i],
+            markersize=4,
+            label=name,
+            **color(2 * i),
+        )
         told.append(f"{name} at most {np.abs(values).max():.2f}")
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xticks=[], xlabel=f"channels of {layer}, sorted")
@@ -93,7 +100,9 @@ def accuracies(
     return fig, f"Accuracy of {len(rows)} versions, FP32 {fp32:.1f} %: {told}."
 
 
-def over_data(lines: Mapping[str, Mapping[int, Sequence[float]]], fp32: float) -> tuple[Figure, str]:
+def over_data(
+    lines: Mapping[str, Mapping[int, Sequence[float]]], fp32: float
+) -> tuple[Figure, str]:
     """Accuracy (percent) over the number of pictures that a correction was measured on.
 
     lines: kind of pictures -> count -> accuracies of several draws; the mean is drawn, and a dot
