@@ -1,8 +1,8 @@
 """One walk through the float network and its quantized copy, side by side. Chapters 11 and 13.
 
 Whatever improves a layer from data needs the layer's input as the *quantized* network gives it,
-with all layers before it improved already, and the output that the float network has there. Both are
-carried along layer by layer, so that one pass over the data serves every layer:
+with all layers before it improved already, and the output that the float network has there. Both
+are carried along layer by layer, so that one pass over the data serves every layer:
 
     quantized = improved(quantizer, batches, [AdaRound(), CorrectBias()])       in place of
     quantized = quantizer.convert()
