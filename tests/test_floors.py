@@ -21,6 +21,7 @@ ROOMS = {
     "graph": "prepare: tracing, rewriting to plain layers, what each operation does to integers, "
     "who owns a scale, fusion",
     "simulation": "apply: configuration, observation, quantized layers, the quantizers, report",
+    "improve": "rescue: equalization, bias correction, better rounding, other scales, codebooks",
     "integer": "integers only",
     "deploy": "files: ONNX, checkpoints, TensorRT's rules; sessions that run them",
     "diagnosis": "compare layers, switch parts off, ask an engineer's questions",
