@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, number, whole
 from ptq_course.improve.matrices import grouped
-from ptq_course.improve.pairs import find_pairs, prepared
+from ptq_course.improve.pairs import Pair, find_pairs, prepared
 
 
 def output_ranges(layer: nn.Module) -> Tensor:
@@ -74,13 +74,22 @@ def rescale(first: nn.Module, second: nn.Module, factors: Tensor) -> None:
                 values.div_(factors)
 
 
+def _move(module: fx.GraphModule, pair: Pair, factors: Tensor) -> None:
+    """`rescale` the layers of a pair, and the limits of the channels between them."""
+    rescale(module.get_submodule(pair.first), module.get_submodule(pair.second), factors)
+    if pair.limit:
+        limits = module.get_buffer(pair.limit)
+        limits.div_(factors.view(-1, *[1] * (limits.dim() - 1)))
+
+
 def equalize(model: nn.Module, sweeps: int = 20, tolerance: float = 1e-3) -> fx.GraphModule:
     """A traced, fused copy of ``model`` whose layers share their ranges; it computes the same.
 
     All pairs of `find_pairs` take turns until no factor differs from 1 by more than ``tolerance``,
     ``sweeps`` times at most (a depthwise convolution stands in two pairs). ReLU6 is no ReLU: its
-    pairs stay as they are; `pairs.without_relu6` makes them ReLU first, and what that breaks must
-    be measured. A step of PTQQuantizer: ``steps=[Equalize()]``.
+    pairs stay as they are, unless `pairs.with_limits` gives each channel a limit that goes along
+    (exact, and an operation more), or `pairs.without_relu6` makes it a ReLU (what that breaks must
+    be measured). A step of PTQQuantizer: ``steps=[Equalize()]``.
     Raises QuantizationError for settings out of range, UnsupportedError where it is not traceable.
     """
     sweeps = whole("sweeps", sweeps, 1)
@@ -94,7 +103,7 @@ def equalize(model: nn.Module, sweeps: int = 20, tolerance: float = 1e-3) -> fx.
             ranges = output_ranges(first)
             readers = input_ranges(second).view(len(ranges), -1).amax(1)
             factors = equalizing_factors(ranges, readers)
-            rescale(first, second, factors)
+            _move(module, pair, factors)
             moved = max(moved, float(factors.log().abs().max()))
         if moved <= tolerance:
             break
@@ -114,7 +123,7 @@ def unequalize(model: nn.Module, spread: int = 4, seed: int = 0) -> fx.GraphModu
         first, second = module.get_submodule(pair.first), module.get_submodule(pair.second)
         ranges = output_ranges(first)
         powers = torch.randint(-spread, spread + 1, (len(ranges),), generator=generator)
-        rescale(first, second, torch.exp2(powers.to(ranges.dtype)).to(ranges.device))
+        _move(module, pair, torch.exp2(powers.to(ranges.dtype)).to(ranges.device))
     return module
 
 

@@ -24,6 +24,7 @@ from ptq_course.graph.layer_types import layer_type
 from ptq_course.improve.matrices import grouped
 
 _RELU = ACTIVATIONS["relu"]
+_LIMIT = "limit_of_"  # begins the name of a buffer with limits
 _LEAKY = every_form("leaky_relu leaky_relu_") | {nn.LeakyReLU}
 _POOLS = (AVERAGING - MEANS) | frozenset(MAX_POOLS)
 _FLAT = every_form("flatten") | {nn.Flatten}
@@ -32,11 +33,16 @@ _NOTHING = every_form("contiguous clone dropout") | {nn.Identity, nn.Dropout, nn
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers by their path; ``shifts``: between them a ReLU alone, so that a bias can move."""
+    """Two layers by their path.
+
+    shifts: between them stands a ReLU alone, so that a bias can move. limit: the buffer with one
+    limit for each channel between them (`with_limits`), "" where there is none.
+    """
 
     first: str
     second: str
     shifts: bool = False
+    limit: str = ""
 
 
 def prepared(model: nn.Module) -> fx.GraphModule:
@@ -59,21 +65,21 @@ def find_pairs(module: fx.GraphModule) -> list[Pair]:
     }
     found = []
     for node in filter(alone.__contains__, layers):
-        at, between = node, []
+        at, between, limit = node, [], ""
         while len(at.users) == 1:
             at = next(iter(at.users))
             if at in layers or not _passes(module, node, at):
                 break
             between.append(operation_of(module, at))
+            limit = limit or _limit(at)
         if (
             at in alone
             and at is not node
             and len(at.all_input_nodes) == 1
             and _meet(module, node, at)
         ):
-            found.append(
-                Pair(str(node.target), str(at.target), len(between) == 1 and between[0] in _RELU)
-            )
+            shifts = len(between) == 1 and between[0] in _RELU
+            found.append(Pair(str(node.target), str(at.target), shifts, limit))
     return found
 
 
@@ -93,6 +99,48 @@ def without_relu6(model: nn.Module) -> fx.GraphModule:
     return module
 
 
+def with_limits(model: nn.Module) -> fx.GraphModule:
+    """A traced, fused copy that computes the same, with a limit for each channel in place of ReLU6.
+
+    min(relu(y), 6) / s = min(relu(y / s), 6 / s): a ReLU6 lets a factor through if its 6 goes
+    along. So each becomes a ReLU and a minimum with a buffer [C, 1, ...], and its pairs can be
+    equalized exactly. The price: a minimum with many limits is an operation of its own, for which
+    ONNX Runtime has no integer kernel, while a ReLU6 costs nothing. A ReLU6 that does not stand
+    directly behind a layer is left.
+    """
+    module = prepared(model)
+    for node in list(module.graph.nodes):
+        if operation_of(module, node) not in ACTIVATIONS["relu6"]:
+            continue
+        source = node.all_input_nodes[0]
+        if not _is_layer(module, source):
+            continue
+        layer = module.get_submodule(str(source.target))
+        kind = layer_type(layer)
+        assert kind is not None
+        weight, spatial = grouped(layer), kind.token_dimensions - 1
+        name = f"{_LIMIT}{node.name}"
+        shape = (weight.shape[0] * weight.shape[1], *[1] * spatial)
+        module.register_buffer(name, weight.new_full(shape, 6.0))
+        with module.graph.inserting_before(node):
+            limits = module.graph.get_attr(name)
+            relu = module.graph.call_function(torch.relu, (source,))
+            node.replace_all_uses_with(module.graph.call_function(torch.minimum, (relu, limits)))
+        module.graph.erase_node(node)
+    module.graph.lint()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
+
+
+def _limit(node: fx.Node) -> str:
+    """The buffer with the limits that a node of `with_limits` sets; "" for other nodes."""
+    if node.target is torch.minimum and isinstance(node.args[1], fx.Node):
+        name = str(node.args[1].target)
+        return name if node.args[1].op == "get_attr" and name.startswith(_LIMIT) else ""
+    return ""
+
+
 def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
@@ -103,6 +151,8 @@ def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
 def _passes(module: fx.GraphModule, layer: fx.Node, node: fx.Node) -> bool:
     """Whether factors, one for each channel that ``layer`` writes, pass through ``node``."""
     operation = operation_of(module, node)
+    if _limit(node):
+        return True
     if operation in _RELU | _LEAKY | _NOTHING:
         return len(node.all_input_nodes) == 1
     pictures = not isinstance(module.get_submodule(str(layer.target)), nn.Linear)

@@ -22,7 +22,7 @@ from ptq_course.improve.equalization import (
     output_ranges,
     unequalize,
 )
-from ptq_course.improve.pairs import Pair, find_pairs, prepared, without_relu6
+from ptq_course.improve.pairs import Pair, find_pairs, prepared, with_limits, without_relu6
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 from tests.networks import randomize_batch_norms
@@ -189,3 +189,38 @@ def test_inverse_equalization_ruins_one_scale_per_tensor_and_equalization_restor
         plain, ruined, restored = decibels(), decibels(ruin), decibels(ruin, Equalize())
     assert ruined < plain - 8
     assert restored > ruined + 8
+
+
+@pytest.mark.parametrize("change", [equalize, unequalize])
+def test_limits_go_along_with_the_channels_of_a_relu6(change):
+    torch.manual_seed(5)
+    clipped = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4),
+    ).eval()  # fmt: skip
+    x = 20 * torch.randn(4, 3, 6, 6)
+    limited = with_limits(clipped)
+    assert torch.equal(limited(x), clipped(x))
+    assert not find_pairs(prepared(clipped))
+    assert [pair.limit for pair in find_pairs(limited)] == ["limit_of__1", "limit_of__3"]
+    changed = change(limited)
+    torch.testing.assert_close(changed(x), clipped(x), atol=1e-3, rtol=1e-4)
+    assert (changed.get_buffer("limit_of__1") - 6).abs().max() > 0.1
+    again = equalize(changed)  # the limits of a changed network go along, too
+    torch.testing.assert_close(again(x), clipped(x), atol=1e-3, rtol=1e-4)
+    assert (clipped(x) - without_relu6(clipped)(x)).abs().max() > 1, "the limits matter here"
+
+
+def test_a_relu6_behind_a_sum_keeps_its_six():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.clip = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.ReLU6()
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(self.clip(y + y.flip(3)))
+
+    limited = with_limits(Sum())
+    assert not find_pairs(limited)
+    assert not list(limited.buffers())
