@@ -103,11 +103,6 @@ class QuantizedLayer(LayerStandIn):
 
     stands_for = "float_layer"
     weight_codes: Tensor
-    weight_scale: Tensor | None  # these two: None where there is a codebook
-    weight_zero_point: Tensor | None
-    codebook: Tensor | None
-    bias_codes: Tensor | None
-    bias_scale: Tensor | None
 
     def __init__(
         self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
