@@ -42,7 +42,12 @@ class OnOneUnit(IntegerOp):
         unit = common_unit(sources)
         super().__init__(name, unit * 2.0**-LEFT_SHIFT)
         self.bring = nn.ModuleList(ToUnit(q, unit) for q in sources)
-        self.bounds = [largest(differences(q)) << LEFT_SHIFT for q in sources]
+        self.sources = tuple(sources)
+
+    @property
+    def bounds(self) -> list[int]:
+        """The largest absolute value of each input, in the common unit."""
+        return [largest(differences(q)) << LEFT_SHIFT for q in self.sources]
 
     def brought(self, codes: Sequence[Tensor]) -> list[Tensor]:
         return [bring(part) for bring, part in zip(self.bring, codes, strict=True)]
