@@ -17,7 +17,7 @@ from ptq_course.graph import WEIGHTED_MODULES, Kind
 from ptq_course.graph.kinds import called
 from ptq_course.graph.reading import read
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
-from ptq_course.simulation.network import shallow_copy
+from ptq_course.simulation.network import replace_submodules, shallow_copy
 from ptq_course.simulation.quantized import QuantizedModel
 
 
@@ -32,16 +32,13 @@ def partly(
     quantizers that keep rounding (see `Parts`). None keeps all of them, () keeps none.
     """
     module = shallow_copy(quantized.module)
-    for path, part in list(module.named_modules(remove_duplicate=False)):
-        new: nn.Module | None = None
+    new: dict[str, nn.Module] = {}
+    for path, part in module.named_modules():
         if isinstance(part, QuantizedLayer) and layers is not None and part.name not in layers:
-            new = part.float_layer
-        is_quantizer = isinstance(part, ActivationQuantizer)
-        if is_quantizer and quantizers is not None and path not in quantizers:
-            new = nn.Identity()
-        if new is not None:
-            parent, _, name = path.rpartition(".")
-            setattr(module.get_submodule(parent), name, new)
+            new[path] = part.float_layer
+        if isinstance(part, ActivationQuantizer) and quantizers is not None:
+            new[path] = part if path in quantizers else nn.Identity()
+    replace_submodules(module, new)
     if isinstance(module, fx.GraphModule):
         module.recompile()
     return QuantizedModel(

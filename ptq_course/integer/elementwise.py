@@ -35,46 +35,55 @@ class ToUnit(nn.Module):
         return to_unit(codes, self.zero_point, self.multiplier, self.shift)
 
 
-class IntegerAdd(IntegerOp):
-    """a + b, or a - b: both come to the larger scale, with 20 bits of fraction, then are added."""
+class OnOneUnit(IntegerOp):
+    """Base: all inputs come to the largest of their scales, with 20 bits of fraction."""
 
-    def __init__(self, name: str, sources: Sequence[QParams], subtract: bool = False) -> None:
+    def __init__(self, name: str, sources: Sequence[QParams]) -> None:
         unit = common_unit(sources)
         super().__init__(name, unit * 2.0**-LEFT_SHIFT)
         self.bring = nn.ModuleList(ToUnit(q, unit) for q in sources)
         self.sources = tuple(sources)
+
+    @property
+    def bounds(self) -> list[int]:
+        """The largest absolute value of each input, in the common unit."""
+        return [largest(differences(q)) << LEFT_SHIFT for q in self.sources]
+
+    def brought(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        return [bring(part) for bring, part in zip(self.bring, codes, strict=True)]
+
+
+class IntegerAdd(OnOneUnit):
+    """a + b, or a - b."""
+
+    def __init__(self, name: str, sources: Sequence[QParams], subtract: bool = False) -> None:
+        super().__init__(name, sources)
         self.subtract = subtract
 
-    def accumulate(self, a: Tensor, b: Tensor) -> Tensor:
-        first, second = (bring(codes) for bring, codes in zip(self.bring, (a, b), strict=True))
-        return first - second if self.subtract else first + second
+    def accumulate(self, *codes: Tensor) -> Tensor:
+        a, b = self.brought(codes)
+        return a - b if self.subtract else a + b
 
     @property
     def terms(self) -> int:
         return 2
 
     def accumulator_range(self) -> Range:
-        bound = sum(largest(differences(q)) for q in self.sources) << LEFT_SHIFT
-        return -bound, bound
+        return -sum(self.bounds), sum(self.bounds)
 
 
-class IntegerConcat(IntegerOp):
-    """torch.cat along ``dim``: the inputs come to the largest scale first."""
+class IntegerConcat(OnOneUnit):
+    """torch.cat along ``dim``."""
 
     def __init__(self, name: str, sources: Sequence[QParams], dim: int) -> None:
-        unit = common_unit(sources)
-        super().__init__(name, unit * 2.0**-LEFT_SHIFT)
-        self.bring = nn.ModuleList(ToUnit(q, unit) for q in sources)
-        self.sources = tuple(sources)
+        super().__init__(name, sources)
         self.dim = dim
 
     def accumulate(self, *codes: Tensor) -> Tensor:
-        parts = [bring(part) for bring, part in zip(self.bring, codes, strict=True)]
-        return torch.cat(parts, dim=self.dim)
+        return torch.cat(self.brought(codes), dim=self.dim)
 
     def accumulator_range(self) -> Range:
-        bound = max(largest(differences(q)) for q in self.sources) << LEFT_SHIFT
-        return -bound, bound
+        return -max(self.bounds), max(self.bounds)
 
 
 class IntegerMul(IntegerOp):

@@ -8,7 +8,7 @@ network with integers only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,11 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def qparams(self) -> QParams:
-        made_from = self.scale, self.zero_point, self.grid, self.block_size
-        return self._kept.get("qparams", made_from, lambda: QParams(*made_from))
+        made_from = self._buffers["scale"], self._buffers["zero_point"], self.grid, self.block_size
+        return self._kept.get("qparams", made_from, self._make_qparams)
+
+    def _make_qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point, self.grid, self.block_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.qparams)
@@ -100,11 +103,6 @@ class QuantizedLayer(LayerStandIn):
 
     stands_for = "float_layer"
     weight_codes: Tensor
-    weight_scale: Tensor | None  # these two: None where there is a codebook
-    weight_zero_point: Tensor | None
-    codebook: Tensor | None
-    bias_codes: Tensor | None
-    bias_scale: Tensor | None
 
     def __init__(
         self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
@@ -183,7 +181,7 @@ class QuantizedLayer(LayerStandIn):
     @property
     def made_from(self) -> tuple:
         """What weight and bias are decoded from: when one of these changes, they do."""
-        dtype = weight_of(self.float_layer).dtype
+        dtype = cast(nn.Module, self._modules["float_layer"]).weight.dtype  # the quick way to it
         return (*self._buffers.values(), self.weight_grid, self.weight_block_size, dtype)
 
     def _decoded(self) -> tuple[Tensor, Tensor | None]:

@@ -33,6 +33,7 @@ from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.calibrators import CALIBRATORS
 from ptq_course.simulation.layers import ActivationQuantizer
+from ptq_course.simulation.network import replace_submodules
 from ptq_course.simulation.observe import Sample, model_inputs, output_noise, outputs_over
 from ptq_course.simulation.qconfig import QConfig
 
@@ -181,11 +182,12 @@ class _Rival:
 
     def round_as_decided(self, model: nn.Module) -> None:
         """Put the quantizers of this candidate into a converted model."""
-        for path, part in list(model.named_modules()):
-            if isinstance(part, ActivationQuantizer):
-                parent, _, name = path.rpartition(".")
-                new = ActivationQuantizer(self.qparams[part.name], name=part.name)
-                setattr(model.get_submodule(parent), name, new)
+        new = {
+            path: ActivationQuantizer(self.qparams[part.name], name=part.name)
+            for path, part in model.named_modules()
+            if isinstance(part, ActivationQuantizer)
+        }
+        replace_submodules(model, new)
 
 
 class _Contest:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ptq_course.errors import CalibrationError
 from ptq_course.graph import trace
+from ptq_course.simulation.network import TracedNetwork
 from ptq_course.simulation.quantizer import PTQQuantizer
 
 THREADS = 4
@@ -126,9 +127,9 @@ def test_two_threads_trace_one_after_the_other():
 def test_a_fork_owns_its_network():
     quantizer = PTQQuantizer(network()).observe(batches(0), progress=False)
     fork = quantizer.fork()
+    assert isinstance(fork.network, TracedNetwork)
     for node in fork.network.module.graph.nodes:
         node.meta["floating"] = False
-    fork.network.types = {}
     assert quantizer.network.types == {}
     assert quantizer.network.module is not fork.network.module
     weights = [q.network.module.state_dict().values() for q in (quantizer, fork)]
