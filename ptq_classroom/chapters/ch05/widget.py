@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 from torch import Tensor, nn
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
 from ptq_classroom.pictures.models import load_model
 from ptq_course.graph import trace

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
 from ptq_classroom.pictures.camera import to_input

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ptq_classroom.chapters.ch09.figures import rule_name
-from ptq_classroom.kit.show import COLORS, GREY, figure
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 
 LOSS = LinearSegmentedColormap.from_list("loss", ["#ffffff", COLORS[1], COLORS[2]])
 WORST = 30.0  # points lost at which the colour is darkest
@@ -85,7 +85,7 @@ def noticed(
                 )  # fmt: skip
         right.text(
             0.98, 0.10 - 0.09 * number, rule_name(rule), transform=right.transAxes, ha="right",
-            va="bottom", color=tints[number], fontsize=9,
+            va="bottom", color=ink(tints[number]), fontsize=9,
         )  # fmt: skip
     left.set_yticks(place, shifts)
     left.invert_yaxis()

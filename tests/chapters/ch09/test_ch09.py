@@ -132,11 +132,10 @@ def test_the_frame_shows_what_was_measured(shown):
     assert list(figure.reference.get_ydata()) == [60.0, 60.0]
 
 
-def test_the_slider_takes_the_nearest_size_that_was_measured(shown):
-    readout, _ = shown.set(samples=25, shift="standard", rule="percentile")
-    assert "percentile from 10 pictures" in readout
-    readout, _ = shown.set(samples=2.5)
-    assert "percentile from 1 picture:" in readout
+def test_there_is_a_position_for_each_size_that_was_measured(shown):
+    assert shown.controls["samples"].options == SIZES
+    readout, _ = shown.set(samples=SIZES[0], shift="standard", rule="percentile")
+    assert f"percentile from {SIZES[0]} picture" in readout
 
 
 def test_live_pictures_change_with_the_shift(shown):
