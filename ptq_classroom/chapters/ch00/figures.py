@@ -15,7 +15,7 @@ from ptq_classroom.pictures.camera import MEAN, STD, respond
 from ptq_classroom.pictures.classes import CLASS_NAMES, GROUPS
 
 Shown = tuple[Figure, str]
-LOST, GAINED = COLORS[2], COLORS[0]
+LOST, GAINED = ink(COLORS[2]), ink(COLORS[0])
 WHITE = "white"
 MARK = {True: "✓", False: "✗"}
 
@@ -72,12 +72,12 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
     told = []
     for ax, i in zip(axes, map(int, places), strict=True):
         was, now = before[i] == labels[i], after[i] == labels[i]
-        tint = LOST if was and not now else GAINED if now and not was else GREY
+        tint = LOST if was and not now else GAINED if now and not was else ink(GREY)
         ax.imshow(_picture(split.images[i]))
         ax.set_title(
             f"FP32 {MARK[bool(was)]} {_short(before[i])}\n"
             f"INT8 {MARK[bool(now)]} {_short(after[i])}",
-            fontsize=8, loc="center", pad=3, color=ink(tint),
+            fontsize=8, loc="center", pad=3, color=tint,
         )  # fmt: skip
         told.append(f"{CLASS_NAMES[before[i]]} to {CLASS_NAMES[after[i]]}")
     return fig, f"{len(places)} pictures whose answer changed: {', '.join(told)}."

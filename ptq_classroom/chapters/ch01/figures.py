@@ -33,7 +33,7 @@ def ruler(values: Tensor, qparams: QParams) -> Shown:
     _, nearest = number_line(ax, marks, values, name="real value")
     for code, mark in zip(codes, marks.tolist(), strict=True):
         zero = code == int(qparams.zero_point)
-        style = {"color": RED, "fontweight": "bold"} if zero else {"color": BLUE}
+        style = {"color": ink(RED), "fontweight": "bold"} if zero else {"color": ink(BLUE)}
         ax.text(mark, -0.32, str(code), ha="center", va="top", fontsize=9, **style)
     ax.text(-0.005, 0.19, "code", transform=ax.transAxes, ha="right", color=ink(BLUE), fontsize=9)
     ax.text(-0.005, 0.79, "data", transform=ax.transAxes, ha="right", color=ink(RED), fontsize=9)

@@ -84,7 +84,8 @@ class ChannelOnItsGrid:
         decibels = {name: parameters(bits, name)[1][channel] for name in GRANULARITIES}
         for bar, (name, value) in zip(self.bars, decibels.items(), strict=True):
             bar.set_width(max(value, 0.0))
-            bar.set_color(COLORS[2] if name == granularity else GREY)
+            bar.set(facecolor=COLORS[2] if name == granularity else GREY, edgecolor="black")
+            bar.set_linewidth(2.0 if name == granularity else 0.0)  # not by colour alone
 
         largest = float(weights.abs().max())
         used = round(largest / float(scales[0])) if granularity == "per tensor" else q.grid.qmax

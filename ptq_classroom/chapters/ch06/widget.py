@@ -131,7 +131,8 @@ class LayerStepper:
         self.reach.set_text("the grid: {:.3g} to {:.3g}".format(*shown.reach))
         for number, (bar, other) in enumerate(zip(self.bars, made, strict=True)):
             bar.set_width(other.isolated)
-            bar.set_color(COLORS[0] if number == layer - 1 else COLORS[3])
+            bar.set(facecolor=COLORS[0 if number == layer - 1 else 3], edgecolor="black")
+            bar.set_linewidth(2.0 if number == layer - 1 else 0.0)  # not by colour alone
         self.dots.set_xdata([other.cumulative for other in made])
         readout = (
             f"{shown.name}, {rule}: step {shown.scale:.3g}, {len(shown.levels)} codes in the "

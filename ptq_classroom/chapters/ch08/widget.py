@@ -11,7 +11,7 @@ from torch import Tensor
 from ptq_classroom.kit.controls import Choice, Slider
 from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.pieces import BEHIND
-from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink, text_number
 from ptq_classroom.pictures.camera import to_input
 from ptq_course.integer import IntegerModel, requantize, to_multiplier
 from ptq_course.integer.agreement import Recorder
@@ -64,7 +64,7 @@ class NarrowAccumulator:
         top.stairs(np.maximum(counts, 0.5), edges, fill=True, color=COLORS[0], alpha=0.7)
         self.limits = [top.axvline(x, color=COLORS[2], linestyle="--") for x in (-1, 1)]
         top.set(yscale="log", ylim=(0.5, None), xlim=(-self.edge, self.edge), ylabel="count")
-        style = {"ha": "right", "va": "top", "fontsize": 9, "color": COLORS[2], "bbox": BEHIND}
+        style = {"ha": "right", "va": "top", "fontsize": 9, "color": ink(COLORS[2]), "bbox": BEHIND}
         self.rule = top.text(0.99, 0.96, "", transform=top.transAxes, **style)
         top.set_xlabel(f"sums of {self.op.name} (red: where the accumulator ends)")
         self.before = np.bincount(self.codes.flatten().numpy(), minlength=256)
@@ -96,6 +96,8 @@ class NarrowAccumulator:
         found = self.measure(bits, multiplier_bits, overflow)
         lost, changed, same = found.lost, found.changed, found.same
         end = min(float(1 << (bits - 1)), 2 * self.edge)
+        where = "red: where the accumulator ends" if end < self.edge else "it ends far outside"
+        self.top.set_xlabel(f"sums of {self.op.name} ({where})")
         for line, x in zip(self.limits, (-end, end), strict=True):
             line.set_xdata([x, x])
         now = np.bincount(found.codes.flatten().numpy(), minlength=256)

@@ -130,7 +130,7 @@ def by_samples(
             values = np.asarray(found[kind], dtype=float)
             mean = np.nanmean(values, axis=0)
             ends = np.stack([mean - np.nanmin(values, 0), np.nanmax(values, 0) - mean])
-            at = np.asarray(sizes, dtype=float) * 1.12 ** (number - 1)  # side by side
+            at = np.asarray(sizes, dtype=float) * 1.3 ** (number - 1)  # whiskers apart
             ax.errorbar(
                 at, mean, ends, color=COLORS[NUMBERS[number]], linestyle=LINES[number],
                 marker=MARKERS[number], markersize=4.5, elinewidth=1, capsize=2, linewidth=1.3,

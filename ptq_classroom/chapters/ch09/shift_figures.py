@@ -48,10 +48,15 @@ def losses(
         spine.set_visible(False)
     flat = [(g, n) for g, inside in columns.items() for n in inside]
     told = [
-        f"{row}: " + ", ".join(f"{g} {n} {v:.1f}" for (g, n), v in zip(flat, values, strict=True))
+        "{}: {} {} {:.1f}".format(row, *flat[int(values.argmax())], values.max())
         for row, values in zip(rows, lost, strict=True)
     ]
-    return fig, "Points of accuracy lost against FP32. " + "; ".join(told) + "."
+    worst, at = np.unravel_index(int(lost.argmax()), lost.shape)
+    return fig, (
+        f"Most is lost with {rows[worst]}, {' '.join(flat[at])}: {lost[worst, at]:.1f} points of "
+        f"accuracy against FP32; {int((lost > 1).sum())} of {lost.size} numbers are above 1. The "
+        f"largest loss in each row: {'; '.join(told)}."
+    )
 
 
 def noticed(
