@@ -97,7 +97,7 @@ def accumulator_bits(
     place = np.arange(len(rows))
     ax.barh(place, bits, color=COLORS[0], height=0.65)
     for i, row in enumerate(rows):
-        ax.text(0.4, i, f"{row.terms} products", fontsize=8, va="center", color="white")
+        ax.text(0.4, i, f"{row.terms} products", fontsize=8, va="center", color="black")
         ax.text(row.bits + 0.3, i, str(row.bits), fontsize=9, va="center")
     for width in (16, 32):
         ax.axvline(width, color=GREY, linestyle="--", linewidth=1.2)
