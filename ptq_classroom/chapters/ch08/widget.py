@@ -70,7 +70,7 @@ class NarrowAccumulator:
         self.before = np.bincount(self.codes.flatten().numpy(), minlength=256)
         bottom.stairs(self.before, np.arange(257), fill=True, color=GREY, alpha=0.4)
         self.steps = bottom.stairs(self.before, np.arange(257), color=COLORS[2], linewidth=1.3)
-        self.bottom = bottom
+        self.top, self.bottom = top, bottom
         bottom.set(xlim=(0, 256), xlabel="code of the output (grey: exact, red: now)")
         bottom.set(ylabel="count", ylim=(0, 1.1 * self.before.max()))
 
