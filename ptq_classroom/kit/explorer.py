@@ -10,65 +10,16 @@ import asyncio
 import html
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as w
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ptq_classroom.kit.show import for_the_page, img, show_picture
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.show import DPI, PAGE, for_the_page, img, show_picture
 
 PAUSE = 0.02  # seconds: changes that arrive meanwhile are drawn as one
-
-
-@dataclass(frozen=True)
-class Slider:
-    """A number with slider, numeric box and arrow keys. Whole numbers when all three are ints."""
-
-    name: str
-    low: float
-    high: float
-    value: float
-    step: float | None = None
-    label: str = ""
-
-    def build(self) -> tuple[Any, Any]:
-        whole = all(isinstance(v, int) for v in (self.low, self.high, self.value))
-        step = self.step or (1 if whole else (self.high - self.low) / 100)
-        slider, box = (
-            (w.IntSlider, w.BoundedIntText) if whole else (w.FloatSlider, w.BoundedFloatText)
-        )
-        common = {"min": self.low, "max": self.high, "step": step, "value": self.value}
-        main = slider(
-            **common,
-            description=self.label or self.name,
-            readout=False,
-            style={"description_width": "initial"},
-            layout={"width": "420px"},
-        )
-        number = box(**common, layout={"width": "110px"}, tooltip=self.label or self.name)
-        w.link((main, "value"), (number, "value"))
-        return main, w.HBox([main, number])
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few named options."""
-
-    name: str
-    options: tuple
-    value: Any
-    label: str = ""
-
-    def build(self) -> tuple[Any, Any]:
-        box = w.Dropdown(
-            options=list(self.options),
-            value=self.value,
-            description=self.label or self.name,
-            style={"description_width": "initial"},
-        )
-        return box, box
 
 
 class Explorer:
@@ -115,7 +66,7 @@ class Explorer:
     @property
     def values(self) -> dict[str, Any]:
         """What the controls say now."""
-        return {name: main.value for name, main in self.inputs.items()}
+        return {name: _tidy(main.value) for name, main in self.inputs.items()}
 
     def set(self, **values: Any) -> tuple[str, str]:
         """Move controls and draw at once; returns (readout, alt)."""
@@ -132,7 +83,7 @@ class Explorer:
         self._pending = None
         try:
             readout, alt = self.frame(**self.values)
-            self.picture.value = img(self._bytes(), alt)
+            self.picture.value = img(self._bytes(), alt, dpi=PAGE)
         except Exception as error:
             self.readout.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
             if not self.redraws:
@@ -147,7 +98,7 @@ class Explorer:
         before, frames = self.values, []
         for setting in settings:
             readout, alt = self.frame(**{**before, **setting})
-            frames.append((self._bytes(compress_level=9), readout, alt))
+            frames.append((self._bytes(live=False), readout, alt))
         self.frame(**before)
         return frames
 
@@ -178,15 +129,25 @@ class Explorer:
             return
         self._pending = loop.call_later(PAUSE, self.draw)
 
-    def _bytes(self, compress_level: int = 1) -> bytes:
-        """PNG of the figure; the layout is computed once and then kept, which halves the time."""
-        if not self.redraws:
-            self.fig.canvas.draw()
-            self.fig.set_layout_engine("none")
+    def _bytes(self, *, live: bool = True) -> bytes:
+        """PNG of the figure; the layout is computed once and then kept, which halves the time.
+
+        live: at a page's resolution, hardly compressed, since a picture is soon replaced.
+        """
         canvas = self.fig.canvas
+        if not self.redraws:
+            canvas.draw()
+            self.fig.set_layout_engine("none")
+        self.fig.set_dpi(PAGE if live else DPI)
         canvas.draw()
-        size = canvas.get_width_height()
         out = io.BytesIO()
+        size = canvas.get_width_height()
         picture = Image.frombuffer("RGBA", size, canvas.buffer_rgba()).convert("RGB")
-        picture.save(out, format="png", compress_level=compress_level)
+        picture.save(out, format="png", compress_level=1 if live else 9)
+        self.fig.set_dpi(DPI)
         return out.getvalue()
+
+
+def _tidy(value: Any) -> Any:
+    """1.3 where a slider's arithmetic made 1.2999999999999998."""
+    return float(f"{value:.9g}") if isinstance(value, float) else value

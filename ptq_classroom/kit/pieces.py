@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ptq_classroom.kit.show import COLORS, GREY, figure
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 
 BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of labels
 
@@ -50,7 +50,7 @@ def range_band(ax: Any, low: float, high: float, text: str = "kept range") -> An
         transform=ax.get_xaxis_transform(),
         va="top",
         fontsize=9,
-        color=COLORS[6],
+        color=ink(COLORS[6]),
     )
     return band
 
@@ -116,7 +116,7 @@ def sweep_curve(
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=line.get_color(),
+            color=ink(line.get_color()),
         )
     ax.set(xlabel=x_label, ylabel=y_label)
     return x, y
@@ -171,7 +171,7 @@ def accuracy_bars(
             ha="center",
             va="bottom",
             fontsize=9,
-            color=GREY,
+            color=ink(GREY),
         )
     ax.set_yticks(place, labels)
     ax.invert_yaxis()
@@ -195,7 +195,7 @@ def image_grid(
         if i < len(images):
             ax.imshow(images[i])
             if labels:
-                ax.set_title(labels[i], fontsize=7, loc="center", y=-0.28)
+                ax.set_title(labels[i], fontsize=8, loc="center", y=-0.28)
     return fig
 
 

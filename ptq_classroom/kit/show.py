@@ -14,14 +14,17 @@ import base64
 import html
 import io
 import os
+from functools import cache
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-DPI = 100
+DPI = 144  # dots in an inch of a figure
+PAGE = 100  # pixels of a page that an inch of a figure takes, whatever its dots
 # Matplotlib's petroff10 (M. A. Petroff, "Accessible color sequences for data visualization", 2021)
 COLORS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
           "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
@@ -62,20 +65,47 @@ def color(i: int) -> dict[str, Any]:
     return {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i % len(LINES)]}
 
 
+@cache
+def ink(color: str) -> str:
+    """This colour for words: as dark as it takes to be read on white and on a pale band.
+
+    WCAG 2.2 asks for a contrast of 4.5 to 1; 5.5 on white leaves room for the band. Black and white
+    stay what they are.
+    """
+    rgb = np.array(to_rgb(color))
+    if rgb.min() == 1:
+        return color
+    while 1.05 / (_luminance(rgb) + 0.05) < 5.5:
+        rgb *= 0.97
+    return to_hex(rgb.tolist())
+
+
+def _luminance(rgb: np.ndarray) -> float:
+    """Relative luminance (WCAG 2.2) of one sRGB colour [3], 0 to 1."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
 def png(fig: Figure) -> bytes:
-    """The figure as PNG bytes at 100 dpi, without software or date stamps."""
+    """The figure as PNG bytes at DPI dots an inch, without software or date stamps."""
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()
 
 
-def img(data: bytes, alt: str) -> str:
+def img(data: bytes, alt: str, dpi: int = DPI) -> str:
     """An HTML image that carries its bytes and its alt text."""
     encoded = base64.b64encode(data).decode("ascii")
     return (
-        f'<img alt="{html.escape(alt)}" style="max-width:100%;height:auto" '
+        f'<img alt="{html.escape(alt)}" width="{_width(data, dpi)}" '
+        f'style="max-width:100%;height:auto" '
         f'src="data:image/png;base64,{encoded}">'
     )
+
+
+def _width(data: bytes, dpi: int = DPI) -> int:
+    """Pixels of the page that a PNG takes: its width stands in bytes 16 to 19."""
+    return round(int.from_bytes(data[16:20], "big") * PAGE / dpi)
 
 
 def for_the_page() -> bool:
@@ -89,7 +119,7 @@ def show_picture(data: bytes, alt: str) -> None:
 
     if for_the_page():
         page = {"image/png": base64.b64encode(data).decode("ascii"), "text/plain": alt}
-        display(page, metadata={"image/png": {"alt": alt}}, raw=True)
+        display(page, metadata={"image/png": {"alt": alt, "width": _width(data)}}, raw=True)
     else:
         display({"text/html": img(data, alt), "text/plain": alt}, metadata={}, raw=True)
 

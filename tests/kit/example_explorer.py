@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.show import figure
 
 X = np.linspace(-4, 4, 801)

@@ -47,7 +47,8 @@ def test_in_the_lab_a_figure_is_html_that_carries_its_alt_text(shown: list):
     assert data["text/plain"] == 'a "falling" line & more'
     assert 'alt="a &quot;falling&quot; line &amp; more"' in data["text/html"]
     assert "max-width:100%" in data["text/html"]
-    assert size_of(re.search(r"base64,([^\"]+)", data["text/html"]).group(1)) == (400, 200)
+    assert size_of(re.search(r"base64,([^\"]+)", data["text/html"]).group(1)) == (576, 288)
+    assert 'width="400"' in data["text/html"]  # 144 dots where a page has 100
     assert metadata == {}
 
 
@@ -58,9 +59,9 @@ def test_for_a_page_a_figure_is_a_picture_with_its_alt_text_beside_it(
     base.show(falling(), 'a "falling" line & more')
     ((data, metadata),) = shown
     assert sorted(data) == ["image/png", "text/plain"]
-    assert metadata == {"image/png": {"alt": data["text/plain"]}}
+    assert metadata == {"image/png": {"alt": data["text/plain"], "width": 400}}
     assert data["text/plain"] == 'a "falling" line & more'
-    assert size_of(data["image/png"]) == (400, 200)
+    assert size_of(data["image/png"]) == (576, 288)
 
 
 def test_show_needs_an_alt_text(shown: list):

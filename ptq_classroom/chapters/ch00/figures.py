@@ -10,12 +10,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ptq_classroom.kit.show import COLORS, GREY, color, figure
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
 from ptq_classroom.pictures.camera import MEAN, STD, respond
 from ptq_classroom.pictures.classes import CLASS_NAMES, GROUPS
 
 Shown = tuple[Figure, str]
-LOST, GAINED = COLORS[2], COLORS[0]
+LOST, GAINED = ink(COLORS[2]), ink(COLORS[0])
 WHITE = "white"
 MARK = {True: "✓", False: "✗"}
 
@@ -72,12 +72,12 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
     told = []
     for ax, i in zip(axes, map(int, places), strict=True):
         was, now = before[i] == labels[i], after[i] == labels[i]
-        tint = LOST if was and not now else GAINED if now and not was else GREY
+        tint = LOST if was and not now else GAINED if now and not was else ink(GREY)
         ax.imshow(_picture(split.images[i]))
         ax.set_title(
             f"FP32 {MARK[bool(was)]} {_short(before[i])}\n"
             f"INT8 {MARK[bool(now)]} {_short(after[i])}",
-            fontsize=7.5, loc="center", pad=3, color=tint,
+            fontsize=8, loc="center", pad=3, color=tint,
         )  # fmt: skip
         told.append(f"{CLASS_NAMES[before[i]]} to {CLASS_NAMES[after[i]]}")
     return fig, f"{len(places)} pictures whose answer changed: {', '.join(told)}."
@@ -173,7 +173,7 @@ def scoreboard(
             ax.annotate(
                 form.format(value), (value, bar.get_y() + bar.get_height() / 2),
                 xytext=(-8 if crossed else 4, 0), textcoords="offset points", fontsize=9,
-                ha="right" if crossed else "left", va="center", color=WHITE if crossed else "black",
+                ha="right" if crossed else "left", va="center",
             )  # fmt: skip
         if line is not None:
             ax.axvline(line, color="black", linestyle=(0, (4, 2)), linewidth=1.5, zorder=5)
@@ -198,12 +198,12 @@ def fewer_bits(bits: Sequence[int], rows: Mapping[str, Sequence[float]], referen
         ax.plot(place, accuracy, marker="o", **color(i))
         ax.annotate(
             f"{name} {accuracy[-1]:.1f}", (place[-1], accuracy[-1]), xytext=(8, 0),
-            textcoords="offset points", va="center", fontsize=9, color=COLORS[i],
+            textcoords="offset points", va="center", fontsize=9, color=ink(COLORS[i]),
         )  # fmt: skip
         pairs = ", ".join(f"{b} bits {a:.1f}" for b, a in zip(bits, accuracy, strict=True))
         told.append(f"{name}: {pairs}")
     ax.axhline(reference, color=GREY, linestyle="--", linewidth=1.2)
-    ax.text(0, reference + 1, f"FP32 {reference:.1f}", color=GREY, fontsize=9, va="bottom")
+    ax.text(0, reference + 1, f"FP32 {reference:.1f}", color=ink(GREY), fontsize=9, va="bottom")
     ax.set(xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
     ax.set_xticks(place, list(map(str, bits)))
     ax.set(ylim=(0, 108), xlim=(-0.2, place[-1] + 0.75))

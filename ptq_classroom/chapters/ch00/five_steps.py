@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ptq_classroom.kit.show import COLORS, GREY, figure
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 
 STEPS = (
     ("1 · Prepare", "a trained FP32 network,\nits layers put in order"),
@@ -84,7 +84,7 @@ def _layers(ax: Any) -> None:
     for row, name in enumerate(names):
         y = 0.865 - 0.146 * row
         if name == "· · ·":
-            ax.text(0.5, y, name, ha="center", va="center", fontsize=11, color=GREY)
+            ax.text(0.5, y, name, ha="center", va="center", fontsize=11, color=ink(GREY))
             continue
         shade = COLORS[0] if name in ("convolution", "linear") else COLORS[3]
         ax.add_patch(
@@ -112,8 +112,12 @@ def _ranges(ax: Any, values: np.ndarray, high: float) -> None:
     ax.axvspan(0, high, color=COLORS[1], alpha=0.2, linewidth=0)
     ax.axvline(high, color=COLORS[6], linestyle="--", linewidth=1.5)
     ax.set(yscale="log", xlim=(-0.03 * end, end), ylim=(0.5, counts.max() * 9))
-    ax.text(high / 2, counts.max() * 2.6, "kept range", ha="center", fontsize=9, color=COLORS[6])
-    ax.text((high + end) / 2, counts.max() * 0.25, "cut off", ha="center", fontsize=9, color=GREY)
+    ax.text(
+        high / 2, counts.max() * 2.6, "kept range", ha="center", fontsize=9, color=ink(COLORS[6])
+    )
+    ax.text(
+        (high + end) / 2, counts.max() * 0.25, "cut off", ha="center", fontsize=9, color=ink(GREY)
+    )
 
 
 def _staircase(ax: Any) -> None:
@@ -124,8 +128,8 @@ def _staircase(ax: Any) -> None:
         ax.axhline(code / 9, color="#e3e6ea", linewidth=0.8, zorder=0)
     ax.plot(x, wave, color=GREY, linewidth=1.2, linestyle="--")
     ax.plot(x, rounded, color=COLORS[2], linewidth=1.8)
-    ax.text(0.47, 0.84, "FP32", fontsize=9, color=GREY)
-    ax.text(0.1, 0.14, "integers", fontsize=9, color=COLORS[2])
+    ax.text(0.47, 0.84, "FP32", fontsize=9, color=ink(GREY))
+    ax.text(0.1, 0.14, "integers", fontsize=9, color=ink(COLORS[2]))
     ax.set(xlim=(0, 1), ylim=(0.02, 1))
 
 
@@ -159,7 +163,7 @@ def _arrows(fig: Figure, axes: Any) -> None:
     _arrow(fig, (x1, under), (x1, under + 0.045), color=COLORS[6])
     fig.text(
         (x0 + x1) / 2, under - 0.02, "too much lost? choose other ranges, no training needed",
-        ha="center", va="top", fontsize=9, color=COLORS[6],
+        ha="center", va="top", fontsize=9, color=ink(COLORS[6]),
     )  # fmt: skip
 
 

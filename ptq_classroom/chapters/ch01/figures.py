@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ptq_classroom.kit.pieces import number_line
-from ptq_classroom.kit.show import COLORS, GREY, LINES, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, LINES, figure, ink, text_number
 from ptq_course.grids.affine import IntGrid, QParams, dequantize, quantize
 
 Shown = tuple[Figure, str]
@@ -33,10 +33,10 @@ def ruler(values: Tensor, qparams: QParams) -> Shown:
     _, nearest = number_line(ax, marks, values, name="real value")
     for code, mark in zip(codes, marks.tolist(), strict=True):
         zero = code == int(qparams.zero_point)
-        style = {"color": RED, "fontweight": "bold"} if zero else {"color": BLUE}
+        style = {"color": ink(RED), "fontweight": "bold"} if zero else {"color": ink(BLUE)}
         ax.text(mark, -0.32, str(code), ha="center", va="top", fontsize=9, **style)
-    ax.text(-0.005, 0.19, "code", transform=ax.transAxes, ha="right", color=BLUE, fontsize=9)
-    ax.text(-0.005, 0.79, "data", transform=ax.transAxes, ha="right", color=RED, fontsize=9)
+    ax.text(-0.005, 0.19, "code", transform=ax.transAxes, ha="right", color=ink(BLUE), fontsize=9)
+    ax.text(-0.005, 0.79, "data", transform=ax.transAxes, ha="right", color=ink(RED), fontsize=9)
     ax.set_title("The red code is the zero point: its mark is exactly 0")
     moved = float(np.abs(np.asarray(values, dtype=np.float64) - nearest).max())
     n = text_number
@@ -66,7 +66,7 @@ def saturation(scale: float, grid: IntGrid, at: float) -> Shown:
         label = f"{at:g} comes back\nas {float(y[here]):.3f}"
         below = (14, -44) if float(y[here]) > 0 else (0, -32)
         ax.annotate(label, (x[here], y[here]), xytext=below, textcoords="offset points",
-                    ha="center", fontsize=9, color=RED)  # fmt: skip
+                    ha="center", fontsize=9, color=ink(RED))  # fmt: skip
         ax.set(title=title, xlabel="value put in")
     axes[0].set_ylabel("value that comes back")
     n = text_number
@@ -149,7 +149,7 @@ def decibels(bits: Sequence[int], curves: dict[str, Sequence[float]]) -> Shown:
     left.set(xlabel="bits", ylabel="signal-to-noise ratio (dB)", xlim=(bits[0], bits[-1] * 1.75))
     left.set_xticks(list(bits)[::2])
     right.axhline(20 * np.log10(2), color=GREY, linestyle=":", linewidth=1.2)
-    right.text(bits[-1], 6.25, "6.02", color=GREY, ha="right", va="bottom", fontsize=9)
+    right.text(bits[-1], 6.25, "6.02", color=ink(GREY), ha="right", va="bottom", fontsize=9)
     right.set(xlabel="bits", ylabel="added by the last bit (dB)", ylim=(-0.5, 8.5))
     right.set_xticks(list(bits)[::2])
     listed = "; ".join(

@@ -9,8 +9,9 @@ import torch
 from matplotlib.figure import Figure
 
 from ptq_classroom.chapters.ch01.figures import levels
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
-from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink, text_number
 from ptq_course.grids.affine import IntGrid, QParams, choose_qparams, fake_quantize, quantize
 from ptq_course.grids.metrics import sqnr_db
 
@@ -32,7 +33,7 @@ class NumberLine:
         self.zero = top.vlines([0.0], 0, 0.42, color=COLORS[2], linewidth=2.2)
         (self.moved,) = top.plot([0, 0], [0.8, 0.3], color=COLORS[2], linewidth=1.2)
         (self.value,) = top.plot([0], [0.8], "o", color=COLORS[2], clip_on=False, zorder=5)
-        self.caption = top.text(0, 0.88, "", ha="center", fontsize=9, color=COLORS[2])
+        self.caption = top.text(0, 0.88, "", ha="center", fontsize=9, color=ink(COLORS[2]))
         top.set(ylim=(0, 1.12), yticks=[], title="Marks (blue), the mark of 0 (red), data (grey)")
         top.spines["left"].set_visible(False)
         self.band = bottom.axhspan(-1, 1, color=COLORS[3], alpha=0.3, linewidth=0)
@@ -41,7 +42,7 @@ class NumberLine:
         bottom.yaxis.set_major_formatter("{x:.2f}")  # one width, for the layout is computed once
         self.band_text = bottom.text(
             0.995, 0.0, "± scale / 2", transform=bottom.get_yaxis_transform(), ha="right",
-            va="bottom", fontsize=8, color=GREY,
+            va="bottom", fontsize=8, color=ink(GREY),
         )  # fmt: skip
         self.bottom = bottom
 

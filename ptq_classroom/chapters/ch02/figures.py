@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 from ptq_course.grids.affine import QParams
 from ptq_course.ranges.histograms import DyadicHistogram
 
@@ -52,8 +52,10 @@ def loss_of_the_bulk(
     rule = before - 20 * np.log10(np.maximum(sizes, sizes[0]) / sizes[0])
     ax.plot(sizes, rule, color=GREY, linestyle="--", linewidth=1.3)
     ax.plot(sizes, decibels, "o-", color=COLORS[0])
-    ax.text(sizes[-1], decibels[-1], " measured", va="bottom", fontsize=9, color=COLORS[0])
-    ax.text(sizes[-1], rule[-1], " -20 dB for a factor of 10", va="top", fontsize=9, color=GREY)
+    ax.text(sizes[-1], decibels[-1], " measured", va="bottom", fontsize=9, color=ink(COLORS[0]))
+    ax.text(
+        sizes[-1], rule[-1], " -20 dB for a factor of 10", va="top", fontsize=9, color=ink(GREY)
+    )
     ax.set(xscale="log", xlabel="largest value (standard deviations of the bulk)")
     ax.set_ylabel("signal-to-noise ratio of the bulk (dB)")
     ax.margins(x=0.28)
@@ -88,7 +90,7 @@ def percentile_sweep(
         peak = int(np.argmax(values))
         ax.annotate(
             name, (clipped[peak], values[peak]), xytext=(0, -14), textcoords="offset points",
-            ha="center", fontsize=9, color=COLORS[number],
+            ha="center", fontsize=9, color=ink(COLORS[number]),
         )  # fmt: skip
     lines = [(fp32, "FP32, all pictures", GREY)]
     lines += [(minmax, "min-max: nothing clipped, all pictures", GREY)]
@@ -98,7 +100,7 @@ def percentile_sweep(
         ax.axhline(value, color=tint, linestyle=":", linewidth=1.3)
         ax.text(
             0.56, value, name, transform=ax.get_yaxis_transform(),
-            va="bottom", ha="center", fontsize=8, color=tint,
+            va="bottom", ha="center", fontsize=8, color=ink(tint),
         )  # fmt: skip
     ax.set(xscale="log", xlabel="values beyond the range, each side (percent)")
     ax.set(ylabel="top-1 accuracy (%)", ylim=(0, 105))
@@ -143,7 +145,8 @@ def moving_average(
         falls = seen[0] > seen[-1]  # the lower left corner is empty, otherwise the upper one
         ax.text(
             0.04, 0.05 if falls else 0.95, f"the line ends at {average[-1]:.3g}",
-            transform=ax.transAxes, va="bottom" if falls else "top", fontsize=9, color=COLORS[2],
+            transform=ax.transAxes, va="bottom" if falls else "top", fontsize=9,
+            color=ink(COLORS[2]),
         )  # fmt: skip
         if name == max(ends, key=ends.get) and guess and isinstance(guess.guess, int | float):
             Prediction(guess.id, guess.guess * min(ends.values()), guess.unit).draw(ax, "y")

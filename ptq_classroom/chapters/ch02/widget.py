@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ptq_classroom.chapters.ch02.figures import BULK, levels
-from ptq_classroom.kit.explorer import Explorer, Slider
+from ptq_classroom.kit.controls import Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.show import COLORS, figure, text_number
 from ptq_course.grids.affine import IntGrid, choose_qparams, fake_quantize
 from ptq_course.grids.metrics import sqnr_db

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, LINES, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, LINES, figure, ink, text_number
 from ptq_course.ranges.histograms import DyadicHistogram
 from ptq_course.ranges.kl import clipped_histogram, kl_divergence, requantized_histogram
 from ptq_course.ranges.sweeps import Sweep
@@ -78,8 +78,12 @@ def windows(counts: ArrayLike, levels: int, stops: Sequence[int]) -> Shown:
         ax.set_title(f"keep {stop}: {divergence:.3f}", fontsize=10)
         said.append(f"{stop} bins {divergence:.3f}")
     axes[0].set_ylabel("share of the values")
-    axes[0].text(0.97, 0.95, "P", color=BLUE, transform=axes[0].transAxes, ha="right", va="top")
-    axes[0].text(0.97, 0.83, "Q", color=ORANGE, transform=axes[0].transAxes, ha="right", va="top")
+    axes[0].text(
+        0.97, 0.95, "P", color=ink(BLUE), transform=axes[0].transAxes, ha="right", va="top"
+    )
+    axes[0].text(
+        0.97, 0.83, "Q", color=ink(ORANGE), transform=axes[0].transAxes, ha="right", va="top"
+    )
     return fig, (
         f"P (filled) and Q (dashed, {levels} groups) of a histogram of {len(counts)} bins for "
         f"{len(stops)} windows. Divergence in nats: {', '.join(said)}."
@@ -124,11 +128,11 @@ def sweep(found: Sweep, guess: Prediction | None = None) -> Shown:
     plain_log_ticks(ax, t[0], t[-1])
     ax.annotate(
         "small T: outliers piled\nonto the last bin", (0.02, 0.93), xycoords="axes fraction",
-        va="top", fontsize=9, color=GREY,
+        va="top", fontsize=9, color=ink(GREY),
     )  # fmt: skip
     ax.annotate(
         "large T: detail lost\ninside wide groups", (0.985, 0.06), xycoords="axes fraction",
-        ha="right", fontsize=9, color=GREY,
+        ha="right", fontsize=9, color=ink(GREY),
     )  # fmt: skip
     if guess is not None and isinstance(guess.guess, int | float):
         at = guess.guess / 100 * found.thresholds[-1]
@@ -181,7 +185,7 @@ def objectives(
     )
     bottom.plot(accuracy_t, accuracy, "o-", color=RED, markersize=4)
     bottom.axhline(reference, color=GREY, linestyle="--", linewidth=1)
-    bottom.text(0.01, reference, "FP32", transform=bottom.get_yaxis_transform(), color=GREY,
+    bottom.text(0.01, reference, "FP32", transform=bottom.get_yaxis_transform(), color=ink(GREY),
                 fontsize=9, ha="left", va="bottom")  # fmt: skip
     bottom.set(xlabel="clipping threshold T", ylabel="top-1 accuracy (%)", ylim=(0, 106))
     bottom.set_title("The same thresholds, judged by the network")
@@ -254,7 +258,7 @@ def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float)
     top = max(curves, key=lambda rule: curves[rule][at])
     fig, ax = figure(7.2, 3.0)
     ax.axhline(reference, color=GREY, linestyle=":", linewidth=1.2)
-    ax.text(len(bits) - 1, reference, "FP32", color=GREY, fontsize=9, ha="right", va="bottom")
+    ax.text(len(bits) - 1, reference, "FP32", color=ink(GREY), fontsize=9, ha="right", va="bottom")
     for rule, values in curves.items():
         style = RULE_STYLE[rule]
         ax.plot(range(len(bits)), values, marker="o", markersize=5, **style)
@@ -262,7 +266,7 @@ def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float)
         if rule != top:
             place = {"xytext": (-7, -3), "va": "top", "ha": "right"}
         ax.annotate(rule, (at, values[at]), textcoords="offset points", fontsize=9,
-                    color=style["color"], **place)  # fmt: skip
+                    color=ink(style["color"]), **place)  # fmt: skip
     ax.set(ylim=(0, 107), xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
     ax.set_xticks(range(len(bits)), bits)
     said = "; ".join(
@@ -285,7 +289,7 @@ def bins_matter(
     fig, ax = figure(7.2, 3.4)
     ax.axhline(largest, linewidth=1.2, **RULE_STYLE["min-max"])
     ax.text(1.0, largest, "min-max", transform=ax.get_yaxis_transform(), ha="right", va="bottom",
-            color=RULE_STYLE["min-max"]["color"], fontsize=9)  # fmt: skip
+            color=ink(RULE_STYLE["min-max"]["color"]), fontsize=9)  # fmt: skip
     said = []
     for i, (bits, found) in enumerate(thresholds.items()):
         found, limit = np.asarray(found, np.float64), np.asarray(shortest[bits], np.float64)
@@ -296,7 +300,7 @@ def bins_matter(
         ax.plot(np.asarray(bins)[~searched], found[~searched], "x", color=BLUE, markersize=8,
                 markeredgewidth=2)  # fmt: skip
         ax.annotate(f" {bits} bits", (bins[-1], found[-1]), va="center", fontsize=9,
-                    xytext=(3, 0), textcoords="offset points", color=BLUE)  # fmt: skip
+                    xytext=(3, 0), textcoords="offset points", color=ink(BLUE))  # fmt: skip
         said.append(
             f"{bits} bits: {', '.join(map(text_number, found))}, "
             f"shortest window {', '.join(map(text_number, limit))}"
@@ -338,4 +342,4 @@ def _named_lines(
         ax.axvline(at, linewidth=1.4, **style)
         if labels:
             ax.text(at, height, f"{name} ", transform=ax.get_xaxis_transform(), rotation=90,
-                    ha="right", va=va, fontsize=9, color=style["color"])  # fmt: skip
+                    ha="right", va=va, fontsize=9, color=ink(style["color"]))  # fmt: skip

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import ipywidgets as w
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ptq_classroom.chapters.ch03.figures import plain_log_ticks
-from ptq_classroom.kit.explorer import Choice, Explorer
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.pieces import BEHIND
-from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink, text_number
 from ptq_course.errors import QuantizationError
 from ptq_course.ranges import kl
 from ptq_course.ranges.histograms import DyadicHistogram, halve
@@ -25,41 +24,6 @@ BINS = (128, 512, 2048)
 CURVE = 300  # candidates of a divergence curve: more would not be seen
 FLOOR, CEILING = 1e-4, 5.0  # nats shown
 BLUE, ORANGE, RED = COLORS[0], COLORS[6], COLORS[2]
-
-
-@dataclass(frozen=True)
-class LogSlider:
-    """A positive number on a logarithmic slider, with a numeric box."""
-
-    name: str
-    low: float
-    high: float
-    value: float
-    label: str = ""
-
-    def build(self) -> tuple[Any, Any]:
-        text = self.label or self.name
-        main = w.FloatLogSlider(
-            value=self.value,
-            base=10,
-            min=math.log10(self.low),
-            max=math.log10(self.high),
-            step=0.02,
-            description=text,
-            readout=False,
-            style={"description_width": "initial"},
-            layout={"width": "420px"},
-        )
-        box = w.BoundedFloatText(
-            value=self.value,
-            min=self.low,
-            max=self.high,
-            step=0.1,
-            layout={"width": "110px"},
-            tooltip=text,
-        )
-        w.link((main, "value"), (box, "value"))
-        return main, w.HBox([main, box])
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +70,20 @@ class ThresholdFigure:
         _few_ticks(top, (1e-6, 1e-4, 1e-2, 1))
         words = {"ha": "right", "va": "top", "fontsize": 9}
         top.text(
-            0.92, 0.97, "P: the clipped histogram", color=BLUE, transform=top.transAxes, **words
+            0.92,
+            0.97,
+            "P: the clipped histogram",
+            color=ink(BLUE),
+            transform=top.transAxes,
+            **words,
         )
         top.text(
-            0.92, 0.84, "Q: what the levels keep", color=ORANGE, transform=top.transAxes, **words
+            0.92,
+            0.84,
+            "Q: what the levels keep",
+            color=ink(ORANGE),
+            transform=top.transAxes,
+            **words,
         )
 
         (self.divergence,) = bottom.plot([1], [1], color=BLUE)
@@ -118,18 +92,18 @@ class ThresholdFigure:
         bottom.set(xscale="log", yscale="log", ylim=(FLOOR, CEILING))
         bottom.set_xlim(self.low * 0.9, self.high * 1.1)
         bottom.set_xlabel("clipping threshold T")
-        bottom.set_ylabel("KL divergence (nats)", color=BLUE)
+        bottom.set_ylabel("KL divergence (nats)", color=ink(BLUE))
         _few_ticks(bottom, (1e-4, 1e-2, 1))
         plain_log_ticks(bottom, self.low, self.high)
         for y, text, tint in ((0.13, "▼ smallest KL", BLUE), (0.03, "▼ most accurate", RED)):
-            bottom.text(0.02, y, text, color=tint, transform=bottom.transAxes, fontsize=9,
+            bottom.text(0.02, y, text, color=ink(tint), transform=bottom.transAxes, fontsize=9,
                         bbox={**BEHIND, "alpha": 1.0})  # fmt: skip
         (self.right,) = right.plot([1], [1], "s--", color=RED, markersize=4)
         (self.right_here,) = right.plot([1], [1], "s", color=RED, markersize=9, zorder=6)
         (self.most,) = right.plot([1], [103], "v", color=RED, markersize=9, clip_on=False)
         right.axhline(reference, color=GREY, linewidth=1, linestyle=":")
         right.set(ylim=(0, 103), yticks=(0, 25, 50, 75, 100))
-        right.set_ylabel("top-1 accuracy (%)", color=RED)
+        right.set_ylabel("top-1 accuracy (%)", color=ink(RED))
         self.cursor = bottom.axvline(1, color="black", linewidth=1, linestyle=":")
 
     def frame(self, threshold: float, bits: int, bins: int) -> tuple[str, str]:
@@ -206,7 +180,7 @@ def explorer(
     """The widget: threshold, bits (at first `bits`) and bins. Other arguments: ThresholdFigure."""
     made = ThresholdFigure(hist, accuracy, reference)
     controls = [
-        LogSlider("threshold", made.low, made.high, made.high, "clipping threshold"),
+        Slider("threshold", made.low, made.high, made.high, label="clipping threshold", log=True),
         Choice("bits", tuple(made.accuracy), bits or next(iter(made.accuracy))),
         Choice("bins", BINS, BINS[-1]),
     ]

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from ptq_classroom.chapters.ch04.exercises import Ops
 from ptq_classroom.kit.pieces import BEHIND
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 from ptq_course.graph import Plan
 from ptq_course.graph.kinds import operation_of
 
@@ -82,7 +82,7 @@ def block_diagram(ops: Ops, first: str, last: str, merge: tuple[str, ...]) -> tu
     legend = ("a Q/DQ pair", COLORS[2]), ("counted with the block before", GREY)
     for row, (text, tint) in enumerate(legend):
         axes[1].plot(0.5, bottom - 0.3 * row, "o", color=tint, markersize=8)
-        axes[1].text(0.62, bottom - 0.3 * row, text, va="center", fontsize=9, color=tint)
+        axes[1].text(0.62, bottom - 0.3 * row, text, va="center", fontsize=9, color=ink(tint))
     return fig, f"Block from {first} to {last}: " + "; ".join(told) + "."
 
 
@@ -152,7 +152,7 @@ def spread_of_layers(spreads: dict[str, dict[str, tuple[float, float]]]) -> tupl
         ax.hlines(place, before, after, color=GREY, linewidth=1)
         ax.plot(before, place, "o", color=COLORS[0], markersize=5, markerfacecolor="white")
         ax.plot(after, place, "o", color=COLORS[2], markersize=5)
-        ax.set_yticks(place, list(layers), fontsize=7)
+        ax.set_yticks(place, list(layers), fontsize=8)
         ax.invert_yaxis()
         ax.set(xscale="log", xlim=(1.5, 70), xticks=[2, 5, 10, 20, 50])
         ax.set_xticklabels(["2", "5", "10", "20", "50"])
@@ -169,7 +169,7 @@ def spread_of_layers(spreads: dict[str, dict[str, tuple[float, float]]]) -> tupl
     ax = axes[0, -1]
     for number, (text, c) in enumerate((("○ before folding", 0), ("● after folding", 2))):
         ax.text(0.98, 0.09 - 0.05 * number, text, transform=ax.transAxes, ha="right", fontsize=9,
-                color=COLORS[c], bbox=BEHIND)  # fmt: skip
+                color=ink(COLORS[c]), bbox=BEHIND)  # fmt: skip
     return fig, "Spread of the channel ranges. " + "; ".join(told) + "."
 
 
@@ -183,7 +183,9 @@ def channel_ranges(before: Any, after: Any, layer: str) -> tuple[Figure, str]:
     ax.bar(place, after, color=COLORS[0], width=0.8)
     ax.plot(place, before, "_", color="black", markersize=9, markeredgewidth=2)
     ax.set(xlabel=f"channel of {layer}, sorted", ylabel="range / median range", xticks=[])
-    ax.text(0.02, 0.9, "bars: after folding", transform=ax.transAxes, color=COLORS[0], fontsize=9)
+    ax.text(
+        0.02, 0.9, "bars: after folding", transform=ax.transAxes, color=ink(COLORS[0]), fontsize=9
+    )
     ax.text(0.02, 0.8, "dashes: before folding", transform=ax.transAxes, fontsize=9)
     n = text_number
     return fig, (
@@ -201,7 +203,7 @@ def by_batch_size(sizes: Any, training: Any, evaluation: Any) -> tuple[Figure, s
     ):
         ax.plot(sizes, values, marker="o", markersize=4, **color(number))
         ax.annotate(name, (sizes[0], values[0]), xytext=(0, -16), textcoords="offset points",
-                    fontsize=9, color=COLORS[number], ha="left")  # fmt: skip
+                    fontsize=9, color=ink(COLORS[number]), ha="left")  # fmt: skip
     ax.set(xscale="log", xticks=list(sizes), xticklabels=[str(s) for s in sizes])
     ax.minorticks_off()
     ax.set(xlabel="pictures in a batch", ylabel="top-1 accuracy (%)", ylim=(0, 104))

@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.pieces import BEHIND
-from ptq_classroom.kit.show import COLORS, figure, text_number
+from ptq_classroom.kit.show import COLORS, figure, ink, text_number
 from ptq_classroom.pictures.models import load_model
 from ptq_course.grids.affine import IntGrid, QParams, block_minmax, choose_qparams, fake_quantize
 from ptq_course.grids.metrics import sqnr_db
@@ -60,7 +61,7 @@ class GammaOverSigma:
             ha="center",
             va="top",
             fontsize=9,
-            color=COLORS[6],
+            color=ink(COLORS[6]),
             bbox=BEHIND,
             zorder=6,
         )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 
 FLOOR = 75  # percent: where the axis of `accuracy_over_size` begins
 
@@ -52,7 +52,8 @@ def channel_errors(decibels: Mapping[str, Any], layer: str) -> tuple[Figure, str
         place = 2 * len(values) // 3
         ax.annotate(
             name, (place, values[place]), xytext=(0, 18 if number else -22), fontsize=9,
-            textcoords="offset points", color=COLORS[number], bbox=BEHIND,
+            textcoords="offset points",
+            color=ink(COLORS[number]), bbox=BEHIND,
         )  # fmt: skip
         told.append(f"{name} {values.min():.0f} to {values.max():.0f} dB")
     ax.set(xticks=[], xlabel=f"channels of {layer}, worst first", ylabel="SQNR of the weights (dB)")
@@ -97,7 +98,7 @@ def _name_ends(ax: Any, x: float, ends: Mapping[str, float], gap: float = 7) -> 
     for name, value in sorted(ends.items(), key=lambda item: item[1]):
         height = max(value - 5, 2, height + gap)
         ax.annotate(name, (x, height), xytext=(8, 0), textcoords="offset points", va="center",
-                    fontsize=9, color=COLORS[list(ends).index(name)])  # fmt: skip
+                    fontsize=9, color=ink(COLORS[list(ends).index(name)]))  # fmt: skip
 
 
 def accuracy_over_size(
@@ -116,7 +117,7 @@ def accuracy_over_size(
             for bits, place in zip(by_bits, zip(x, y, strict=True), strict=True):
                 ax.annotate(
                     str(bits), place, xytext=(0, (6, -13, 6)[number % 3]), ha="center",
-                    textcoords="offset points", fontsize=8, color=COLORS[number],
+                    textcoords="offset points", fontsize=8, color=ink(COLORS[number]),
                 )  # fmt: skip
             told.append(
                 f"{network} {name}: "
@@ -150,14 +151,15 @@ def buying_decibels(
             below = number == 0
             ax.annotate(
                 label, (a, b), xytext=(3, -14) if below else (-5, 5), textcoords="offset points",
-                ha="left" if below else "right", fontsize=8, color=COLORS[number],
+                ha="left" if below else "right", fontsize=8, color=ink(COLORS[number]),
             )  # fmt: skip
         told.append(
             f"{title}: " + ", ".join(f"{n} {a:.2f} bits {b:.1f} dB" for n, (a, b) in line.items())
         )
         ax.annotate(
             title, (x[-1], y[-1]), xytext=(0, 8) if number == 0 else (8, 0), fontsize=9,
-            ha="right" if number == 0 else "left", textcoords="offset points", color=COLORS[number],
+            ha="right" if number == 0 else "left", textcoords="offset points",
+            color=ink(COLORS[number]),
         )  # fmt: skip
     ax.set(xlabel="bits per weight, scales counted", ylabel="SQNR of the weights (dB)")
     ax.margins(x=0.14, y=0.16)

@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 from torch import Tensor, nn
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
 from ptq_classroom.pictures.models import load_model
 from ptq_course.graph import trace
@@ -83,7 +84,8 @@ class ChannelOnItsGrid:
         decibels = {name: parameters(bits, name)[1][channel] for name in GRANULARITIES}
         for bar, (name, value) in zip(self.bars, decibels.items(), strict=True):
             bar.set_width(max(value, 0.0))
-            bar.set_color(COLORS[2] if name == granularity else GREY)
+            bar.set(facecolor=COLORS[2] if name == granularity else GREY, edgecolor="black")
+            bar.set_linewidth(2.0 if name == granularity else 0.0)  # not by colour alone
 
         largest = float(weights.abs().max())
         used = round(largest / float(scales[0])) if granularity == "per tensor" else q.grid.qmax

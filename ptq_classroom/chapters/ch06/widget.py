@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
-from ptq_classroom.kit.show import COLORS, figure, text_number
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
+from ptq_classroom.kit.show import COLORS, figure, ink, text_number
 from ptq_course.diagnosis.comparison import Comparison, compare
 from ptq_course.diagnosis.parts import parts_of
 from ptq_course.grids.affine import QParams, fake_quantize
@@ -102,7 +103,7 @@ class LayerStepper:
             ("red: share at each code", 0.90, COLORS[2]),
         ):
             self.left.text(
-                0.99, y, text, color=hue, transform=self.left.transAxes, ha="right", va="top",
+                0.99, y, text, color=ink(hue), transform=self.left.transAxes, ha="right", va="top",
                 fontsize=8,
             )  # fmt: skip
         self.reach = self.left.text(
@@ -113,7 +114,7 @@ class LayerStepper:
         self.bars = right.barh(place, place, color=COLORS[3], height=0.65)
         (self.dots,) = right.plot(place, place, "o--", color=COLORS[2], markersize=4)
         right.set(xlim=(0, 1.05 * highest), xlabel="dB: isolated (bar),\ncumulative (dots)")
-        right.set_yticks(place, [f.name for f in first], fontsize=7)
+        right.set_yticks(place, [f.name for f in first], fontsize=8)
         right.invert_yaxis()
 
     def frame(self, layer: int, rule: str) -> tuple[str, str]:
@@ -130,7 +131,8 @@ class LayerStepper:
         self.reach.set_text("the grid: {:.3g} to {:.3g}".format(*shown.reach))
         for number, (bar, other) in enumerate(zip(self.bars, made, strict=True)):
             bar.set_width(other.isolated)
-            bar.set_color(COLORS[0] if number == layer - 1 else COLORS[3])
+            bar.set(facecolor=COLORS[0 if number == layer - 1 else 3], edgecolor="black")
+            bar.set_linewidth(2.0 if number == layer - 1 else 0.0)  # not by colour alone
         self.dots.set_xdata([other.cumulative for other in made])
         readout = (
             f"{shown.name}, {rule}: step {shown.scale:.3g}, {len(shown.levels)} codes in the "

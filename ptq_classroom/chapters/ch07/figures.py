@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 
 TENSOR, TOKEN = {"color": COLORS[2], "linestyle": "--"}, {"color": COLORS[0], "linestyle": "-"}
 
@@ -57,7 +57,7 @@ def decibels_by_row(loudness: Any, per_tensor: Any, per_token: Any) -> tuple[Fig
         k = order[int(place * (len(order) - 1))]
         ax.annotate(
             name, (loudness[k], values[k]), xytext=shift, textcoords="offset points",
-            fontsize=9, ha=side, bbox=BEHIND, color=style["color"],
+            fontsize=9, ha=side, bbox=BEHIND, color=ink(style["color"]),
         )  # fmt: skip
     ax.set(xlabel="loudness of the row (dB)", ylabel="signal-to-noise ratio (dB)")
     ax.set_ylim(min(-6.0, per_tensor.min() - 2), per_token.max() + 8)
@@ -83,7 +83,7 @@ def accuracy_by_loudness(
         ax.plot(centers, values, marker="o", markersize=4, **style)
         ax.annotate(
             name, (centers[0], values[0]), xytext=(centers[0] - 1.2, places[name]),
-            fontsize=9, ha="right", va="center", color=style["color"],
+            fontsize=9, ha="right", va="center", color=ink(style["color"]),
         )  # fmt: skip
     ax.set(xlabel="loudness of the frame (dB)", ylabel="right answers (%)")
     ax.set_ylim(0, 118)
@@ -121,10 +121,10 @@ def speed_by_rows(
         ax.plot(counts, values, marker="o", markersize=4, **style)
         ax.annotate(
             f" {name}", (counts[-1], values[-1]), xytext=(counts[-1] * 1.12, 2 ** places[name]),
-            fontsize=9, va="center", color=style["color"],
+            fontsize=9, va="center", color=ink(style["color"]),
         )  # fmt: skip
     ax.axhline(1.0, color=GREY, linestyle=":", linewidth=1.3)
-    ax.text(counts[0], 1.0, "FP32", fontsize=9, color=GREY, va="bottom")
+    ax.text(counts[0], 1.0, "FP32", fontsize=9, color=ink(GREY), va="bottom")
     ax.set(xscale="log", yscale="log", xlabel=what, ylabel="speed (FP32 = 1)")
     ticks = [t for t in (0.125, 0.25, 0.5, 1, 2, 4, 8) if _near(t, lines)]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])

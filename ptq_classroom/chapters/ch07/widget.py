@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq_classroom.kit.explorer import Explorer, Slider
+from ptq_classroom.kit.controls import Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.pieces import BEHIND
-from ptq_classroom.kit.show import COLORS, figure, text_number
+from ptq_classroom.kit.show import COLORS, figure, ink, text_number
 from ptq_course.grids.affine import IntGrid
 from ptq_course.grids.metrics import sqnr_db
 from ptq_course.simulation.dynamic_layers import DynamicQuantizer
@@ -48,7 +49,7 @@ class TokenSpread:
         self.half = top.axhline(0.01, color=COLORS[2], linestyle="--", linewidth=1.4)
         self.label = top.text(
             1, 0.01, "half a step of the one scale: below it everything rounds to 0",
-            color=COLORS[2], fontsize=8, va="top", bbox=BEHIND,
+            color=ink(COLORS[2]), fontsize=8, va="top", bbox=BEHIND,
         )  # fmt: skip
         top.set(yscale="log", ylim=(1e-4, 30), ylabel="largest |x| of the token")
         (self.per_token,) = bottom.plot(place, np.zeros(TOKENS), "-o", color=COLORS[0], ms=3)

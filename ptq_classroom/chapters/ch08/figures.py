@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 from ptq_course.integer.accumulators import AccumulatorTable
 from ptq_course.integer.agreement import Agreement
 
@@ -64,7 +64,8 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
         last = len(names) - 2
         ax.annotate(
             label, (max(values[last], LOWEST_SHARE), last), xytext=(9, 0),
-            textcoords="offset points", va="center", fontsize=9, color=COLORS[number], bbox=BEHIND,
+            textcoords="offset points", va="center", fontsize=9, color=ink(COLORS[number]),
+            bbox=BEHIND,
         )  # fmt: skip
     ax.set_yticks(place, names, fontsize=8)
     ax.invert_yaxis()
@@ -96,12 +97,12 @@ def accumulator_bits(
     place = np.arange(len(rows))
     ax.barh(place, bits, color=COLORS[0], height=0.65)
     for i, row in enumerate(rows):
-        ax.text(0.4, i, f"{row.terms} products", fontsize=8, va="center", color="white")
+        ax.text(0.4, i, f"{row.terms} products", fontsize=8, va="center", color="black")
         ax.text(row.bits + 0.3, i, str(row.bits), fontsize=9, va="center")
     for width in (16, 32):
         ax.axvline(width, color=GREY, linestyle="--", linewidth=1.2)
         ax.text(width, 1.0, f"int{width}", transform=ax.get_xaxis_transform(), ha="center",
-                va="bottom", fontsize=9, color=GREY)  # fmt: skip
+                va="bottom", fontsize=9, color=ink(GREY))  # fmt: skip
     ax.set_yticks(place, [row.name for row in rows], fontsize=8)
     ax.invert_yaxis()
     ax.set(xlim=(0, 34), xlabel="bits that the accumulator needs", ylabel="layer")

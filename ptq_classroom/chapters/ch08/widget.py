@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq_classroom.kit.explorer import Choice, Explorer, Slider
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.pieces import BEHIND
-from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink, text_number
 from ptq_classroom.pictures.camera import to_input
 from ptq_course.integer import IntegerModel, requantize, to_multiplier
 from ptq_course.integer.agreement import Recorder
@@ -63,13 +64,13 @@ class NarrowAccumulator:
         top.stairs(np.maximum(counts, 0.5), edges, fill=True, color=COLORS[0], alpha=0.7)
         self.limits = [top.axvline(x, color=COLORS[2], linestyle="--") for x in (-1, 1)]
         top.set(yscale="log", ylim=(0.5, None), xlim=(-self.edge, self.edge), ylabel="count")
-        style = {"ha": "right", "va": "top", "fontsize": 9, "color": COLORS[2], "bbox": BEHIND}
+        style = {"ha": "right", "va": "top", "fontsize": 9, "color": ink(COLORS[2]), "bbox": BEHIND}
         self.rule = top.text(0.99, 0.96, "", transform=top.transAxes, **style)
         top.set_xlabel(f"sums of {self.op.name} (red: where the accumulator ends)")
         self.before = np.bincount(self.codes.flatten().numpy(), minlength=256)
         bottom.stairs(self.before, np.arange(257), fill=True, color=GREY, alpha=0.4)
         self.steps = bottom.stairs(self.before, np.arange(257), color=COLORS[2], linewidth=1.3)
-        self.bottom = bottom
+        self.top, self.bottom = top, bottom
         bottom.set(xlim=(0, 256), xlabel="code of the output (grey: exact, red: now)")
         bottom.set(ylabel="count", ylim=(0, 1.1 * self.before.max()))
 
@@ -95,6 +96,8 @@ class NarrowAccumulator:
         found = self.measure(bits, multiplier_bits, overflow)
         lost, changed, same = found.lost, found.changed, found.same
         end = min(float(1 << (bits - 1)), 2 * self.edge)
+        where = "red: where the accumulator ends" if end < self.edge else "it ends far outside"
+        self.top.set_xlabel(f"sums of {self.op.name} ({where})")
         for line, x in zip(self.limits, (-end, end), strict=True):
             line.set_xdata([x, x])
         now = np.bincount(found.codes.flatten().numpy(), minlength=256)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptq_classroom.kit.pieces import image_grid
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, LINES, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, LINES, color, figure, ink, text_number
 
 MARKERS = ("o", "s", "^")
 RULES = {"minmax": "min-max", "kl": "KL"}  # how a rule is called in text and figures
@@ -70,7 +70,7 @@ def coverage(sizes: ArrayLike, highs: ArrayLike, clipped: ArrayLike) -> tuple[Fi
     axes[1].set_yscale("symlog", linthresh=0.01)
     axes[1].set(ylim=(0, None), yticks=[0, 0.01, 0.1, 1, 10])
     axes[1].set_yticklabels(["0", "0.01", "0.1", "1", "10"])
-    axes[0].set_title("median, and 90 % of the draws", fontsize=9, color=GREY)
+    axes[0].set_title("median, and 90 % of the draws", fontsize=9, color=ink(GREY))
     return fig, "; ".join(told) + "."
 
 
@@ -92,14 +92,16 @@ def missing(
         ax.plot(sizes, 100 * found, MARKERS[number], color=style["color"], markersize=6)
         ax.text(
             0.97, 0.95 - 0.1 * number, f"{MARKS[number]} {name}, {100 * shares[name]:.3g} %",
-            transform=ax.transAxes, color=style["color"], ha="right", va="top", fontsize=9,
+            transform=ax.transAxes, color=ink(style["color"]), ha="right", va="top", fontsize=9,
         )  # fmt: skip
         told.append(
             f"{name} ({100 * shares[name]:.3g} percent of the pictures): "
             + ", ".join(f"{100 * f:.1f} % at {n:g}" for n, f in zip(sizes, found, strict=True))
         )
     ax.axhline(100 * risk, color=GREY, linestyle=":", linewidth=1.3)
-    ax.text(sizes[0], 100 * risk, f"{100 * risk:g} % risk", va="bottom", fontsize=9, color=GREY)
+    ax.text(
+        sizes[0], 100 * risk, f"{100 * risk:g} % risk", va="bottom", fontsize=9, color=ink(GREY)
+    )
     ax.set(xscale="log", xlabel="calibration pictures", ylabel="sets without it (%)")
     ax.set_ylim(-3, 105)
     plain_ticks(ax, sizes)
@@ -128,7 +130,7 @@ def by_samples(
             values = np.asarray(found[kind], dtype=float)
             mean = np.nanmean(values, axis=0)
             ends = np.stack([mean - np.nanmin(values, 0), np.nanmax(values, 0) - mean])
-            at = np.asarray(sizes, dtype=float) * 1.12 ** (number - 1)  # side by side
+            at = np.asarray(sizes, dtype=float) * 1.3 ** (number - 1)  # whiskers apart
             ax.errorbar(
                 at, mean, ends, color=COLORS[NUMBERS[number]], linestyle=LINES[number],
                 marker=MARKERS[number], markersize=4.5, elinewidth=1, capsize=2, linewidth=1.3,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ptq_classroom.chapters.ch09.figures import rule_name
-from ptq_classroom.kit.show import COLORS, GREY, figure
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 
 LOSS = LinearSegmentedColormap.from_list("loss", ["#ffffff", COLORS[1], COLORS[2]])
 WORST = 30.0  # points lost at which the colour is darkest
@@ -48,10 +48,15 @@ def losses(
         spine.set_visible(False)
     flat = [(g, n) for g, inside in columns.items() for n in inside]
     told = [
-        f"{row}: " + ", ".join(f"{g} {n} {v:.1f}" for (g, n), v in zip(flat, values, strict=True))
+        "{}: {} {} {:.1f}".format(row, *flat[int(values.argmax())], values.max())
         for row, values in zip(rows, lost, strict=True)
     ]
-    return fig, "Points of accuracy lost against FP32. " + "; ".join(told) + "."
+    worst, at = np.unravel_index(int(lost.argmax()), lost.shape)
+    return fig, (
+        f"Most is lost with {rows[worst]}, {' '.join(flat[at])}: {lost[worst, at]:.1f} points of "
+        f"accuracy against FP32; {int((lost > 1).sum())} of {lost.size} numbers are above 1. The "
+        f"largest loss in each row: {'; '.join(told)}."
+    )
 
 
 def noticed(
@@ -85,7 +90,7 @@ def noticed(
                 )  # fmt: skip
         right.text(
             0.98, 0.10 - 0.09 * number, rule_name(rule), transform=right.transAxes, ha="right",
-            va="bottom", color=tints[number], fontsize=9,
+            va="bottom", color=ink(tints[number]), fontsize=9,
         )  # fmt: skip
     left.set_yticks(place, shifts)
     left.invert_yaxis()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptq_classroom.chapters.ch03.widget import LogSlider
 from ptq_classroom.chapters.ch09.figures import plain_ticks, rule_name
-from ptq_classroom.kit.explorer import Choice, Explorer
-from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
+from ptq_classroom.kit.controls import Choice
+from ptq_classroom.kit.explorer import Explorer
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink, text_number
 from ptq_classroom.pictures.camera import MEAN, STD
 from ptq_course.errors import QuantizationError
 
@@ -72,18 +72,17 @@ class SamplesAndShift:
         (self.here,) = bottom.plot([1], [1], "o", color=COLORS[2], markersize=9, zorder=6)
         self.reference = bottom.axhline(1, color=GREY, linestyle=":", linewidth=1.4)
         self.word = bottom.text(
-            self.sizes[-1], 1, "FP32", color=GREY, fontsize=9, va="bottom", ha="right"
+            self.sizes[-1], 1, "FP32", color=ink(GREY), fontsize=9, va="bottom", ha="right"
         )
         bottom.set(xscale="log", ylim=(0, 110), xlabel="calibration pictures")
         bottom.set_xlim(self.sizes[0] / 1.3, self.sizes[-1] * 1.3)
         bottom.set_ylabel("top-1 accuracy (%)")
         plain_ticks(bottom, self.sizes)
 
-    def frame(self, samples: float, shift: str, rule: str) -> tuple[str, str]:
-        """The live pictures of `shift` against a range from (nearest measured) `samples`."""
+    def frame(self, samples: int, shift: str, rule: str) -> tuple[str, str]:
+        """The live pictures of `shift` against a range from `samples`, one of the sizes."""
         found = self.measured[rule, shift]
-        number = int(np.argmin(np.abs(np.log(np.array(self.sizes) / samples))))
-        samples = self.sizes[number]
+        number = self.sizes.index(samples)
         high, clipped, accuracy = (
             float(np.asarray(values)[number])
             for values in (found.highs, found.clipped, found.accuracy)
@@ -128,8 +127,9 @@ def explorer(
 ) -> Explorer:
     """The widget: number of calibration pictures, shift of the live pictures, range rule."""
     made = SamplesAndShift(sizes, live, fp32, measured)
+    first = min(made.sizes, key=lambda count: abs(count - 10))
     controls = [
-        LogSlider("samples", made.sizes[0], made.sizes[-1], 10.0, "calibration pictures"),
+        Choice("samples", made.sizes, first, "calibration pictures"),
         Choice("shift", made.shifts, made.shifts[0], "live pictures"),
         Choice("rule", tuple((rule_name(r), r) for r in made.rules), made.rules[0], "range rule"),
     ]

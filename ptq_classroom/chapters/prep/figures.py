@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ptq_classroom.kit.pieces import histogram
-from ptq_classroom.kit.show import COLORS, GREY, LINES, describe_histogram, figure
+from ptq_classroom.kit.show import COLORS, GREY, LINES, describe_histogram, figure, ink
 
 Shown = tuple[Figure, str]
 
@@ -32,8 +32,10 @@ def dial(bits: int = 4) -> Shown:
         "", (0.82 * x[0], 0.82 * y[0]), xytext=(0.82 * x[-1], 0.82 * y[-1]),
         arrowprops={"arrowstyle": "->", "color": COLORS[2], "connectionstyle": "arc3,rad=-0.2"},
     )  # fmt: skip
-    ax.text(0, -0.48, f"{codes[-1]} + 1 = {codes[0]}", ha="center", color=COLORS[2])
-    ax.text(0, 0.12, f"{bits} bits\n{len(codes)} integers", ha="center", va="center", color=GREY)
+    ax.text(0, -0.48, f"{codes[-1]} + 1 = {codes[0]}", ha="center", color=ink(COLORS[2]))
+    ax.text(
+        0, 0.12, f"{bits} bits\n{len(codes)} integers", ha="center", va="center", color=ink(GREY)
+    )
     ax.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
     ax.axis("off")
     return fig, (
@@ -92,7 +94,7 @@ def kernel_places(size: int = 8, kernel: int = 3, stride: int = 2, padding: int 
         ax.add_patch(Rectangle((i, 0), 0.94, 0.8, facecolor=face, edgecolor=GREY, linestyle=":"))
         text = "0" if padded else str(i - padding)
         ax.text(i + 0.47, 0.4, text, ha="center", va="center",
-                color=GREY if padded else "white", fontsize=10)  # fmt: skip
+                color=ink(GREY) if padded else "black", fontsize=10)  # fmt: skip
     for row, start in enumerate(starts):
         y = -0.55 * (row + 1)
         ax.add_patch(Rectangle((start, y), kernel - 0.06, 0.4, color=COLORS[1], alpha=0.85))

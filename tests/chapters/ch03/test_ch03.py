@@ -15,6 +15,7 @@ from ptq_classroom.chapters.ch03 import figures, widget
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.kit.prediction import Prediction
+from ptq_classroom.kit.show import ink
 from ptq_course.errors import QuantizationError
 from ptq_course.grids.affine import IntGrid
 from ptq_course.ranges import kl
@@ -234,7 +235,7 @@ def test_a_rule_has_one_colour_in_every_figure(hist: DyadicHistogram, values: to
     assert bars == [figures.GREY, style["min-max"], style["KL"]]
     fig, _ = figures.whole_network({name: {8: 90, 4: 3} for name in style}, 93.5)
     assert [line.get_color() for line in fig.axes[0].lines[1:]] == list(style.values())
-    assert [t.get_color() for t in fig.axes[0].texts[1:]] == list(style.values())
+    assert [t.get_color() for t in fig.axes[0].texts[1:]] == [ink(c) for c in style.values()]
     fig, _ = figures.sweep(kl_sweep(hist, FOUR_BITS))
     assert fig.axes[0].lines[0].get_color() == style["KL"]
 

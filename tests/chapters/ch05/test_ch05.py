@@ -12,6 +12,7 @@ from ptq_classroom.chapters.ch05.exercises import bits_per_weight, channel_scale
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.kit.prediction import Prediction
+from ptq_classroom.kit.show import ink
 from ptq_course.grids.affine import IntGrid, dequantize, quantize
 from ptq_course.simulation.layers import weight_qparams
 
@@ -50,7 +51,7 @@ def test_accuracy_over_bits_names_its_lines_apart():
     assert list(places) == ["per tensor", "per channel", "groups of 8"]
     assert places["groups of 8"] - places["per channel"] >= 7
     assert all(abs(places[name] - end) <= 7 for name, end in ends.items())
-    assert [t.get_color() for t in ax.texts] == [line.get_color() for line in ax.lines[:3]]
+    assert [t.get_color() for t in ax.texts] == [ink(line.get_color()) for line in ax.lines[:3]]
     assert ax.lines[1].get_linewidth() > 2 * ax.lines[2].get_linewidth()
 
 
