@@ -160,6 +160,7 @@ def sample() -> list[dict]:
     nb.code("from ptq_classroom import check, hint, reset, solution  # noqa: F401")
     for id, signature in (
         ("01.1", "qparams(lo, hi, grid)"),
+        ("01.3", "fewest_bits(scores, baseline, limit)"),
         ("01.2", "quantize(x, scale, zero_point, grid)"),
     ):
         nb.exercise(id, f'def {signature}:\n    """Do it."""\n    raise NotImplementedError')

@@ -75,7 +75,7 @@ QUESTIONS = (
         "The file of the INT8 network is somewhat larger than a quarter of the FP32 file. Why?",
         right=(
             "scales, biases and the graph itself take room besides the weights",
-            "only weights shrink to a quarter; the rest stays, and Q/DQ nodes come in addition",
+            "only weights shrink to a quarter; the rest stays, and the ranges come in addition",
         ),
         wrong=(
             (

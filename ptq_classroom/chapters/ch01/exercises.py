@@ -9,9 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    made_scores,
+    same_decision,
+    unpaired,  # noqa: F401  (a wrong answer's)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import expect, expect_close, expect_dtype, expect_integers, several
 from ptq_course.grids.affine import IntGrid
+from ptq_course.grids.metrics import paired_bootstrap
 
 U8, S8, N8 = IntGrid(8, signed=False), IntGrid(8), IntGrid(8, narrow=True)
 U4, S4 = IntGrid(4, signed=False), IntGrid(4)
@@ -232,4 +243,72 @@ QUANTIZE = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [QPARAMS, QUANTIZE]
+# 01.3 ------------------------------------------------------------------------------------------
+
+
+def fewest_bits(scores: Scores, baseline: str, limit: float) -> tuple:
+    """The first option (they stand cheapest first) that surely loses at most `limit`."""
+    fits = [name for name in scores if interval(scores[baseline], scores[name])[0] >= -limit]
+    choice = fits[0]
+    low, high = interval(scores[baseline], scores[choice])
+    return choice, low, high
+
+
+def _widths() -> Iterator[tuple[str, dict[str, Any]]]:
+    for i, (label, accuracies, limit) in enumerate((
+        ("6 bits are enough", {"4": 0.80, "6": 0.899, "8": 0.9, "32": 0.9}, 0.01),
+        ("only a wide limit allows 4 bits", {"4": 0.86, "6": 0.89, "8": 0.9, "32": 0.9}, 0.06),
+        ("6 bits lose little, but not surely", {"4": 0.6, "6": 0.892, "8": 0.9, "32": 0.9}, 0.01),
+        ("6 bits happen to be best", {"4": 0.60, "6": 0.93, "8": 0.9, "32": 0.9}, 0.01),
+        ("only FP32 can promise it", {"4": 0.60, "6": 0.80, "8": 0.888, "32": 0.9}, 0.01),
+    )):  # fmt: skip
+        scores = made_scores(4000, accuracies, 130 + i)
+        yield label, {"scores": scores, "baseline": "32", "limit": limit}
+
+
+def _surely_within(got: Any, expected: Any, scores: Scores, baseline: str, limit: float) -> None:
+    defended(got, expected, scores, baseline, cheapest_within(limit))
+
+
+def _bits_in_a_loop(scores: Scores, baseline: str, limit: float) -> tuple:
+    for name, row in scores.items():
+        change = row - scores[baseline]
+        half = 1.96 * change.std() / len(change) ** 0.5
+        if change.mean() - half >= -limit:
+            return name, (change.mean() - half, change.mean() + half)
+    raise AssertionError("the baseline itself loses nothing")
+
+
+def _bits_from_the_top(scores: Scores, baseline: str, limit: float) -> list:
+    best, ends = baseline, (0.0, 0.0)
+    for name in reversed(list(scores)):
+        _, *found = paired_bootstrap(scores[baseline], scores[name], seed=4)
+        if found[0] >= -limit:
+            best, ends = name, tuple(found)
+    return [best, *ends]
+
+
+FEWEST_BITS = Exercise(
+    id="01.3", title="As few bits as you can defend", minutes=8, difficulty=3,
+    signature="fewest_bits(scores, baseline, limit)", reference=fewest_bits, cases=_widths,
+    compare=_surely_within, agree=same_decision, returns=("bits", "low", "high"),
+    accepted=(_bits_in_a_loop, _bits_from_the_top),
+    diagnoses=(
+        *WRONG_INTERVALS,
+        ("fits[0] => fits[-1]", "this is the dearest that fits: the options stand cheapest first"),
+        ("[name])[0] >= -limit => [name])[1] >= -limit",
+         "the upper end says what it may lose at best: the lower end has to keep the limit"),
+        ("interval(scores[baseline], scores[name])[0] >= => "
+         "(scores[name].mean() - scores[baseline].mean()).item() >=",
+         "the mean alone was asked: other pictures may lose more, so the lower end decides"),
+        ("fits[0] => list(scores)[0]", "the cheapest of all, whatever it loses"),
+        (">= -limit => >= 0", "this asks for no loss at all: `limit` may be lost"),
+    ),
+    hints=(
+        ("Surely at most", "The lower end of the paired interval must not lie below -limit."),
+        ("Which one", "The dictionary is ordered, cheapest first: take the first that fits."),
+    ),
+)  # fmt: skip
+
+
+EXERCISES = [QPARAMS, QUANTIZE, FEWEST_BITS]

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    defended,
+    interval,
+    made_scores,
+    no_rival_is_better,
+    same_decision,
+    unpaired,  # noqa: F401  (a wrong answer's)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure, expect, expect_close
 from ptq_classroom.kit.values import same
+from ptq_course.grids.metrics import paired_bootstrap
 
 # 04.1 --------------------------------------------------------------------------------------------
 
@@ -419,4 +431,75 @@ SUSPECTS = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [FOLD_BN, QDQ_PAIRS, SUSPECTS]
+# 04.4 ------------------------------------------------------------------------------------------
+
+
+def layers_to_keep(scores: Scores, baseline: str) -> tuple:
+    """The cheapest option that no other one surely beats, and its interval."""
+    unbeaten = [
+        name
+        for name in scores
+        if all(interval(scores[name], other)[0] <= 0 for other in scores.values())
+    ]
+    choice = unbeaten[0]
+    low, high = interval(scores[baseline], scores[choice])
+    return choice, low, high
+
+
+def _options() -> Iterator[tuple[str, dict[str, Any]]]:
+    for i, (label, accuracies) in enumerate((
+        ("one layer is enough", {"none": 0.5, "conv": 0.52, "first": 0.855, "all": 0.858}),
+        ("nothing needs to be kept", {"none": 0.857, "conv": 0.86, "first": 0.857, "all": 0.859}),
+        ("each layer counts", {"none": 0.5, "conv": 0.6, "first": 0.7, "all": 0.9}),
+    )):  # fmt: skip
+        yield label, {"scores": made_scores(3000, accuracies, 440 + i), "baseline": "none"}
+
+
+def _cheapest_unbeaten(choice: str, scores: Scores, baseline: str) -> str:
+    if said := no_rival_is_better(choice, scores, baseline):
+        return said
+    cheaper = list(scores)[: list(scores).index(choice)]
+    free = [name for name in cheaper if not no_rival_is_better(name, scores, baseline)]
+    return f"{free[0]!r} is cheaper, and nothing surely beats it" if free else ""
+
+
+def _keep_by_walking(scores: Scores, baseline: str) -> list:
+    for name, row in scores.items():
+        lows = [paired_bootstrap(row, other, seed=5)[1] for other in scores.values()]
+        if max(lows) <= 0:
+            return [name, *paired_bootstrap(scores[baseline], row, seed=5)[1:]]
+    raise AssertionError("the best of them is beaten by none")
+
+
+def _keep_like_the_best(scores: Scores, baseline: str) -> tuple:
+    """The first that cannot be told from the one with the highest mean."""
+    best = max(scores.values(), key=lambda row: row.mean().item())
+    name = next(n for n, row in scores.items() if paired_bootstrap(row, best)[1] <= 0)
+    change = scores[name] - scores[baseline]
+    half = 1.96 * change.std() / len(change) ** 0.5
+    return name, (change.mean() - half, change.mean() + half)
+
+
+LAYERS_TO_KEEP = Exercise(
+    id="04.4", title="A layer to keep", minutes=8, difficulty=3,
+    signature="layers_to_keep(scores, baseline)", reference=layers_to_keep, cases=_options,
+    compare=partial(defended, objection=_cheapest_unbeaten), agree=same_decision,
+    returns=("option", "low", "high"), accepted=(_keep_by_walking, _keep_like_the_best),
+    diagnoses=(
+        *WRONG_INTERVALS,
+        ("unbeaten[0] => max(scores, key=lambda name: scores[name].mean().item())",
+         "the highest mean: a cheaper one that cannot be told from it is enough"),
+        ("unbeaten[0] => list(scores)[-1]",
+         "the dearest option: the dictionary begins with the cheapest"),
+        ("unbeaten[0] => list(scores)[0]", "the cheapest option, though others surely beat it"),
+    ),
+    hints=(
+        ("When is an option beaten?",
+         "When the interval of another one against it begins above zero: "
+         "paired_bootstrap(scores[name], scores[other])[1] > 0."),
+        ("Which of the unbeaten?", "The dictionary begins with the cheapest: take the first."),
+    ),
+)  # fmt: skip
+
+
+EXERCISES = [FOLD_BN, QDQ_PAIRS, SUSPECTS, LAYERS_TO_KEEP]
