@@ -3,9 +3,9 @@
 The camera writes the square root of the light up to diffuse white and its logarithm above, so one
 byte holds both a night scene and the glare of a flash. The shape is that of hybrid log-gamma (ITU-R
 BT.2100, 2018), not its numbers: that curve turns from root to logarithm at a twelfth of its peak
-light, below diffuse white, and continues there without a kink. Chroma is kept at half resolution and everything in steps of `STEP`, as
-cameras do, which also keeps the shipped splits small. Decoding is integer arithmetic: the same
-bytes on every machine.
+light, below diffuse white, and continues there without a kink. Chroma is kept at half resolution
+and everything in steps of `STEP`, as cameras do, which also keeps the shipped splits small.
+Decoding is integer arithmetic: the same bytes on every machine.
 """
 
 from typing import NamedTuple
