@@ -21,6 +21,7 @@ _HOME = {
     "solution": "kit.helpers",
     "reset": "kit.helpers",
     "predict": "kit.prediction",
+    "quiz": "kit.quiz",
     "term": "kit.glossary",
     "points": "kit.show",
     "show": "kit.show",

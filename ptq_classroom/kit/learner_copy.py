@@ -1,6 +1,6 @@
 """`python -m ptq_classroom.kit.learner_copy`: make or extend my_course/, the learner's own copy.
 
-From each file of notebooks/ (outputs cleared, solution cells removed; pictures copied as they are):
+From each file of notebooks/ (without outputs, solutions and answers; pictures copied as they are):
 - not there yet: it is added;
 - unchanged since the last time: nothing happens;
 - changed in the course and never touched by the learner (byte for byte as made): it is replaced;
@@ -59,12 +59,12 @@ def _make(source: Path, target: Path) -> list[str]:
 
 
 def learner_version(text: str) -> str:
-    """A notebook's text without outputs, execution counts, widget states and solution cells."""
+    """A notebook's text without outputs, execution counts, widget states, solutions and answers."""
     notebook = json.loads(text)
     notebook["cells"] = [
         cell
         for cell in notebook["cells"]
-        if "solution" not in cell.get("metadata", {}).get("tags", ())
+        if not {"solution", "quiz-answers"} & set(cell.get("metadata", {}).get("tags", ()))
     ]
     for cell in notebook["cells"]:
         cell.get("metadata", {}).pop("execution", None)
