@@ -11,7 +11,7 @@ from ptq_classroom.kit.exercises import CHAPTERS
 from ptq_classroom.kit.quiz import NAMES, Question, answers, questions, quiz
 
 EVERY = sorted(p.name[2:] for p in CHAPTERS.glob("ch[0-9][0-9]"))
-PENDING = {"01", "02", "03", "04", "05", "06", "07", "08", "09"}  # no quiz yet: only shrinks
+PENDING = {"01", "02", "03", "04"}  # no quiz yet: only shrinks
 WRITTEN = [chapter for chapter in EVERY if chapter not in PENDING]
 ALL = [(chapter, i) for chapter in WRITTEN for i in range(len(questions(chapter)))]
 each = pytest.mark.parametrize(("chapter", "i"), ALL, ids=[f"{c}.q{i + 1}" for c, i in ALL])
