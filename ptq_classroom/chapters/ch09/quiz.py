@@ -22,8 +22,8 @@ QUESTIONS = (
     ),
     Question(
         (
-            "A mode has a share of 1 %. About how many pictures miss it with a chance of at"
-            " most 5 %?"
+            "A mode has a share of 1 %. About how many pictures bring the chance to miss it "
+            "down to 5 %?"
         ),
         right=("300", "3 / share is the rule of thumb, from 0.99 to the power of n"),
         wrong=(
