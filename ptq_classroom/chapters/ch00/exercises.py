@@ -1,18 +1,30 @@
-"""Checks of chapter 00: count flips on the same images, and an interval around a difference."""
+"""Checks of chapter 00: flips, an interval around a difference, the ten lines, a decision."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    defended,
+    made_scores,
+    no_rival_is_better,
+    same_decision,
+    unpaired,  # noqa: F401  (a wrong answer's)
+)
+from ptq_classroom.kit.decisions import interval as interval_between
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import expect, expect_close, several
+from ptq_classroom.kit.expect import expect, expect_close, roughly, several
 from ptq_classroom.kit.values import as_array
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 # 00.1 ------------------------------------------------------------------------------------------
 
@@ -265,4 +277,141 @@ INTERVAL = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [FLIPS, INTERVAL]
+# 00.3 ------------------------------------------------------------------------------------------
+
+
+def quantize_network(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """The network in 8 bits, its ranges by min-max over all batches."""
+    quantizer = PTQQuantizer(model, bits=8)
+    quantizer.calibrate(batches, ranges="minmax", progress=False)
+    return quantizer.convert()
+
+
+LOOK = torch.linspace(-6, 6, 4 * 3 * 6 * 6).reshape(4, 3, 6, 6)
+
+
+def _small_networks() -> Iterator[tuple[str, dict[str, Any]]]:
+    for seed, hidden in ((301, 4), (302, 6)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            layers = nn.Conv2d(3, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, 5, 1)
+            batches = [torch.randn(8, 3, 6, 6) * size for size in (1.0, 3.0, 2.0)]
+        batches[1][0, 0, 0, 0] = 40.0  # min-max keeps it, other rules clip it
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        yield f"a network with {hidden} channels", {"model": model, "batches": batches}
+
+
+def _outputs(got: Any) -> Any:
+    """What a network answers on one fixed batch; anything else as it is."""
+    if not isinstance(got, nn.Module):
+        return got
+    with torch.no_grad():
+        return got(LOOK)
+
+
+def _same_network(got: Any, expected: nn.Module, **_: Any) -> None:
+    expect(
+        isinstance(got, nn.Module),
+        "the function should return the converted network",
+        where="the network",
+        expected="a module that can be called on pictures",
+        got=type(got).__name__,
+    )
+    expect_close(_outputs(got), _outputs(expected), "the answers", rtol=1e-4, atol=1e-5)
+
+
+def _same_answers(got: Any, wrong: Any) -> bool:
+    if isinstance(got, nn.Module) and isinstance(wrong, nn.Module):
+        return roughly(_outputs(got), _outputs(wrong))
+    return type(got) is type(wrong)
+
+
+def _in_two_steps(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    collected = PTQQuantizer(model).observe(batches, progress=False)
+    return collected.compute_qparams("minmax").convert()
+
+
+def _chained(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    prepared = PTQQuantizer(model, bits=8)
+    return prepared.calibrate(iter(batches), ranges="minmax", progress=False).convert()
+
+
+QUANTIZE_NETWORK = Exercise(
+    id="00.3", title="The ten lines, by yourself", minutes=5, difficulty=1,
+    signature="quantize_network(model, batches)", reference=quantize_network,
+    cases=_small_networks, compare=_same_network, agree=_same_answers,
+    returns="the network", accepted=(_in_two_steps, _chained),
+    diagnoses=(
+        ("return quantizer.convert() => return model",
+         "this is the network as it was: return what `convert` gives"),
+        ("return quantizer.convert() => return quantizer",
+         "prepared and calibrated, but never converted: the last step is missing"),
+        ("bits=8 => bits=4", "these are 4 bits: 8 are asked for"),
+        ("(batches, ranges => (batches[:1], ranges",
+         "only the first batch was watched: calibrate on all of them"),
+        ('ranges="minmax" => ranges="percentile"', "another rule: name min-max in `ranges`"),
+    ),
+    hints=(
+        ("Where to begin", "Section 4 has the lines: prepare, calibrate, convert."),
+        ("It complains about the batches",
+         "A list of tensors is fine: quantizer.calibrate(batches, ranges=\"minmax\")."),
+    ),
+)  # fmt: skip
+
+
+# 00.4 ------------------------------------------------------------------------------------------
+
+
+def choose_version(scores: Scores, baseline: str) -> tuple:
+    """The version with the most right answers, and its interval against the baseline."""
+    choice = max(scores, key=lambda name: scores[name].mean().item())
+    low, high = interval_between(scores[baseline], scores[choice])
+    return choice, low, high
+
+
+def _versions() -> Iterator[tuple[str, dict[str, Any]]]:
+    for i, (label, accuracies) in enumerate({
+        "the last one is clearly best": {"minmax": 0.88, "percentile": 0.90, "kl": 0.93},
+        "the first one is clearly best": {"minmax": 0.93, "percentile": 0.90, "kl": 0.85},
+        "two are hard to tell apart": {"minmax": 0.85, "percentile": 0.91, "kl": 0.911},
+    }.items()):  # fmt: skip
+        scores = made_scores(3000, accuracies, 400 + i)
+        yield label, {"scores": scores, "baseline": ("percentile", "percentile", "minmax")[i]}
+
+
+def _choose_numpy(scores: Scores, baseline: str) -> list:
+    names = sorted(scores, key=lambda name: -scores[name].sum())
+    return [names[0], *_ends(_means(scores[baseline], scores[names[0]]))]
+
+
+def _choose_the_runner_up(scores: Scores, baseline: str) -> tuple:
+    """Defends the second where the best does not surely beat it."""
+    best, second = sorted(scores, key=lambda name: -scores[name].sum())[:2]
+    low, _ = interval_between(scores[second], scores[best])
+    choice = best if low > 0 else second
+    return choice, _interval_normal(scores[baseline], scores[choice])
+
+
+CHOOSE_VERSION = Exercise(
+    id="00.4", title="Which version do you ship?", minutes=6, difficulty=2,
+    signature="choose_version(scores, baseline)", reference=choose_version, cases=_versions,
+    compare=partial(defended, objection=no_rival_is_better), agree=same_decision,
+    returns=("version", "low", "high"), accepted=(_choose_numpy, _choose_the_runner_up),
+    diagnoses=(
+        *((change.replace("interval(", "interval_between("), cause)
+          for change, cause in WRONG_INTERVALS),
+        ("max(scores, key => min(scores, key", "this is the version with the fewest right answers"),
+        ("max(scores, key=lambda name: scores[name].mean().item()) => baseline",
+         "the baseline is one of the versions, but not the best of them"),
+        ("max(scores, key=lambda name: scores[name].mean().item()) => list(scores)[-1]",
+         "the last one in the list: let the scores decide"),
+    ),
+    hints=(
+        ("Which one?", "The mean of a row is its accuracy. `max(scores, key=...)` finds a name."),
+        ("The interval",
+         "Your `interval` gives it: the baseline's row first, then that of your choice."),
+    ),
+)  # fmt: skip
+
+
+EXERCISES = [FLIPS, INTERVAL, QUANTIZE_NETWORK, CHOOSE_VERSION]

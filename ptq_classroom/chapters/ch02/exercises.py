@@ -9,8 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    defended,
+    interval,
+    made_scores,
+    no_rival_is_better,
+    same_decision,
+    unpaired,  # noqa: F401  (a wrong answer's)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import expect_close, expect_number
+from ptq_course.grids.metrics import paired_bootstrap
 
 # 02.1 ------------------------------------------------------------------------------------------
 
@@ -194,4 +205,152 @@ HIST_PERCENTILE = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [MINMAX_SCALE, HIST_PERCENTILE]
+# 02.3 ------------------------------------------------------------------------------------------
+
+
+def moving_average(maxima: list[float], momentum: float) -> float:
+    """The average that starts at the first maximum and then keeps `momentum` of itself."""
+    average = maxima[0]
+    for maximum in maxima[1:]:
+        average = momentum * average + (1 - momentum) * maximum
+    return average
+
+
+def _maxima() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "two batches", {"maxima": [1.0, 2.0], "momentum": 0.9}
+    yield "the largest comes first", {"maxima": [9.0, 1.0, 1.0, 2.0], "momentum": 0.9}
+    yield "the largest comes last", {"maxima": [1.0, 2.0, 1.0, 9.0], "momentum": 0.9}
+    yield "another momentum", {"maxima": [3.0, 1.0, 4.0, 1.0, 5.0], "momentum": 0.5}
+    yield "one batch", {"maxima": [2.5], "momentum": 0.9}
+    rng = np.random.default_rng(203)
+    yield "many batches", {"maxima": rng.gamma(2, 2, 40).tolist(), "momentum": 0.99}
+
+
+def _average_of_weights(maxima: list[float], momentum: float) -> float:
+    n = len(maxima)
+    weights = [(1 - momentum) * momentum ** (n - 1 - i) for i in range(n)]
+    weights[0] = momentum ** (n - 1)
+    return sum(w * m for w, m in zip(weights, maxima, strict=True))
+
+
+def _average_recursive(maxima: list[float], momentum: float) -> float:
+    if len(maxima) == 1:
+        return maxima[0]
+    before = _average_recursive(maxima[:-1], momentum)
+    return before + (1 - momentum) * (maxima[-1] - before)
+
+
+MOVING_AVERAGE = Exercise(
+    id="02.3", title="A moving average", minutes=5, difficulty=1,
+    signature="moving_average(maxima, momentum)", reference=moving_average, cases=_maxima,
+    returns="the average", accepted=(_average_of_weights, _average_recursive),
+    diagnoses=(
+        ("momentum * average + (1 - momentum) * maximum => (1 - momentum) * average + "
+         "momentum * maximum",
+         "the new batch got the weight of the old average: it counts 1 - momentum"),
+        ("average = maxima[0] => average = 0.0", "in maxima[1:] => in maxima",
+         "the average starts at 0 and needs many batches to forget it: start at the first one"),
+        ("return average => return sum(maxima) / len(maxima)",
+         "the plain mean: every batch weighs the same, and the momentum is not used"),
+        ("return average => return max(maxima)",
+         "the largest of all batches: that is min-max, which forgets nothing"),
+        ("momentum * average + (1 - momentum) * maximum => max(average, momentum * average + "
+         "(1 - momentum) * maximum)",
+         "this average only grows: a smaller maximum pulls it down too"),
+        ("momentum * average + (1 - momentum) * maximum => 0.9 * average + 0.1 * maximum",
+         "0.9 is one momentum only: use the argument"),
+    ),
+    hints=(
+        ("Where does it start?", "At the first maximum itself. The loop begins with the second."),
+        ("One turn of the loop", "Keep `momentum` of the average, add 1 - momentum of the new."),
+    ),
+)  # fmt: skip
+
+
+# 02.4 ------------------------------------------------------------------------------------------
+
+
+def choose_percentile(scores: Scores, flash: Scores, baseline: str) -> tuple:
+    """The best rule among those that do not surely lose flash pictures, and its interval."""
+    harmless = [name for name in scores if interval(flash[baseline], flash[name])[1] >= 0]
+    choice = max(harmless, key=lambda name: scores[name].mean().item())
+    low, high = interval(scores[baseline], scores[choice])
+    return choice, low, high
+
+
+def _clippings() -> Iterator[tuple[str, dict[str, Any]]]:
+    def case(label: str, all_: list[float], flash: list[float], seed: int, base: str) -> tuple:
+        names = ("p99.99", "p99.9", "p99", "p97")
+        scores = made_scores(3000, dict(zip(names, all_, strict=True)), seed)
+        there = made_scores(600, dict(zip(names, flash, strict=True)), seed + 1)
+        return label, {"scores": scores, "flash": there, "baseline": base}
+
+    yield case("more clipping costs flash pictures", [0.80, 0.86, 0.90, 0.93],
+               [0.45, 0.50, 0.30, 0.20], 240, "p99.9")  # fmt: skip
+    yield case("clipping costs nobody surely", [0.80, 0.86, 0.90, 0.94], [0.50, 0.5, 0.54, 0.49],
+               242, "p99.9")  # fmt: skip
+    yield case("more clipping hurts everyone", [0.88, 0.90, 0.80, 0.60], [0.5, 0.4, 0.3, 0.2],
+               244, "p99.9")  # fmt: skip
+
+
+def _clips_no_flash(choice: str, scores: Scores, flash: Scores, baseline: str) -> str:
+    low, high = interval(flash[baseline], flash[choice])
+    if high < 0:
+        return f"flash pictures lose {-high:.3f} to {-low:.3f} against {baseline!r}"
+    rest = {n: s for n, s in scores.items() if interval(flash[baseline], flash[n])[1] >= 0}
+    return no_rival_is_better(choice, rest, baseline)
+
+
+def _defended_for_flash(
+    got: Any, expected: Any, scores: Scores, flash: Scores, baseline: str
+) -> None:
+    defended(got, expected, scores, baseline, lambda c, s, b: _clips_no_flash(c, s, flash, b))
+
+
+def _choose_in_a_loop(scores: Scores, flash: Scores, baseline: str) -> tuple:
+    best = baseline
+    for name, row in scores.items():
+        fine = paired_bootstrap(flash[baseline], flash[name])[2] >= 0
+        if fine and row.sum() > scores[best].sum():
+            best = name
+    return best, paired_bootstrap(scores[baseline], scores[best], seed=3)[1:]
+
+
+def _choose_by_losses(scores: Scores, flash: Scores, baseline: str) -> list:
+    gain = {name: (row - flash[baseline]) for name, row in flash.items()}
+    loses = {n: (d.mean() + 1.96 * d.std() / len(d) ** 0.5).item() < 0 for n, d in gain.items()}
+    best = sorted((name for name in scores if not loses[name]), key=lambda n: -scores[n].sum())[0]
+    change = scores[best] - scores[baseline]
+    half = 1.96 * change.std() / len(change) ** 0.5
+    return [best, change.mean() - half, change.mean() + half]
+
+
+CHOOSE_PERCENTILE = Exercise(
+    id="02.4", title="A percentile that you can defend", minutes=8, difficulty=3,
+    signature="choose_percentile(scores, flash, baseline)", reference=choose_percentile,
+    cases=_clippings, compare=_defended_for_flash, agree=same_decision,
+    returns=("rule", "low", "high"), accepted=(_choose_in_a_loop, _choose_by_losses),
+    diagnoses=(
+        *WRONG_INTERVALS,
+        ("max(harmless => max(scores",
+         "the flash pictures were not asked: look at their interval before you choose"),
+        ("flash[name])[1] >= 0 => flash[name])[0] >= 0",
+         "this asks that flash pictures surely do not lose: they may, unless they surely lose"),
+        ("max(harmless => min(harmless", "this is the worst of those that are allowed"),
+        ("max(harmless, key=lambda name: scores[name].mean().item()) => baseline",
+         "the baseline is allowed, but another one beats it without hurting flash pictures"),
+        ("max(harmless, key=lambda name: scores[name].mean().item()) => max(flash, "
+         "key=lambda name: flash[name].mean().item())",
+         "best for the flash pictures alone: among the harmless ones, all pictures decide"),
+    ),
+    hints=(
+        ("Two questions",
+         "First: which percentiles does the flash interval allow? Its upper end must reach 0. "
+         "Then: which of those is best on all pictures?"),
+        ("The interval",
+         "paired_bootstrap(scores[baseline], scores[choice]) gives (difference, low, high)."),
+    ),
+)  # fmt: skip
+
+
+EXERCISES = [MINMAX_SCALE, HIST_PERCENTILE, MOVING_AVERAGE, CHOOSE_PERCENTILE]

@@ -11,6 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    defended,
+    interval,
+    made_scores,
+    no_rival_is_better,
+    same_decision,
+    unpaired,  # noqa: F401  (a wrong answer's)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure, expect_close
 from ptq_classroom.kit.values import as_array
@@ -335,4 +345,88 @@ MAKE_Q = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [KL, MAKE_P, MAKE_Q]
+# 03.4 ------------------------------------------------------------------------------------------
+
+
+def choose_rule(scores: Scores, kinds: Any, protected: str, baseline: str) -> tuple:
+    """The best rule on the protected kind of picture, and its interval against the baseline."""
+    part = torch.from_numpy(kinds == protected)
+    scores = {rule: row[part] for rule, row in scores.items()}
+    choice = max(scores, key=lambda rule: scores[rule].mean().item())
+    low, high = interval(scores[baseline], scores[choice])
+    return choice, low, high
+
+
+def _lights() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sets of pictures in which what is best for one kind is not best for all."""
+    day, night = {"min-max": 0.90, "KL": 0.94, "99.9 %": 0.92}, {"min-max": 0.40, "KL": 0.75}
+    parts = (
+        ("day", 2400, day),
+        ("night", 500, night | {"99.9 %": 0.55}),
+        ("flash", 500, {"min-max": 0.85, "KL": 0.70, "99.9 %": 0.80}),
+        ("rain", 500, {"min-max": 0.70, "KL": 0.62, "99.9 %": 0.80}),
+    )
+    made = [made_scores(count, accuracy, 340 + i) for i, (_, count, accuracy) in enumerate(parts)]
+    scores = {rule: torch.cat([row[rule] for row in made]) for rule in day}
+    kinds = np.repeat([name for name, _, _ in parts], [count for _, count, _ in parts])
+    order = np.random.default_rng(340).permutation(len(kinds))
+    scores = {rule: row[torch.from_numpy(order)] for rule, row in scores.items()}
+    for protected, baseline in (("flash", "KL"), ("night", "min-max"), ("rain", "min-max")):
+        yield f"{protected} pictures count", {
+            "scores": scores, "kinds": kinds[order], "protected": protected, "baseline": baseline,
+        }  # fmt: skip
+
+
+def _defended_on_the_kind(
+    got: Any, expected: Any, scores: Scores, kinds: Any, protected: str, baseline: str
+) -> None:
+    part = torch.from_numpy(kinds == protected)
+    there = {rule: row[part] for rule, row in scores.items()}
+    defended(got, expected, there, baseline, no_rival_is_better)
+
+
+def _choose_rule_numpy(scores: Scores, kinds: Any, protected: str, baseline: str) -> list:
+    there = {rule: row.numpy()[kinds == protected] for rule, row in scores.items()}
+    rules = sorted(there, key=lambda rule: -there[rule].sum())
+    gain = there[rules[0]] - there[baseline]
+    means = gain[np.random.default_rng(1).integers(0, len(gain), (2000, len(gain)))].mean(1)
+    return [rules[0], *np.percentile(means, [2.5, 97.5])]
+
+
+def _choose_rule_normal(scores: Scores, kinds: Any, protected: str, baseline: str) -> tuple:
+    at = [i for i, kind in enumerate(kinds) if kind == protected]
+    right = {rule: row[at].sum() for rule, row in scores.items()}
+    best = next(rule for rule, count in right.items() if count == max(right.values()))
+    gain = scores[best][at] - scores[baseline][at]
+    half = 1.96 * gain.std() / len(at) ** 0.5
+    return best, (gain.mean() - half, gain.mean() + half)
+
+
+CHOOSE_RULE = Exercise(
+    id="03.4", title="A rule for the pictures that count", minutes=9, difficulty=3,
+    signature="choose_rule(scores, kinds, protected, baseline)", reference=choose_rule,
+    cases=_lights, compare=_defended_on_the_kind, agree=same_decision,
+    returns=("rule", "low", "high"), accepted=(_choose_rule_numpy, _choose_rule_normal),
+    diagnoses=(
+        *WRONG_INTERVALS,
+        ("row[part] => row", "all pictures were asked: only those of the protected kind count"),
+        ("max( => min(", "this is the rule that serves the protected kind worst"),
+        ("kinds == protected => kinds != protected", "the protected pictures were left out"),
+        ("return choice, low, high => return baseline, low, high",
+         "the baseline's name with another rule's interval"),
+        ("max(scores, key=lambda rule: scores[rule].mean().item()) => baseline",
+         "the baseline is no choice: compare the rules on the protected pictures"),
+    ),
+    hints=(
+        ("Where to begin",
+         "`part = torch.from_numpy(kinds == protected)` marks the pictures that count; take "
+         "row[part] of every rule before anything else."),
+        ("Which rule", "The mean of a row is the accuracy. `max(scores, key=...)` finds a rule."),
+        ("The interval",
+         "paired_bootstrap(scores[baseline], scores[choice]) gives (difference, low, high), the "
+         "choice minus the baseline, on the same pictures."),
+    ),
+)  # fmt: skip
+
+
+EXERCISES = [KL, MAKE_P, MAKE_Q, CHOOSE_RULE]
