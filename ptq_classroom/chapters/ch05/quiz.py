@@ -61,7 +61,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "A group in per-group quantization is: which of these?",
+        "What is a group, in per-group quantization?",
         right=(
             "a run of neighbours in one row of the weight",
             "the row is cut along the inputs, and each piece has its own scale",
