@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from ptq_classroom.kit.decisions import Scores, interval, made_scores
 from ptq_course.grids.metrics import paired_bootstrap
 
-Choice = Callable[[Scores, str], tuple]
+Choice = Callable[..., tuple]  # (scores, baseline)
 
 UPPER_END = "the upper end was asked: it is the best that may be hoped; the lower end is sure"
 MIDDLE = "the mean was asked: it may be inside the limit while the interval reaches beyond"
