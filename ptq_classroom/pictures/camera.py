@@ -1,10 +1,11 @@
 """The simulated camera: from linear light to the bytes of a picture, and back to a network's input.
 
-Like a phone that records hybrid log-gamma (ITU-R BT.2100, 2018), the camera writes the square root
-of the light up to diffuse white and its logarithm above, so one byte holds both a night scene and
-the glare of a flash. Chroma is kept at half resolution and everything in steps of `STEP`, as
-cameras do, which also keeps the shipped splits small. Decoding is integer arithmetic: the same
-bytes on every machine.
+The camera writes the square root of the light up to diffuse white and its logarithm above, so one
+byte holds both a night scene and the glare of a flash. The shape is that of hybrid log-gamma (ITU-R
+BT.2100, 2018), not its numbers: that curve turns from root to logarithm at a twelfth of its peak
+light, below diffuse white, and continues there without a kink. Chroma is kept at half resolution
+and everything in steps of `STEP`, as cameras do, which also keeps the shipped splits small.
+Decoding is integer arithmetic: the same bytes on every machine.
 """
 
 from typing import NamedTuple
@@ -45,7 +46,7 @@ _INPUT = torch.from_numpy((light_of_codes() - MEAN) / STD).to(torch.float32)
 
 
 def to_input(images: Tensor) -> Tensor:
-    """uint8 pictures [N, 3, 48, 48] to float32 inputs: linear light, normalised as in training.
+    """uint8 pictures [N, 3, 48, 48] to float32 inputs: linear light, normalized as in training.
 
     Ordinary pixels come out between -1 and about 2; the glare of a flash reaches 136. Those
     outliers are planted (see data/README.md): they are what makes the choice of a calibrator

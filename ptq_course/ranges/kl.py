@@ -5,7 +5,7 @@ For every candidate window of bins ask how much is lost, in nats, by clipping to
     P   the histogram inside the window, everything outside added to the window's outermost bins;
     Q   the same bins before that addition, merged into `levels` groups, the mass of each group
         spread evenly over its bins that are not empty in P;
-    KL  sum p log(p / q) over the bins with p > 0, after both were normalised to sum 1.
+    KL  sum p log(p / q) over the bins with p > 0, after both were normalized to sum 1.
 
 A small window makes P differ from Q by the outliers piled onto its edge, a large one by the detail
 lost inside wide groups. The best window balances the two. The usual histogram is one of magnitudes
@@ -88,7 +88,7 @@ def requantized_histogram(
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
-    """KL(P || Q) in nats, after normalising both. Infinite where P has mass and Q has none.
+    """KL(P || Q) in nats, after normalizing both. Infinite where P has mass and Q has none.
 
     p, q: nonnegative, equal shape [n]; p not all zero. Raises QuantizationError otherwise.
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951.

@@ -21,8 +21,8 @@ data multiplied by a power of two gives the same numbers.
 
 Choosing the clipping threshold by squared error: Sung, Shin, Hwang, "Resiliency of Deep Neural
 Networks under Quantization", 2015; Banner, Nahshan, Soudry, "Post Training 4-bit Quantization of
-Convolutional Networks for Rapid-Deployment", 2019 (the error of Laplace and
-Gaussian data in closed form; its smallest value is then searched numerically).
+Convolutional Networks for Rapid-Deployment", 2019 (closed forms of the error for Laplace and
+Gaussian data; the threshold where it is smallest is then solved for numerically).
 The sum over excesses is this course's own way of evaluating the error.
 """
 

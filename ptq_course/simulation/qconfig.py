@@ -35,7 +35,8 @@ class QConfig:
     fused_activations: those that the runtime computes inside the layer before them, so that no
         quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
         integer runtime fuses; Hardswish and SiLU stay apart in ONNX Runtime (a convolution whose
-        output is not quantized would stay in floating point there), TensorRT fuses them.
+        output is not quantized would stay in floating point there); TensorRT may fuse them, which
+        was not tried here.
     quantize_bias: int32 bias with scale s_x * s_w, as integer runtimes add it.
     target: the runtime that the preset was made for, one of TARGETS. A label: it goes into saved
         checkpoints and recipes, and nothing is computed from it. `deploy.onnx.export` has a

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ptq_classroom.kit.cheapest import (
+    HINTS,
+    WRONG_CHOICES,
+    by_standard_error,
+    first_that_fits,
+    limit_cases,
+)
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    same_decision,
+    unpaired,  # noqa: F401 (of a wrong answer)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure, expect_close
 from ptq_classroom.kit.values import as_array
@@ -268,4 +285,27 @@ BITS_PER_WEIGHT = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [CHANNEL_SCALES, GROUP_QUANTIZE, BITS_PER_WEIGHT]
+# 05.4 ------------------------------------------------------------------------------------------
+
+
+def choose_granularity(scores: Scores, baseline: str) -> tuple[str, float, float]:
+    """The smallest version that surely loses at most two points, with its interval."""
+    limit = 0.02
+    for choice in scores:
+        low, high = interval(scores[baseline], scores[choice])
+        if low >= -limit:
+            return choice, low, high
+    raise ValueError("the baseline is one of the options")
+
+
+CHOOSE_GRANULARITY = Exercise(
+    id="05.4", title="Choose bits and granularity", minutes=7, difficulty=3,
+    signature="choose_granularity(scores, baseline)", reference=choose_granularity,
+    cases=functools.partial(limit_cases, ("4 bits", "6 bits", "8 bits", "FP32"), 0.02, 540),
+    compare=functools.partial(defended, objection=cheapest_within(0.02)), agree=same_decision,
+    accepted=(first_that_fits(0.02), by_standard_error(0.02)),
+    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+)  # fmt: skip
+
+
+EXERCISES = [CHANNEL_SCALES, GROUP_QUANTIZE, BITS_PER_WEIGHT, CHOOSE_GRANULARITY]

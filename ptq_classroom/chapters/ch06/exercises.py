@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from ptq_classroom.kit.cheapest import (
+    HINTS,
+    WRONG_CHOICES,
+    by_standard_error,
+    first_that_fits,
+    limit_cases,
+)
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    same_decision,
+    unpaired,  # noqa: F401 (of a wrong answer)
+)
 from ptq_classroom.kit.examine import Probe
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import NOTHING, expect, expect_close
@@ -419,4 +436,27 @@ WRITE_REPORT = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [COLLECT, ABLATION_TABLE, WRITE_REPORT]
+# 06.4 ------------------------------------------------------------------------------------------
+
+
+def choose_release(scores: Scores, baseline: str) -> tuple[str, float, float]:
+    """The first file that surely loses at most one point, with its interval."""
+    limit = 0.01
+    for choice in scores:
+        low, high = interval(scores[baseline], scores[choice])
+        if low >= -limit:
+            return choice, low, high
+    raise ValueError("the baseline is one of the options")
+
+
+CHOOSE_RELEASE = Exercise(
+    id="06.4", title="Choose the file to ship", minutes=8, difficulty=3,
+    signature="choose_release(scores, baseline)", reference=choose_release,
+    cases=functools.partial(limit_cases, ("min-max", "KL", "KL, first FP32", "FP32"), 0.01, 640),
+    compare=functools.partial(defended, objection=cheapest_within(0.01)), agree=same_decision,
+    accepted=(first_that_fits(0.01), by_standard_error(0.01)),
+    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+)  # fmt: skip
+
+
+EXERCISES = [COLLECT, ABLATION_TABLE, WRITE_REPORT, CHOOSE_RELEASE]

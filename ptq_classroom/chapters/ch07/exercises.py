@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    defended,
+    interval,
+    made_scores,
+    no_rival_is_better,
+    same_decision,
+    unpaired,  # noqa: F401 (of a wrong answer)
+)
 from ptq_classroom.kit.examine import Probe
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure, expect, expect_close, roughly
@@ -262,4 +273,67 @@ DYNAMIC_LINEAR = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [TOKEN_SCALES, DYNAMIC_LINEAR]
+# 07.3 ------------------------------------------------------------------------------------------
+
+
+def choose_scheme(scores: Scores, baseline: str) -> tuple[str, float, float]:
+    """The scheme that no other beats on the same frames, with its interval over the baseline."""
+    choice = max(scores, key=lambda name: scores[name].double().mean().item())
+    low, high = interval(scores[baseline], scores[choice])
+    return choice, low, high
+
+
+def _schemes() -> Iterator[tuple[str, dict[str, Any]]]:
+    def case(label: str, frames: int, seed: int, **shares: float) -> tuple[str, dict[str, Any]]:
+        named = {name.replace("_", " "): share for name, share in shares.items()}
+        return label, {"scores": made_scores(frames, named, seed), "baseline": "static"}
+
+    yield case("a scale for each token wins", 1000, 730, static=0.3, per_tensor=0.32, per_token=0.9)
+    yield case("the first wins", 1000, 731, per_token=0.95, static=0.6, per_tensor=0.5)
+    yield case("one in the middle wins", 800, 732, static=0.5, weight_only=0.9, per_tensor=0.6)
+    yield case("the baseline wins", 800, 733, per_tensor=0.5, static=0.9, per_token=0.7)
+
+
+def _by_duels(scores: Scores, baseline: str) -> tuple:
+    names = list(scores)
+    beaten = {a for a in names for b in names if interval(scores[a], scores[b])[0] > 0}
+    choice = next(name for name in names if name not in beaten)
+    return choice, interval(scores[baseline], scores[choice])
+
+
+def _by_standard_error(scores: Scores, baseline: str) -> tuple:
+    totals = torch.stack([row.double() for row in scores.values()]).sum(1)
+    choice = list(scores)[int(totals.argmax())]
+    change = scores[choice].double() - scores[baseline].double()
+    half = 1.96 * change.std().item() / len(change) ** 0.5
+    return choice, change.mean().item() - half, change.mean().item() + half
+
+
+MEAN = "scores[name].double().mean().item()"
+CHOOSE_SCHEME = Exercise(
+    id="07.3", title="Choose a scheme for quiet frames", minutes=6, difficulty=2,
+    signature="choose_scheme(scores, baseline)", reference=choose_scheme, cases=_schemes,
+    compare=functools.partial(defended, objection=no_rival_is_better), agree=same_decision,
+    accepted=(_by_duels, _by_standard_error),
+    diagnoses=(
+        *WRONG_INTERVALS,
+        ("max(scores => min(scores", "this is the worst: another is better on the same frames"),
+        (f"max(scores, key=lambda name: {MEAN}) => baseline",
+         "the baseline was kept, though another beats it with an interval above zero"),
+        (f"max(scores, key=lambda name: {MEAN}) => list(scores)[-1]",
+         "the last option was taken unseen: compare them all"),
+        (f"max(scores, key=lambda name: {MEAN}) => list(scores)[0]",
+         "the first option was taken unseen: compare them all"),
+    ),
+    hints=(
+        ("Which one may I choose?",
+         "Any that no other beats: for no rival may the interval of rival minus choice lie above "
+         "zero. The option with the highest mean always passes."),
+        ("Which interval?",
+         "`paired_bootstrap(scores[baseline], scores[choice])` gives (mean, low, high) of the "
+         "choice minus the baseline, frame by frame."),
+    ),
+)  # fmt: skip
+
+
+EXERCISES = [TOKEN_SCALES, DYNAMIC_LINEAR, CHOOSE_SCHEME]

@@ -6,25 +6,37 @@ Nothing of the subject depends on them; they exist to be timed and compared.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptq_course.deploy.checkpoint.packing import pack
-from ptq_course.deploy.onnx import export
-from ptq_course.deploy.session import SILENT, UNASKED, Session
+from ptq_course.deploy.session import SILENT, UNASKED
 from ptq_course.grids.affine import IntGrid, QTensor, block_minmax, choose_qparams, quantize
 
 MICROSOFT = "com.microsoft"
 OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)]
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """ONNX Runtime's tools advise a preparation of the file, which `export` has done already."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def dynamic_file(source: str | Path, target: str | Path, convolutions: bool = False) -> Path:
@@ -35,34 +47,14 @@ def dynamic_file(source: str | Path, target: str | Path, convolutions: bool = Fa
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises a preprocessing that `export` has done already
-    try:
+    with without_advice():
         quantize_dynamic(
             Path(source),
             Path(target),
             per_channel=not convolutions,
             weight_type=QuantType.QUInt8 if convolutions else QuantType.QInt8,
         )
-    finally:
-        logger.setLevel(level)
     return Path(target)
-
-
-def four_files(
-    folder: Path, name: str, versions: Mapping[str, nn.Module], example: Tensor,
-    convolutions: bool = False,
-) -> dict[str, Session]:  # fmt: skip
-    """Export every version, quantize the file of ``versions["FP32"]`` dynamically, open them all.
-
-    versions: scheme -> model. example: an input, [N, ...]. The sessions come in the order of the
-    versions, "dynamic" before "weight-only".
-    """
-    paths = {s: export(v, example, folder / f"{name} {s}.onnx") for s, v in versions.items()}
-    dynamic = folder / f"{name} dynamic.onnx"
-    paths["dynamic"] = dynamic_file(paths["FP32"], dynamic, convolutions)
-    return {s: Session(paths[s]) for s in sorted(paths, key=lambda s: s == "weight-only")}
 
 
 def time_by_operator(

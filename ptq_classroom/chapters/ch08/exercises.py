@@ -11,6 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq_classroom.kit.cheapest import (
+    HINTS,
+    WRONG_CHOICES,
+    by_standard_error,
+    first_that_fits,
+    limit_cases,
+)
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    same_decision,
+    unpaired,  # noqa: F401 (of a wrong answer)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure, expect, expect_close, several
 from ptq_classroom.kit.values import as_array, same
@@ -411,4 +427,27 @@ ADD_INT = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [INT_LINEAR, QUANTIZE_BIAS, TO_MULTIPLIER, ADD_INT]
+# 08.5 ------------------------------------------------------------------------------------------
+
+
+def choose_rounding(scores: Scores, baseline: str) -> tuple[str, float, float]:
+    """The cheapest rounding that surely loses at most one point, with its interval."""
+    limit = 0.01
+    for choice in scores:
+        low, high = interval(scores[baseline], scores[choice])
+        if low >= -limit:
+            return choice, low, high
+    raise ValueError("the baseline is one of the options")
+
+
+CHOOSE_ROUNDING = Exercise(
+    id="08.5", title="Choose how the hardware rounds", minutes=7, difficulty=3,
+    signature="choose_rounding(scores, baseline)", reference=choose_rounding,
+    cases=functools.partial(limit_cases, ("shift only", "twice", "once, to nearest"), 0.01, 850),
+    compare=functools.partial(defended, objection=cheapest_within(0.01)), agree=same_decision,
+    accepted=(first_that_fits(0.01), by_standard_error(0.01)),
+    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+)  # fmt: skip
+
+
+EXERCISES = [INT_LINEAR, QUANTIZE_BIAS, TO_MULTIPLIER, ADD_INT, CHOOSE_ROUNDING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq_classroom.kit.cheapest import (
+    HINTS,
+    WRONG_CHOICES,
+    by_standard_error,
+    first_that_fits,
+    limit_cases,
+)
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    same_decision,
+    unpaired,  # noqa: F401 (of a wrong answer)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import expect_close
 
@@ -182,4 +199,27 @@ SAMPLES_NEEDED = Exercise(
 )  # fmt: skip
 
 
-EXERCISES = [CLIPPED_SHARE, SAMPLES_NEEDED]
+# 09.3 ------------------------------------------------------------------------------------------
+
+
+def choose_size(scores: Scores, baseline: str) -> tuple[str, float, float]:
+    """The smallest set that surely loses at most one point, with its interval."""
+    limit = 0.01
+    for choice in scores:
+        low, high = interval(scores[baseline], scores[choice])
+        if low >= -limit:
+            return choice, low, high
+    raise ValueError("the baseline is one of the options")
+
+
+CHOOSE_SIZE = Exercise(
+    id="09.3", title="Choose the size of the set", minutes=7, difficulty=3,
+    signature="choose_size(scores, baseline)", reference=choose_size,
+    cases=functools.partial(limit_cases, ("3", "10", "100", "1000"), 0.01, 930),
+    compare=functools.partial(defended, objection=cheapest_within(0.01)), agree=same_decision,
+    accepted=(first_that_fits(0.01), by_standard_error(0.01)),
+    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+)  # fmt: skip
+
+
+EXERCISES = [CLIPPED_SHARE, SAMPLES_NEEDED, CHOOSE_SIZE]

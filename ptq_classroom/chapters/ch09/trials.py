@@ -97,6 +97,23 @@ def table(
     return found
 
 
+def by_what_they_met(
+    exam: Exam, right: Mapping[tuple[str, int, int], Tensor], large: NDArray[np.bool_],
+) -> tuple[list[float], list[float], list[int]]:  # fmt: skip
+    """Percent right of the min-max sets that hold a large value, of the others, and where it came.
+
+    right: (rule, order, size) -> answers; large: [pictures], in the order of the split. Sets of one
+    or two pictures are left out. The last list counts from 1, one number an order.
+    """
+    met, free, first = [], [], {}
+    for (rule, draw, size), score in right.items():
+        order = np.random.default_rng(draw).permutation(len(large))
+        first[draw] = int(np.flatnonzero(large[order])[0]) + 1
+        if rule == "minmax" and size >= 3:
+            (met if size >= first[draw] else free).append(exam.accuracy(score))
+    return met, free, list(first.values())
+
+
 def hits(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """1.0 where the network is right on uint8 pictures, 0.0 where it is wrong: [pictures]."""
     return correct(logits(network, images), labels)

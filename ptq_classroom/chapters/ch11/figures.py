@@ -87,17 +87,16 @@ def accuracies(
     fp32: float,
     guess: Prediction | None = None,
 ) -> tuple[Figure, str]:
-    """Accuracy (percent) with its 95 % interval for each version of the network, FP32 as a line."""
+    """Accuracy (a share) with its 95 % interval for each version, in percent; FP32 as a line."""
     fig, ax = figure(7.6, 0.9 + 0.42 * len(rows))
-    middle = [row[0] for row in rows.values()]
-    low, high = ([row[i] for row in rows.values()] for i in (1, 2))
+    middle, low, high = (100 * np.array(column) for column in zip(*rows.values(), strict=True))
     accuracy_bars(ax, list(rows), middle, low, high)
-    ax.axvline(fp32, color=GREY, linestyle="--", linewidth=1.2)
-    ax.set(xlim=(0, 108), xlabel=f"top-1 accuracy (%), dashed: FP32 {fp32:.1f} %")
+    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.set(xlim=(0, 108), xlabel=f"top-1 accuracy (%), dashed: FP32 {100 * fp32:.1f} %")
     if guess is not None:
         guess.draw(ax, "x")
-    told = ", ".join(f"{name} {row[0]:.1f} %" for name, row in rows.items())
-    return fig, f"Accuracy of {len(rows)} versions, FP32 {fp32:.1f} %: {told}."
+    told = ", ".join(f"{name} {value:.1f} %" for name, value in zip(rows, middle, strict=True))
+    return fig, f"Accuracy of {len(rows)} versions, FP32 {100 * fp32:.1f} %: {told}."
 
 
 def over_data(

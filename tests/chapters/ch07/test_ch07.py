@@ -20,7 +20,6 @@ from ptq_classroom.kit.prediction import Prediction
 from ptq_course.deploy import onnx as deploy
 from ptq_course.grids.metrics import sqnr_db
 from ptq_course.simulation.dynamic import quantize_dynamic
-from ptq_course.simulation.quantizer import PTQQuantizer
 
 # --- the construction ----------------------------------------------------------------------------
 
@@ -101,20 +100,6 @@ def test_single_operators_compute_what_they_should(tmp_path):
     codes, scale, zero_point = deploy.session(pieces.quantize_file(tmp_path, at_run_time=True))(x)
     assert (codes.min(), codes.max()) == (0, 255)
     torch.testing.assert_close((codes.float() - zero_point) * scale, x, atol=scale.item(), rtol=0)
-
-
-def test_four_files_are_four_versions(tmp_path):
-    torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 16)
-    only_weights = quantize_dynamic(net, weights_only=True)
-    static = PTQQuantizer(net).observe([x], progress=False).compute_qparams("minmax").convert()
-    versions = {"FP32": net, "static": static, "weight-only": only_weights}
-    made = pieces.four_files(tmp_path, "net", versions, x)
-    assert list(made) == ["FP32", "static", "dynamic", "weight-only"]
-    assert len({run.path for run in made.values()}) == 4
-    assert "QGemm" in made["static"].operators
-    assert "DynamicQuantizeMatMul" in made["dynamic"].operators
-    torch.testing.assert_close(made["weight-only"](x), only_weights(x).detach())
 
 
 def test_the_profile_names_every_operator_that_runs(tmp_path):

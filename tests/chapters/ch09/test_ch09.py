@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -224,3 +226,23 @@ def test_an_election_flatters_its_winner():
     lead, later = trials.election(equals, 100, rng)
     assert lead > later + 2
     assert abs(later) < 1
+
+
+def test_sets_are_sorted_by_whether_they_met_a_large_value():
+    class Marks:
+        def accuracy(self, right: float) -> float:
+            return right
+
+    large = np.zeros(20, bool)
+    large[4] = True
+    places = [int(np.flatnonzero(np.random.default_rng(d).permutation(20) == 4)[0]) for d in (0, 1)]
+    right: Any = {
+        ("minmax", draw, size): float(100 * draw + size) for draw in (0, 1) for size in (1, 3, 20)
+    }
+    right["kl", 0, 20] = -1.0
+    met, free, first = trials.by_what_they_met(cast(trials.Exam, Marks()), right, large)
+    assert first == [place + 1 for place in places]
+    assert sorted(met + free) == [3.0, 20.0, 103.0, 120.0]
+    assert {20.0, 120.0} <= set(met), "the whole set holds it"
+    assert (3.0 in met) == (places[0] < 3)
+    assert (103.0 in met) == (places[1] < 3)
