@@ -76,8 +76,10 @@ def main() -> None:
         "GPTQ + bias correction": lambda: walk(GPTQ(), CorrectBias()),
         "AdaRound": lambda: walk(AdaRound()),
     }
-    print(f"{asked.network}: FP32 top-1 {accuracy(reference, test.labels):.1%}, weights "
-          f"{asked.bits} bits {asked.granularity}, activations {asked.activation_bits or 32} bits")  # fmt: skip
+    print(
+        f"{asked.network}: FP32 top-1 {accuracy(reference, test.labels):.1%}, weights "
+        f"{asked.bits} bits {asked.granularity}, activations {asked.activation_bits or 32} bits"
+    )
     print(f"{'technique':<28} {'pooled':>9} {'top-1':>7} {'seconds':>8}")
     for name, make in techniques.items():
         if asked.only and not any(word in name for word in asked.only):
