@@ -267,8 +267,9 @@ class PTQQuantizer:
         config = self.config
         try:
             qparams = weight_qparams(
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
-            )
+                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric,
+                config.weight_range,
+            )  # fmt: skip
             return QuantizedLayer.from_float(
                 copy.deepcopy(layer), qparams, input_qparams, name=name
             )

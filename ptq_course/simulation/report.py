@@ -128,8 +128,9 @@ def make_report(
         bits = scales = decibels = None
         if config.weight_bits is not None and not site.kept_float:
             parameters = weight_qparams(
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric
-            )
+                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric,
+                config.weight_range,
+            )  # fmt: skip
             bits, scales = config.weight_bits, parameters.scale.numel()
             decibels = snr_pooled(weight, fake_quantize(weight, parameters))
         low = high = scale = zero_point = None
