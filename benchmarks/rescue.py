@@ -29,7 +29,7 @@ from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="what each technique of improve/ saves")
     parser.add_argument("network", choices=["resnet", "mobilenet"])
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--activation-bits", type=int, default=8, help="0: floating point")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ptq_course.errors import QuantizationError, whole
 from ptq_course.grids.affine import QTensor
 from ptq_course.grids.tensors import check_tensor
+from ptq_course.improve.matrices import weight_of
 from ptq_course.improve.walk import Site
 
 
@@ -87,4 +88,4 @@ class Cluster:
                 f"{site.layer.name}: its bias is in int32 with the scale of integer weights, which "
                 "a codebook has not; use QConfig(activation_bits=None)."
             )
-        site.use(cluster(site.float_layer.weight, self.bits))
+        site.use(cluster(weight_of(site.float_layer), self.bits))

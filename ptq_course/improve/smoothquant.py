@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -128,13 +129,13 @@ def channel_ranges(
     """Largest |value| of each channel, the last dimension, that the parts ``names`` put out."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> None:
+    def keep(name: str, output: Any) -> None:
         largest = output.detach().abs().flatten(0, -2).amax(0)
         found[name] = torch.maximum(found[name], largest) if name in found else largest
 
     hooks = [
         module.get_submodule(name).register_forward_hook(
-            lambda _, inputs, output, name=name: keep(name, output)
+            lambda _, inputs, output, name=name: keep(str(name), output)
         )
         for name in names
     ]

@@ -50,10 +50,10 @@ def test_the_mean_of_every_channel_comes_back(name, activation_bits):
 
 
 @pytest.mark.parametrize("ceiling", [float("inf"), 6.0])
-def test_the_mean_behind_a_relu_is_that_of_a_million_samples(ceiling):
+def test_the_mean_behind_a_relu_is_that_of_many_samples(ceiling):
     mean = torch.tensor([-2.0, 0.0, 1.0, 5.5, 3.0])
     deviation = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0])
-    y = mean + deviation * torch.randn(1_000_000, 5, generator=torch.Generator().manual_seed(0))
+    y = mean + deviation * torch.randn(200_000, 5, generator=torch.Generator().manual_seed(0))
     expected = y.clamp(0, ceiling).double().mean(0)
     torch.testing.assert_close(relu_mean(mean, deviation, ceiling), expected, atol=0.01, rtol=0)
 
