@@ -38,6 +38,7 @@ def test_the_error_is_near_the_exact_optimum(bits):
         best = best_error(x, 2**bits)
         error = float((x - found.dequantize()).double().square().sum())
         assert best - 1e-6 <= error <= 1.25 * best
+        assert found.codebook is not None
         assert error == pytest.approx(squared_error(x.double(), found.codebook.double()), rel=1e-3)
 
 
@@ -45,6 +46,7 @@ def test_few_values_are_kept_exactly():
     x = torch.tensor([[1.0, -2.0], [1.0, 0.5]])
     found = cluster(x, 2)
     assert torch.equal(found.dequantize(), x)
+    assert found.codebook is not None
     assert len(found.codebook) == 3
     assert torch.equal(cluster(torch.zeros(5), 4).dequantize(), torch.zeros(5))
 

@@ -17,7 +17,8 @@ from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 def errors(x, grid, symmetric, block_size, find):
-    qparams = choose_qparams(*find(x), grid, symmetric, block_size)
+    low, high = find(x)
+    qparams = choose_qparams(low, high, grid, symmetric, block_size)
     return (fake_quantize(x, qparams) - x).double().square().sum(-1)
 
 
@@ -44,16 +45,17 @@ def test_one_block_groups_and_zeros():
 
 def test_the_config_switches_it_on():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 16)).eval()
+    layer = nn.Linear(256, 16)
+    model = nn.Sequential(layer).eval()
     config = replace(QConfig(), weight_bits=4, activation_bits=None)
 
     def decibels(config):
         quantizer = PTQQuantizer(model, config=config)
         weight = quantizer.quantize_weights().quantized_layers()["0"].weight
-        return snr_pooled(model[0].weight.detach(), weight), str(quantizer.report())
+        return snr_pooled(layer.weight.detach(), weight), str(quantizer.report())
 
     with torch.no_grad():
-        model[0].weight.normal_()
+        layer.weight.normal_()
     plain, by_error = decibels(config), decibels(replace(config, weight_range="mse"))
     assert by_error[0] > plain[0] + 0.5
     assert by_error[1] != plain[1]
