@@ -29,11 +29,12 @@ from ptq_course.simulation.quantizer import PTQQuantizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="what each technique of improve/ saves")
     parser.add_argument("network", choices=["resnet", "mobilenet"])
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--activation-bits", type=int, default=8, help="0: floating point")
     parser.add_argument("--granularity", default="per_channel")
+    parser.add_argument("--weight-range", default="minmax", help="or mse")
     parser.add_argument("--pictures", type=int, default=500, help="of the test split")
     parser.add_argument("--calibration", type=int, default=250)
     parser.add_argument("--only", nargs="*", help="techniques whose names contain one of these")
@@ -45,6 +46,7 @@ def main() -> None:
     config = replace(
         QConfig.onnxruntime(), weight_bits=asked.bits,
         activation_bits=asked.activation_bits or None, weight_granularity=asked.granularity,
+        weight_range=asked.weight_range,
     )  # fmt: skip
 
     def quantizer(network: nn.Module = model, steps: tuple = ()) -> PTQQuantizer:
@@ -76,8 +78,11 @@ def main() -> None:
         "GPTQ + bias correction": lambda: walk(GPTQ(), CorrectBias()),
         "AdaRound": lambda: walk(AdaRound()),
     }
-    print(f"{asked.network}: FP32 top-1 {accuracy(reference, test.labels):.1%}, weights "
-          f"{asked.bits} bits {asked.granularity}, activations {asked.activation_bits or 32} bits")  # fmt: skip
+    print(
+        f"{asked.network}: FP32 top-1 {accuracy(reference, test.labels):.1%}, weights "
+        f"{asked.bits} bits {asked.granularity}, {asked.weight_range}, activations "
+        f"{asked.activation_bits or 32} bits"
+    )
     print(f"{'technique':<28} {'pooled':>9} {'top-1':>7} {'seconds':>8}")
     for name, make in techniques.items():
         if asked.only and not any(word in name for word in asked.only):

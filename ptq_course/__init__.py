@@ -1,7 +1,7 @@
 """Post-training quantization, step by step: small reference implementations that a course builds.
 
 A chapter is a module, and the rooms stand in the order of the work: `grids`, `ranges`, `graph`,
-`simulation`, `integer`, `deploy`, `diagnosis`. Names below are loaded on first use.
+`simulation`, `improve`, `integer`, `deploy`, `diagnosis`. Names below are loaded on first use.
 """
 
 from __future__ import annotations

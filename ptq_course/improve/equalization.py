@@ -120,8 +120,7 @@ def unequalize(model: nn.Module, spread: int = 4, seed: int = 0) -> fx.GraphModu
     module = prepared(model)
     generator = torch.Generator().manual_seed(seed)
     for pair in find_pairs(module):
-        first, second = module.get_submodule(pair.first), module.get_submodule(pair.second)
-        ranges = output_ranges(first)
+        ranges = output_ranges(module.get_submodule(pair.first))
         powers = torch.randint(-spread, spread + 1, (len(ranges),), generator=generator)
         _move(module, pair, torch.exp2(powers.to(ranges.dtype)).to(ranges.device))
     return module
@@ -159,9 +158,10 @@ def absorb(first: nn.Module, second: nn.Module, constant: Tensor) -> None:
     Section 4.1.3 of the paper. Raises QuantizationError where a layer has no bias to take it, or
     ``second`` pads its input: zeros at the border stand for no c.
     """
-    for name, layer in (("first", first), ("second", second)):
-        if not isinstance(getattr(layer, "bias", None), Tensor):
-            raise QuantizationError(f"absorb: the {name} layer has no bias; give it one of zeros.")
+    biases = [getattr(layer, "bias", None) for layer in (first, second)]
+    if not isinstance(biases[0], Tensor) or not isinstance(biases[1], Tensor):
+        name = "first" if not isinstance(biases[0], Tensor) else "second"
+        raise QuantizationError(f"absorb: the {name} layer has no bias; give it one of zeros.")
     if not can_absorb(second):
         raise QuantizationError("absorb: the second layer pads its input, where c is missing.")
     readers = grouped(second)
@@ -171,10 +171,10 @@ def absorb(first: nn.Module, second: nn.Module, constant: Tensor) -> None:
         raise QuantizationError(f"absorb: a constant of shape {tuple(constant.shape)} fits not.")
     moved = torch.einsum("goit,gi->go", readers, constant.view(readers.shape[0], -1).to(readers))
     with torch.no_grad():
-        first.bias.sub_(constant)
-        second.bias.add_(moved.flatten())
-        if isinstance(getattr(first, "folded_beta", None), Tensor):
-            first.folded_beta.sub_(constant)
+        biases[0].sub_(constant)
+        biases[1].add_(moved.flatten())
+        if isinstance(beta := getattr(first, "folded_beta", None), Tensor):
+            beta.sub_(constant)
 
 
 def can_absorb(layer: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ptq_course.errors import QuantizationError, number
 from ptq_course.grids.affine import IntGrid, QParams, QTensor
 from ptq_course.grids.blocks import parameter_for_blocks, split_into_blocks
-from ptq_course.improve.matrices import matrices, unmatrix
+from ptq_course.improve.matrices import matrices, unmatrix, weight_of
 from ptq_course.improve.walk import Site
 
 
@@ -149,9 +149,7 @@ class RoundWeights:
         target = weight
         if self.compensate:
             target = compensated(weight, site.moments, site.mixed_moments, self.damping)
-        scale, zero_point = (
-            matrices(layer, t) for t in spread_over(layer.weight.detach(), qparams)
-        )
+        scale, zero_point = (matrices(layer, t) for t in spread_over(weight_of(layer), qparams))
         problem = Rounding(target, moments, scale, zero_point, qparams.grid)
         nearest = problem.better(problem.nearest(weight), problem.nearest())
         codes = problem.better(nearest, self.solve(problem))

@@ -24,6 +24,7 @@ from ptq_course.grids.affine import (
     fake_quantize,
     quantize,
 )
+from ptq_course.ranges.weights import mse_range
 from ptq_course.simulation.bias import (
     check_accumulator,
     quantize_bias,
@@ -301,9 +302,21 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
 
 
 def weight_qparams(
+<<<<<<< HEAD
     layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True
 ) -> QParams:
     """Scale and zero point of a layer's weight from its own extremes: no data is needed."""
     block_size = weight_block_size(layer, granularity)
     low, high = block_minmax(weight_of(layer).detach(), block_size)
+=======
+    layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True,
+    weight_range: str = "minmax",
+) -> QParams:  # fmt: skip
+    """Scale and zero point of a layer's weight by `QConfig.weight_range`: no data is needed."""
+    block_size, weight = weight_block_size(layer, granularity), layer.weight.detach()
+    if weight_range == "mse":
+        low, high = mse_range(weight, grid, symmetric, block_size)
+    else:
+        low, high = block_minmax(weight, block_size)
+>>>>>>> improve
     return choose_qparams(low, high, grid, symmetric=symmetric, block_size=block_size)

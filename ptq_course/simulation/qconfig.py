@@ -12,6 +12,7 @@ from ptq_course.errors import QuantizationError, flag, whole
 from ptq_course.graph.kinds import ALWAYS_FUSED, FUSABLE
 from ptq_course.grids.affine import IntGrid
 from ptq_course.ranges.calibrators import CALIBRATORS
+from ptq_course.ranges.weights import WEIGHT_RANGES
 
 GROUP_LENGTH = "weight_granularity (where it is neither 'per_tensor' nor 'per_channel')"
 SEARCH = "search"  # the rule is the one that `range_search` finds best
@@ -26,6 +27,8 @@ class QConfig:
     weight_granularity: "per_tensor", "per_channel", or a group length along the input channels.
     weight_symmetric: zero_point 0 for weights, which most integer kernels need. Affine weights
         (False) shift their range to the data, at the price of one more sum a product.
+    weight_range: "minmax", the extremes of the weights, or "mse", the range that rounds them with
+        the least squared error (for 4 bits and fewer).
     weight_narrow: leave out the lowest code, [-127, 127] at 8 bits (symmetric weights).
     activation_signed, activation_symmetric: the grid of activations and whether zero_point is 0.
     activation_range: rule that turns statistics into a range, a name in CALIBRATORS; or "search",
@@ -57,6 +60,7 @@ class QConfig:
     float_layers: tuple[str, ...] = ()
     fused_activations: tuple[str, ...] = ALWAYS_FUSED
     target: str = "onnxruntime"
+    weight_range: str = "minmax"
 
     def __post_init__(self) -> None:
         for name in ("weight_symmetric", "weight_narrow", "activation_signed",
@@ -65,7 +69,11 @@ class QConfig:
         for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
             if grid is not None:  # which has checked the bits
                 object.__setattr__(self, f"{name}_bits", grid.bits)
-        for name, choices in (("activation_range", (SEARCH, *CALIBRATORS)), ("target", TARGETS)):
+        for name, choices in (
+            ("activation_range", (SEARCH, *CALIBRATORS)),
+            ("weight_range", WEIGHT_RANGES),
+            ("target", TARGETS),
+        ):
             if getattr(self, name) not in choices:
                 raise QuantizationError(
                     f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}."
