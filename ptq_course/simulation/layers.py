@@ -302,21 +302,13 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
 
 
 def weight_qparams(
-<<<<<<< HEAD
-    layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True
-) -> QParams:
-    """Scale and zero point of a layer's weight from its own extremes: no data is needed."""
-    block_size = weight_block_size(layer, granularity)
-    low, high = block_minmax(weight_of(layer).detach(), block_size)
-=======
     layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True,
     weight_range: str = "minmax",
 ) -> QParams:  # fmt: skip
     """Scale and zero point of a layer's weight by `QConfig.weight_range`: no data is needed."""
-    block_size, weight = weight_block_size(layer, granularity), layer.weight.detach()
+    block_size, weight = weight_block_size(layer, granularity), weight_of(layer).detach()
     if weight_range == "mse":
         low, high = mse_range(weight, grid, symmetric, block_size)
     else:
         low, high = block_minmax(weight, block_size)
->>>>>>> improve
     return choose_qparams(low, high, grid, symmetric=symmetric, block_size=block_size)

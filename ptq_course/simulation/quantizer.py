@@ -298,14 +298,9 @@ class PTQQuantizer:
         layer, config = self.network.module.get_submodule(name), self.config
         try:
             qparams = weight_qparams(
-<<<<<<< HEAD
-                layer, grid, config.weight_granularity, config.weight_symmetric
-            )
-=======
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric,
+                layer, grid, config.weight_granularity, config.weight_symmetric,
                 config.weight_range,
             )  # fmt: skip
->>>>>>> improve
             return QuantizedLayer.from_float(
                 copy.deepcopy(layer), qparams, input_qparams, name=name
             )

@@ -128,16 +128,10 @@ def make_report(
         bits = scales = decibels = None
         if grid is not None and not site.kept_float:
             parameters = weight_qparams(
-<<<<<<< HEAD
-                layer, grid, config.weight_granularity, config.weight_symmetric
-            )
-            bits, scales = grid.bits, parameters.scale.numel()
-=======
-                layer, config.weight_grid, config.weight_granularity, config.weight_symmetric,
+                layer, grid, config.weight_granularity, config.weight_symmetric,
                 config.weight_range,
             )  # fmt: skip
-            bits, scales = config.weight_bits, parameters.scale.numel()
->>>>>>> improve
+            bits, scales = grid.bits, parameters.scale.numel()
             decibels = snr_pooled(weight, fake_quantize(weight, parameters))
         low = high = scale = zero_point = None
         if (given := qparams.get(site.input_value or "")) is not None:
