@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ptq_course.graph.layer_types import LAYER_TYPES, plain_type, rescales, swap_last
 from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
+from ptq_course.graph.recurrent import GRU, LSTM, RNN, STAYS_FLOAT
 
 # Activations that a runtime may compute inside the layer before them.
 FUSABLE = ("relu", "relu6", "hardswish", "silu")
@@ -160,12 +161,17 @@ FLOAT_MAKING = DIVISIONS | every_form("float to type_as half double sigmoid mean
 MASKING = every_form("masked_fill masked_fill_ where triu tril")
 
 
+def called(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls; None for functions, methods and inputs."""
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def operation_of(module: nn.Module, node: fx.Node) -> Operation:
     """The type of a node's module, its function, or its method's name; None for inputs."""
     if not node.op.startswith("call"):
         return None
-    if node.op == "call_module":
-        return plain_type(type(module.get_submodule(node.target)))
+    if (part := called(module, node)) is not None:
+        return plain_type(type(part))
     if node.target is getattr and len(node.args) == 2 and node.args[1] in TENSOR_ATTRIBUTES:
         return node.args[1]
     return node.target
@@ -219,11 +225,12 @@ def _name(operation: Operation) -> str:
     return getattr(operation, "__name__", str(operation))
 
 
-_RECURRENT = "is recurrent: it keeps its own kernels and floating-point weights"
+_RECURRENT = "is recurrent; only nn.LSTM without proj_size, nn.GRU and nn.RNN get integer weights"
 _STATISTICS = "normalizes with statistics of its input"
 _WHY: dict[Operation, str] = {
     **{kind: f"{_name(kind)} {_RECURRENT}" for kind in _modules(
         "RNN LSTM GRU RNNCell LSTMCell GRUCell")},
+    **{kind: STAYS_FLOAT.format(_name(kind)) for kind in (RNN, LSTM, GRU)},
     **{kind: f"{_name(kind)} {_STATISTICS}" for kind in _modules(
         "LayerNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm")},
     **{kind: f"{_name(kind)} follows no layer that could absorb it" for kind in _modules(

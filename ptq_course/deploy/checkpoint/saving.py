@@ -137,7 +137,8 @@ def _assemble(
         network: Network = TracedNetwork(model, example)
     else:
         network = UntracedNetwork(model)
-    network.plan_for(config)
+    dynamic = header.granularity is not None  # made from a model whose weights alone are integers
+    network.plan_for(replace(config, activation_bits=None) if dynamic else config)
     try:
         loaded = _filled(header, tensors, network, config)
     except QuantizationError:
@@ -197,7 +198,7 @@ def _check_layers(header: Header, network: Network, config: QConfig) -> None:
     for name in network.plan.layers:
         layer, entry = network.module.get_submodule(name), header.layers.get(name)
         if entry is None:
-            if header.layers and name not in config.float_layers:
+            if header.layers and not network.plan.layers[name].kept_float:
                 raise QuantizationError(f"layer {name!r} of the model is not in it.")
             continue
         here, there = tuple(layer.weight.shape), tuple(entry.shape)
