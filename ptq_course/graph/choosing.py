@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.kinds import Kind, operation_of
+from ptq_course.graph.kinds import Kind, called, operation_of
 from ptq_course.graph.reading import Reading
+from ptq_course.graph.recurrent import Recurrent
 from ptq_course.graph.tracing import SECOND_CALL
 
 BEHIND = "behind:"
@@ -29,19 +30,32 @@ class Choice:
     """The nodes that stay in floating point because the user asked for it."""
 
     nodes: set[fx.Node] = field(default_factory=set)
+    parts: set[str] = field(default_factory=set)  # paths of weights inside recurrent layers
     why: str = "kept in floating point by float_layers"
 
 
 def choose(traced: fx.GraphModule, reading: Reading, float_layers: Collection[str]) -> Choice:
     """Resolve ``float_layers`` in a graph; UnsupportedError for an entry that matches nothing."""
     choice = Choice()
+    inside = {name for node in reading.kinds for name in parts_of(traced, node)}
     for entry in float_layers:
+        if entry in inside:
+            choice.parts.add(entry)
+            continue
         name = entry.removeprefix(BEHIND)
         matched = [node for node in reading.kinds if _matches(traced, node, name)]
         if not matched:
             _refuse(traced, reading, entry)
         choice.nodes |= _descendants(matched) if entry.startswith(BEHIND) else set(matched)
     return choice
+
+
+def parts_of(traced: fx.GraphModule, node: fx.Node) -> list[str]:
+    """The paths of the layers that a recurrent layer consists of; none for any other node."""
+    layer = called(traced, node)
+    return (
+        [f"{node.target}.{n}" for n in layer.part_names()] if isinstance(layer, Recurrent) else []
+    )
 
 
 def _matches(traced: fx.GraphModule, node: fx.Node, name: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ptq_course.errors import UnsupportedError
-from ptq_course.graph.transformer import rewrite_attention
+from ptq_course.graph.transformer import rewrite_modules
 
 
 def plain_module(model: nn.Module) -> nn.Module:
@@ -71,7 +71,7 @@ def prepared_copy(model: nn.Module) -> nn.Module:
         _run_weight_hooks(module)
         if parametrize.is_parametrized(module):
             _compute_parametrizations(module)
-    return rewrite_attention(model)
+    return rewrite_modules(model)
 
 
 def _remove_hooks(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ptq_course.graph.layer_types import LAYER_TYPES, plain_type, rescales, swap_last
 from ptq_course.graph.masks import MaskedSoftmax, ZeroPadding
+from ptq_course.graph.recurrent import GRU, LSTM, RNN, STAYS_FLOAT
 
 # Activations that a runtime may compute inside the layer before them.
 FUSABLE = ("relu", "relu6", "hardswish", "silu")
@@ -224,11 +225,12 @@ def _name(operation: Operation) -> str:
     return getattr(operation, "__name__", str(operation))
 
 
-_RECURRENT = "is recurrent: it keeps its own kernels and floating-point weights"
+_RECURRENT = "is recurrent; only nn.LSTM without proj_size, nn.GRU and nn.RNN get integer weights"
 _STATISTICS = "normalizes with statistics of its input"
 _WHY: dict[Operation, str] = {
     **{kind: f"{_name(kind)} {_RECURRENT}" for kind in _modules(
         "RNN LSTM GRU RNNCell LSTMCell GRUCell")},
+    **{kind: STAYS_FLOAT.format(_name(kind)) for kind in (RNN, LSTM, GRU)},
     **{kind: f"{_name(kind)} {_STATISTICS}" for kind in _modules(
         "LayerNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm")},
     **{kind: f"{_name(kind)} follows no layer that could absorb it" for kind in _modules(

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from ptq_course.graph.choosing import Choice, choose
+from ptq_course.graph.choosing import Choice, choose, parts_of
 from ptq_course.graph.kernels import (
     DEFAULT_TARGET,
     FAMILY_OF,
@@ -37,6 +37,7 @@ from ptq_course.graph.kernels import (
 )
 from ptq_course.graph.kinds import ADDRESSING, ALWAYS_FUSED, Kind, averages, operation_of
 from ptq_course.graph.reading import Reading, read, source_of
+from ptq_course.graph.recurrent import GATES
 
 NOT_READ = "no integer kernel of {} reads its result"
 
@@ -60,7 +61,7 @@ class LayerSite:
     name: str  # path of the module in the user's model
     node: str
     input_value: str | None  # None: it stays in floating point, or (embedding) reads indices
-    kept_float: bool = False  # by float_layers: its weight stays as it is
+    kept_float: bool = False  # its weight stays as it is: float_layers, a recurrent layer's
 
 
 @dataclass
@@ -85,12 +86,16 @@ def plan(
     float_layers: Collection[str] = (),
     fused_activations: Collection[str] = ALWAYS_FUSED,
     target: str = DEFAULT_TARGET,
+    *,
+    static: bool = True,
 ) -> Plan:
     """Decide which values and layers of a traced (and fused) model become integers.
 
     ``float_layers``: what stays in floating point, see `choosing`. ``fused_activations``:
     activations that the runtime computes inside the layer before them
-    (`QConfig.fused_activations`). ``target``: whose kernels decide. Every operation that computes
+    (`QConfig.fused_activations`). ``target``: whose kernels decide. ``static``: activations are
+    rounded with scales chosen beforehand; recurrent layers, for which no runtime has such kernels,
+    then keep floating-point weights. Every operation that computes
     in floating point stands in ``left_in_float`` with its reason. Raises UnsupportedError for a
     name in ``float_layers`` that the model does not have.
     """
@@ -121,6 +126,15 @@ def plan(
             source = owner.get(source_of(node)) if demand.reads_codes(node) else None
             path = str(node.target)
             result.layers[path] = LayerSite(path, node.name, source, node in kept.nodes)
+        if parts := parts_of(traced, node):
+            stays = static or node in kept.nodes
+            for path in parts:
+                result.layers[path] = LayerSite(path, node.name, None, stays or path in kept.parts)
+                if path in kept.parts:
+                    result.left_in_float[path] = kept.why
+            if not stays:
+                name = operation_of(traced, node).__name__
+                result.left_in_float[str(node.target)] = GATES.format(name)
     return result
 
 

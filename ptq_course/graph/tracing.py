@@ -30,6 +30,7 @@ from ptq_course.graph.kinds import WEIGHTED_MODULES, is_known
 from ptq_course.graph.layer_types import own_forward
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
 from ptq_course.graph.products import rewrite_products
+from ptq_course.graph.recurrent import Recurrent
 
 # One trace at a time: torch.fx, and _creation_follows_proxies, patch what all threads share, and
 # two at once would put back each other's patches. Models that other threads run meanwhile compute
@@ -44,7 +45,7 @@ class _Tracer(ExampleTracer):
     proxy_buffer_attributes = True  # self.position_ids[:, : x.size(1)] depends on x
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        ours = (ScoreMask, MaskedSoftmax, ZeroPadding)
+        ours = (ScoreMask, MaskedSoftmax, ZeroPadding, Recurrent)
         if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, *ours)):
             return True
         if is_known(type(module)):  # a subclass that computes as its base

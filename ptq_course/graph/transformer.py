@@ -7,12 +7,15 @@ the same (layers after Vaswani et al., "Attention Is All You Need", 2017).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from ptq_course.graph.attention import Attention
+from ptq_course.graph.layer_types import plain_type
 from ptq_course.graph.masks import ZeroPadding
+from ptq_course.graph.recurrent import GRU, LSTM, RNN
 
 
 class EncoderLayer(nn.Module):
@@ -159,21 +162,24 @@ class Transformer(nn.Module):
         )
 
 
-_REWRITES: dict[type[nn.Module], type[nn.Module]] = {
+_REWRITES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.MultiheadAttention: Attention,
     nn.TransformerEncoderLayer: EncoderLayer,
     nn.TransformerDecoderLayer: DecoderLayer,
     nn.TransformerEncoder: Encoder,
     nn.TransformerDecoder: Decoder,
     nn.Transformer: Transformer,
+    nn.LSTM: LSTM.of,
+    nn.GRU: GRU.of,
+    nn.RNN: RNN.of,
 }
 
 
-def rewrite_attention(model: nn.Module) -> nn.Module:
-    """``model``, in place, with torch.nn's attention modules replaced; paths of layers stay.
+def rewrite_modules(model: nn.Module) -> nn.Module:
+    """``model``, in place, its attention and recurrent modules replaced; paths of layers stay.
 
-    A subclass with a changed forward(), and attention with bias_k or add_zero_attn, is left as it
-    is; the plan then names it among what stays in floating point.
+    A subclass with a changed forward(), attention with bias_k or add_zero_attn, and an LSTM with
+    proj_size are left as they are; the plan names them among what stays in floating point.
     """
     done: dict[nn.Module, nn.Module] = {}  # a module that stands at two places stays one
 
@@ -183,17 +189,18 @@ def rewrite_attention(model: nn.Module) -> nn.Module:
             for name, child in list(module._modules.items()):
                 if child is not None:
                     module._modules[name] = rewritten(child)
-            if type(module) in _REWRITES and not _is_unusual(module):
-                done[module] = _REWRITES[type(module)](module).eval()
+            rewrite = _REWRITES.get(plain_type(type(module)))
+            if rewrite is not None and not _is_unusual(module):
+                done[module] = rewrite(module).eval()
         return done[module]
 
     return rewritten(model)
 
 
 def _is_unusual(module: nn.Module) -> bool:
-    if not isinstance(module, nn.MultiheadAttention):
-        return False
-    return module.bias_k is not None or module.add_zero_attn
+    if isinstance(module, nn.MultiheadAttention):
+        return module.bias_k is not None or module.add_zero_attn
+    return isinstance(module, nn.RNNBase) and module.proj_size > 0  # no file format has it
 
 
 def _residual(x: Tensor, branch: Any, norm: nn.Module, norm_first: bool) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import QuantizationError, flag
 from ptq_course.graph import Kind, kinds_of
 from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.recurrent import LSTM, Recurrent
 from ptq_course.grids.affine import QTensor
 from ptq_course.simulation.dynamic_layers import (
     DynamicLayer,
@@ -85,9 +86,13 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
     for path, layer in list(module.named_modules(remove_duplicate=False)):
         if not isinstance(layer, QuantizedLayer):
             continue
+        parent, _, name = path.rpartition(".")
+        owner = module.get_submodule(parent)
         kind = layer_type(layer.float_layer)
-        if not kind.token_dimensions:
-            left_in_float[path] = f"only the weights of {kind.module.__name__} are integers"
+        stays = isinstance(owner, Recurrent) and not isinstance(owner, LSTM)
+        if stays or not kind.token_dimensions:
+            of = type(owner if stays else layer.float_layer).__name__
+            left_in_float[path] = f"only the weights of {of} are integers"
             continue
         if layer not in made:
             quantizer = DynamicQuantizer(
@@ -95,8 +100,7 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
                 kind.token_dimensions, layer.name,
             )  # fmt: skip
             made[layer] = DynamicLayer(layer, quantizer)
-        parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, made[layer])
+        setattr(owner, name, made[layer])
     return DynamicModel(module, config, granularity, left_in_float)
 
 

@@ -94,6 +94,7 @@ class DynamicLayer(LayerStandIn):
     """
 
     stands_for = "quantized"
+    rounds_input = True  # asked for by `graph.recurrent`
 
     def __init__(self, quantized: QuantizedLayer, quantizer: DynamicQuantizer) -> None:
         super().__init__()

@@ -71,7 +71,8 @@ class TracedNetwork:
     def replan(self, config: QConfig) -> None:
         """Plan with other choices; QuantizationError where they need values never observed."""
         fused = config.fused_activations
-        new = plan(self.module, config.float_layers, fused, config.target)
+        static = config.activation_bits is not None
+        new = plan(self.module, config.float_layers, fused, config.target, static=static)
         missing = sorted(new.values.keys() - self.full_plan.values.keys())
         if missing:
             raise QuantizationError(

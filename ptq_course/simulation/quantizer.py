@@ -16,6 +16,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -330,7 +331,11 @@ class PTQQuantizer:
         """A model with integer weights, its activations in floating point; needs no data."""
         if self.config.weight_bits is None:
             raise QuantizationError("quantize_weights: the config has weight_bits=None.")
-        return self._build({})
+        weights = self.fork()
+        weights.config = replace(self.config, activation_bits=None)
+        weights.network = copy.copy(self.network)
+        weights.network.replan(weights.config)
+        return weights._build({})
 
     @property
     def bits(self) -> int | None:

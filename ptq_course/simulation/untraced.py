@@ -18,6 +18,7 @@ from ptq_course.graph import (
     required_inputs,
 )
 from ptq_course.graph.layer_types import known_type, layer_type, rescales
+from ptq_course.graph.recurrent import STAYS_FLOAT, Recurrent
 from ptq_course.grids.affine import IntGrid
 from ptq_course.simulation.layers import Preceded
 from ptq_course.simulation.network import replace_submodules, shallow_copy
@@ -51,8 +52,14 @@ class UntracedNetwork:
         float_layers = config.float_layers
         check_float_layers(float_layers, names)
         for path, module in self.module.named_modules():
-            if path in names and path not in float_layers:
-                value = f"{path}.input" if known_type(module).token_dimensions else None
+            owner = path.rpartition(".")[0]
+            part = isinstance(self.module.get_submodule(owner), Recurrent)
+            if part and config.activation_bits is not None:
+                kind = type(self.module.get_submodule(owner)).__name__
+                self.plan.left_in_float[owner] = STAYS_FLOAT.format(kind)
+            elif path in names and path not in float_layers:
+                reads_codes = known_type(module).token_dimensions and not part
+                value = f"{path}.input" if reads_codes else None
                 if value is not None:
                     self.plan.values[value] = Value(value, path)
                 self.plan.layers[path] = LayerSite(path, path, value)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ptq_course.graph import copied, plan, trace
 from ptq_course.graph.attention import Attention
 from ptq_course.graph.fusion import fuse
-from ptq_course.graph.transformer import rewrite_attention
+from ptq_course.graph.transformer import rewrite_modules
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.quantizer import PTQQuantizer
 
@@ -20,7 +20,7 @@ def rewritten(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter)  # biases start at zero: a lost one would not show
-    return rewrite_attention(copied(module))
+    return rewrite_modules(copied(module))
 
 
 def assert_close(expected, got):
@@ -156,7 +156,7 @@ def test_padded_tokens_do_not_reach_the_others():
     padding[0, 3:] = True
     with torch.no_grad():
         expected = encoder.eval()(x, src_key_padding_mask=padding)  # nested tensors inside
-        got = rewrite_attention(copied(encoder))(x, src_key_padding_mask=padding)
+        got = rewrite_modules(copied(encoder))(x, src_key_padding_mask=padding)
     torch.testing.assert_close(expected[~padding], got[~padding], atol=1e-5, rtol=1e-5)
 
 

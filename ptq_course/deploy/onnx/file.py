@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+LSTM_CODES = (1, 2, 9, 11)  # inputs of DynamicQuantizeLSTM: two weights, and their zero points
+
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the graph, those in its branches and loops, and those of its functions."""
@@ -46,16 +48,17 @@ def strip(model: ir.Model) -> None:
 
 
 def own_weights(model: ir.Model) -> None:
-    """Give every DequantizeLinear of a constant its own zero point, and its codes if shared.
+    """Give every reader of constant codes zero points of its own, and codes if they are shared.
 
     torch.onnx.export stores equal constants once. On x86 without VNNI, ONNX Runtime's exact mode
     rewrites int8 weights as uint8, each with its zero point, and fails where two share one.
     TensorRT wants a DequantizeLinear of its own for each layer.
     """
     _separate_readers(model)
-    used: set[ir.Value] = set()
-    for node in _of_constants(model):
-        for position in (0, 2):
+    used: set[ir.Value | None] = set()
+    recurrent = [n for n in all_nodes(model) if n.op_type == "DynamicQuantizeLSTM"]
+    for node in [*_of_constants(model), *recurrent]:
+        for position in (0, 2) if is_dequantize(node) else LSTM_CODES:
             value = node.inputs[position] if len(node.inputs) > position else None
             if value in used and constant(value) is not None:
                 value = _copied(value, f"{node.outputs[0].name}_own{position}")

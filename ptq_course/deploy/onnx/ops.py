@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,40 @@ def dynamic_conv(
     )
 
 
+@torch.library.custom_op("ptq::lstm", mutates_args=())
+def lstm(
+    x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None, h: Tensor | None, c: Tensor | None,
+    hidden: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """LSTM of x [steps, batch, in], w [directions, 4 hidden, in], r [directions, 4 hidden, hidden].
+
+    Gates in the order i o f c; h and c are [directions, batch, hidden], as what is returned behind
+    y [steps, directions, batch, hidden]. Without them the states begin with zeros.
+    """
+    raise NotImplementedError(_FOR_FILES)
+
+
+@torch.library.custom_op("ptq::recurrent", mutates_args=())
+def recurrent(
+    x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None, h: Tensor | None, hidden: int, mode: str
+) -> tuple[Tensor, Tensor]:
+    """GRU (gates z r h), RNN_TANH or RNN_RELU; shapes as those of `lstm`."""
+    raise NotImplementedError(_FOR_FILES)
+
+
+@torch.library.custom_op("ptq::dynamic_lstm", mutates_args=())
+def dynamic_lstm(
+    x: Tensor, w: Tensor, w_scale: Tensor, w_zero_point: Tensor,
+    r: Tensor, r_scale: Tensor, r_zero_point: Tensor,
+    bias: Tensor | None, h: Tensor | None, c: Tensor | None, hidden: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """DynamicQuantizeLSTM of ONNX Runtime: int8 w and r [directions, in, 4 hidden], else `lstm`."""
+    raise NotImplementedError(_FOR_FILES)
+
+
+_FOR_FILES = "stands for an operator of a file; the simulation computes it (graph.recurrent)."
+
+
 def _convolved(
     x: Tensor, weight: Tensor, strides: list[int], pads: list[int], dilations: list[int],
     groups: int,
@@ -155,6 +190,35 @@ def _(
     return _convolved(x, x.new_empty(codes.shape), strides, pads, dilations, groups)
 
 
+@lstm.register_fake
+def _(
+    x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None, h: Tensor | None, c: Tensor | None,
+    hidden: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _states(x, w, hidden, 3)
+
+
+@recurrent.register_fake
+def _(
+    x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None, h: Tensor | None, hidden: int, mode: str
+) -> tuple[Tensor, Tensor]:
+    return _states(x, w, hidden, 2)
+
+
+@dynamic_lstm.register_fake
+def _(
+    x: Tensor, w: Tensor, w_scale: Tensor, w_zero_point: Tensor,
+    r: Tensor, r_scale: Tensor, r_zero_point: Tensor,
+    bias: Tensor | None, h: Tensor | None, c: Tensor | None, hidden: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _states(x, w, hidden, 3)
+
+
+def _states(x: Tensor, w: Tensor, hidden: int, count: int) -> Any:
+    ends = [x.new_empty((w.shape[0], x.shape[1], hidden)) for _ in range(count - 1)]
+    return x.new_empty((x.shape[0], w.shape[0], x.shape[1], hidden)), *ends
+
+
 @cache
 def translation_table(opset: int) -> dict[Callable, Callable]:
     """What torch.onnx.export writes for each operator (importing onnxscript takes a second)."""
@@ -208,7 +272,36 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
         )  # fmt: skip
         return op.Mul(op.Cast(sums, to=FLOAT), op.Mul(s_x, scale))
 
+    microsoft = onnxscript.values.Opset("com.microsoft", 1)
+    dynamic = onnxscript.values.Op(microsoft, "DynamicQuantizeLSTM", _dynamic_lstm_schema())
+
+    def direction(w) -> str:
+        return "bidirectional" if w.shape[0] == 2 else "forward"
+
+    def translate_lstm(x, w, r, bias, h, c, hidden: int):
+        return op.LSTM(
+            x, w, r, bias, None, h, c, None, hidden_size=hidden, direction=direction(w)
+        )  # fmt: skip
+
+    def translate_recurrent(x, w, r, bias, h, hidden: int, mode: str):
+        settings = {"hidden_size": hidden, "direction": direction(w)}
+        if mode == "GRU":  # the reset gate behind the product, as PyTorch has it
+            return op.GRU(x, w, r, bias, None, h, linear_before_reset=1, **settings)
+        curve = {"RNN_TANH": "Tanh", "RNN_RELU": "Relu"}[mode]
+        return op.RNN(x, w, r, bias, None, h, activations=[curve] * w.shape[0], **settings)
+
+    def translate_dynamic_lstm(
+        x, w, w_scale, w_zero_point, r, r_scale, r_zero_point, bias, h, c, hidden: int
+    ):
+        return dynamic(
+            x, w, r, bias, None, h, c, None, w_scale, w_zero_point, r_scale, r_zero_point,
+            hidden_size=hidden, direction=direction(w),
+        )  # fmt: skip
+
     return {
+        torch.ops.ptq.lstm.default: translate_lstm,
+        torch.ops.ptq.recurrent.default: translate_recurrent,
+        torch.ops.ptq.dynamic_lstm.default: translate_dynamic_lstm,
         torch.ops.ptq.quantize_dequantize.default: translate_quantize_dequantize,
         torch.ops.ptq.dequantize.default: translate_dequantize,
         torch.ops.ptq.integer_linear.default: translate_integer_linear,
@@ -217,3 +310,30 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
         torch.ops.ptq.dynamic_conv.default: translate_dynamic_conv,
         torch.ops.ptq.global_average_pool.default: translate_global_average_pool,
     }
+
+
+def _dynamic_lstm_schema() -> Any:
+    """What ONNX Runtime documents of its operator; the onnx package knows only ONNX's own."""
+    import onnx.defs
+
+    schema, option = onnx.defs.OpSchema, onnx.defs.OpSchema.FormalParameterOption.Optional
+    names = "X W R B sequence_lens initial_h initial_c P W_scale W_zero_point R_scale R_zero_point"
+    codes = {"W", "R", "W_zero_point", "R_zero_point"}
+    inputs = [
+        schema.FormalParameter(
+            name,
+            "tensor(int8)" if name in codes else "tensor(int32)" if "lens" in name else "T",
+            param_option=option if name in ("B", "sequence_lens", "initial_h", "initial_c", "P")
+            else schema.FormalParameterOption.Single,
+        )
+        for name in names.split()
+    ]  # fmt: skip
+    outputs = [schema.FormalParameter(n, "T", param_option=option) for n in ("Y", "Y_h", "Y_c")]
+    attributes = [
+        schema.Attribute("hidden_size", schema.AttrType.INT),
+        schema.Attribute("direction", schema.AttrType.STRING),
+    ]
+    return schema(
+        "DynamicQuantizeLSTM", "com.microsoft", 1, inputs=inputs, outputs=outputs,
+        type_constraints=[("T", ["tensor(float)"], "")], attributes=attributes,
+    )  # fmt: skip

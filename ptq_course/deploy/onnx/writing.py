@@ -28,6 +28,7 @@ from ptq_course.deploy.onnx.graph import (
 )
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
 from ptq_course.deploy.onnx.ops import translation_table
+from ptq_course.deploy.onnx.recurrent import ExportedRecurrent
 from ptq_course.deploy.session import Session, session
 from ptq_course.deploy.targets import (
     TARGETS,
@@ -39,6 +40,7 @@ from ptq_course.deploy.targets import (
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
+from ptq_course.graph.recurrent import Recurrent
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.dynamic_layers import DynamicLayer
@@ -191,8 +193,14 @@ def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn
     if isinstance(module, fx.GraphModule):
         use_global_average_pool(module, given)
     replaced: dict[nn.Module, nn.Module] = {}
+    inside: set[nn.Module] = set()  # parts of recurrent layers, which are written as a whole
     for part in module.modules():
-        if isinstance(part, ActivationQuantizer):
+        if isinstance(part, Recurrent):
+            replaced[part] = ExportedRecurrent(part)
+            inside.update(part.modules())
+        elif part in inside:
+            continue
+        elif isinstance(part, ActivationQuantizer):
             replaced[part] = ExportedQuantizer(part, factors.get(part, 1.0))
         elif isinstance(part, RoundedInside):
             replaced[part] = ExportedCurve(part)
