@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, flag
 from ptq_course.graph import Kind, kinds_of
-from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.layer_types import known_type
 from ptq_course.graph.recurrent import LSTM, Recurrent
 from ptq_course.grids.affine import QTensor
 from ptq_course.simulation.dynamic_layers import (
@@ -83,12 +83,15 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
     if isinstance(module, fx.GraphModule):
         left_in_float |= _between_layers(module)
     made: dict[nn.Module, DynamicLayer] = {}  # a layer under two names stays one
+    grid = config.activation_grid
+    if grid is None:
+        raise QuantizationError("round_inputs: the config has activation_bits=None.")
     for path, layer in list(module.named_modules(remove_duplicate=False)):
         if not isinstance(layer, QuantizedLayer):
             continue
         parent, _, name = path.rpartition(".")
         owner = module.get_submodule(parent)
-        kind = layer_type(layer.float_layer)
+        kind = known_type(layer.float_layer)
         stays = isinstance(owner, Recurrent) and not isinstance(owner, LSTM)
         if stays or not kind.token_dimensions:
             of = type(owner if stays else layer.float_layer).__name__
@@ -96,7 +99,7 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
             continue
         if layer not in made:
             quantizer = DynamicQuantizer(
-                config.activation_grid, config.activation_symmetric, granularity,
+                grid, config.activation_symmetric, granularity,
                 kind.token_dimensions, layer.name,
             )  # fmt: skip
             made[layer] = DynamicLayer(layer, quantizer)
