@@ -64,6 +64,7 @@ def execute(path: Path, timeout: int = 300) -> NotebookNode:
             store_widget_state=True,
             resources={"metadata": {"path": str(path.resolve().parent)}},
         )
+        client.owns_km = True  # else the kernel that we gave it would outlive its notebook
         try:
             client.execute(env=kernel_variables(profile))
         except (CellControlSignal, CellTimeoutError, DeadKernelError) as problem:

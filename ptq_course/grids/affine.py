@@ -105,6 +105,8 @@ class QParams:
                 "must be alike"
             )
         object.__setattr__(self, "block_size", checked_block_size(self.block_size, scale))
+        if torch.compiler.is_compiling():  # torch.export asks no tensor what it holds
+            return
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise QuantizationError("every scale must be positive and finite: call choose_qparams")
         if bool(((zero_point < self.grid.qmin) | (zero_point > self.grid.qmax)).any()):
@@ -259,7 +261,7 @@ class QTensor:
                 )
             lowest, highest = 0, len(self.codebook) - 1
         check_tensor(self.codes, "codes", INTEGER_DTYPES)
-        if self.codes.numel():
+        if self.codes.numel() and not torch.compiler.is_compiling():
             found_low, found_high = (int(v) for v in torch.aminmax(self.codes))
             if found_low < lowest or found_high > highest:
                 raise QuantizationError(
@@ -403,6 +405,8 @@ def _as_bounds(low: float | Tensor, high: float | Tensor) -> tuple[Tensor, Tenso
         raise QuantizationError(
             f"low has shape {tuple(low.shape)}, high {tuple(high.shape)}: they must be alike"
         )
+    if torch.compiler.is_compiling():  # torch.export asks no tensor what it holds
+        return low, high
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise QuantizationError("a bound is NaN or infinite: look for NaN or infinity in the data")
     if bool((torch.maximum(low.abs(), high.abs()) > FLOAT32_MAX).any()):

@@ -27,10 +27,11 @@ def exact_product(
     exceeds; the result has to fit into int32. largest: bound of |x|.
     In float32 while ``bound`` is one of its integers (2^24), the user did not allow shorter formats
     (`shortened`) and this device passed its test (`float32_is_exact`); else in float64, which is
-    exact to 2^53. Autocast is off.
+    exact to 2^53, as in what torch.export reads, where nothing can be tested. Autocast is off.
     """
     device = x.device.type
-    short = bound <= FLOAT32_INTEGERS and not shortened() and float32_is_exact(device, largest)
+    short = bound <= FLOAT32_INTEGERS and not shortened() and not torch.compiler.is_compiling()
+    short = short and float32_is_exact(device, largest)
     dtype = torch.float32 if short else torch.float64
     with torch.autocast(device, enabled=False):
         return operation(x.to(dtype), w.to(dtype)).to(torch.int32)
