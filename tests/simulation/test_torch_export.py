@@ -1,4 +1,4 @@
-"""torch.export and torch.compile's tracer read quantized models; their programs compute the same."""
+"""torch.export reads quantized models; its programs compute the same."""
 
 from __future__ import annotations
 
