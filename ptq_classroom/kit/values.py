@@ -100,8 +100,12 @@ def like(example: Any, value: Any, given: Collection[torch.dtype] = ()) -> Any:
         return value if isinstance(value, np.ndarray) else as_array(value)
     if isinstance(example, list):
         return _listed(value)
-    if type(example) is tuple and len(example) == len(value):
-        return tuple(like(one, got, given) for one, got in zip(example, value, strict=True))
+    if type(example) is tuple:
+        values = list(value)
+        if len(values) < len(example) and np.ndim(values[-1]):  # (choice, (low, high)) says it too
+            values = [*values[:-1], *values[-1]]
+        if len(example) == len(values):
+            return tuple(like(one, got, given) for one, got in zip(example, values, strict=True))
     if isinstance(example, bool | int | float):
         number = as_array(value).item()
         fits = not isinstance(example, int) or number == int(number)

@@ -47,7 +47,7 @@ def cut_off(shares: Mapping[str, float], limit: float = 6.0) -> tuple[Figure, st
     ax.bar(range(len(values)), values, color=COLORS[0], width=0.7)
     most = int(np.argmax(values))
     ax.annotate(
-        f"{list(shares)[most]}\n{values[most]:.1f} %", (most, values[most]), xytext=(8, -4),
+        f"{list(shares)[most]}\n{values[most]:.1f} %", (most, values[most]), xytext=(20, -2),
         textcoords="offset points", va="top", fontsize=9,
     )  # fmt: skip
     ax.set(xticks=[], xlabel="clips of the network, from input to output")
@@ -120,5 +120,5 @@ def over_data(
     ax.set(xscale="log", xlabel="pictures that the means were measured on", ylabel="accuracy (%)")
     ax.set_xticks(counts, [str(n) for n in counts])
     ax.minorticks_off()
-    ax.legend(fontsize=9, loc="lower right")
+    ax.legend(fontsize=9, loc="center right")
     return fig, f"Accuracy over pictures, FP32 {fp32:.1f} %: " + "; ".join(told) + "."
