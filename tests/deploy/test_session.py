@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ptq_course.deploy import onnx as deploy
+from ptq_course.deploy import session as module
 from ptq_course.deploy.session import Speedup, Timing, products_saturate, timings
 from ptq_course.errors import QuantizationError
 from ptq_course.simulation.quantizer import PTQQuantizer
@@ -95,3 +96,23 @@ def test_a_session_returns_every_output(tmp_path):
     for expected, got, array in zip(model(x), run(x), run(x.numpy()), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         assert isinstance(array, np.ndarray)
+
+
+def test_what_cannot_be_guarded_is_opened_without_and_says_so(tmp_path, monkeypatch):
+    """ONNX Runtime 1.32 cannot guard some files that its own quantizer makes."""
+    opened = module._open
+
+    def refuses(path, threads, exact, optimized=None):
+        if exact:
+            raise RuntimeError("Attempt to replace the existing tensor")
+        return opened(path, threads, exact, optimized)
+
+    path = deploy.export(nn.Linear(4, 2).eval(), torch.randn(3, 4), tmp_path / "file.onnx")
+    monkeypatch.setattr(module, "_open", refuses)
+    monkeypatch.setattr(module, "products_saturate", lambda: True)
+    with pytest.warns(UserWarning, match="may saturate on this processor"):
+        unguarded = module.session(path)
+    assert not unguarded.saturation_guard
+    assert unguarded(torch.randn(5, 4)).shape == (5, 2)
+    with pytest.raises(QuantizationError, match="cannot open"):  # who asks for the guard gets it
+        module.session(path, exact=True)

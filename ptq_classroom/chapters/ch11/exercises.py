@@ -9,13 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptq_classroom.kit.cheapest import (
+    HINTS,
+    WRONG_CHOICES,
+    by_standard_error,
+    first_that_fits,
+    limit_cases,
+)
 from ptq_classroom.kit.decisions import (
     WRONG_INTERVALS,
     Scores,
     cheapest_within,
     defended,
     interval,
-    made_scores,
     same_decision,
     unpaired,  # noqa: F401  (a wrong answer of WRONG_INTERVALS calls it)
 )
@@ -195,85 +201,21 @@ BIAS_SHIFT = Exercise(
 
 def choose_remedy(scores: Scores, baseline: str) -> tuple[str, float, float]:
     """The cheapest remedy that surely loses at most one point, and the interval of its change."""
-    choice = baseline
-    for name in scores:
-        if interval(scores[baseline], scores[name])[0] >= -0.01:
-            choice = name
-            break
-    low, high = interval(scores[baseline], scores[choice])
-    return choice, low, high
-
-
-def _remedies() -> Iterator[tuple[str, dict[str, Any]]]:
-    def case(label: str, accuracies: dict[str, float], seed: int) -> tuple[str, dict[str, Any]]:
-        return label, {"scores": made_scores(4000, accuracies, seed), "baseline": "FP32"}
-
-    yield case(
-        "equalization is enough",
-        {"nothing": 0.55, "equalize": 0.949, "both": 0.952, "FP32": 0.953},
-        1,
-    )
-    yield case("it takes both", {"nothing": 0.3, "equalize": 0.9, "both": 0.951, "FP32": 0.953}, 2)
-    yield case(
-        "nothing need be done",
-        {"nothing": 0.952, "equalize": 0.955, "both": 0.956, "FP32": 0.953},
-        3,
-    )
-    yield case(
-        "the mean is inside, the interval is not",
-        {"nothing": 0.5, "equalize": 0.9435, "both": 0.952, "FP32": 0.953},
-        4,
-    )
-    yield case(
-        "even the best case is only just inside",
-        {"nothing": 0.5, "equalize": 0.9410, "both": 0.952, "FP32": 0.953},
-        6,
-    )
-    yield case(
-        "one that even gains", {"nothing": 0.9, "equalize": 0.9525, "both": 0.975, "FP32": 0.953}, 7
-    )
-    unsure = {"nothing": 0.5, "equalize": 0.7, "both": 0.8, "FP32": 0.9}
-    yield case("no remedy is sure", unsure, 5)
-
-
-def _remedies_listed(scores: Scores, baseline: str) -> tuple[str, tuple[float, float]]:
-    ends = {name: interval(scores[baseline], row) for name, row in scores.items()}
-    fits = [name for name, (low, _) in ends.items() if low >= -0.01]
-    return fits[0], ends[fits[0]]
-
-
-def _remedies_by_hand(scores: Scores, baseline: str) -> tuple[str, float, float]:
-    for name, row in scores.items():
-        change = row - scores[baseline]
-        half = 1.96 * (change.std() / len(change) ** 0.5).item()
-        if change.mean().item() - half >= -0.01:
-            return name, change.mean().item() - half, change.mean().item() + half
-    return baseline, 0.0, 0.0
+    limit = 0.01
+    for choice in scores:
+        low, high = interval(scores[baseline], scores[choice])
+        if low >= -limit:
+            return choice, low, high
+    raise ValueError("the baseline is one of the options")
 
 
 CHOOSE_REMEDY = Exercise(
     id="11.3", title="Decide: the cheapest remedy that is enough", minutes=8, difficulty=3,
-    signature="choose_remedy(scores, baseline)", reference=choose_remedy, cases=_remedies,
+    signature="choose_remedy(scores, baseline)", reference=choose_remedy,
+    cases=functools.partial(limit_cases, ("nothing", "equalize", "both", "FP32"), 0.01, 1130),
     compare=functools.partial(defended, objection=cheapest_within(0.01)), agree=same_decision,
-    returns=("choice", "low", "high"), accepted=(_remedies_listed, _remedies_by_hand),
-    diagnoses=(
-        *WRONG_INTERVALS,
-        ("interval(scores[baseline], scores[name])[0] >= -0.01 => "
-         "(scores[name].mean() - scores[baseline].mean()) >= -0.01",
-         "the mean may be inside by luck: ask for the lower end of the interval"),
-        ("interval(scores[baseline], scores[name])[0] >= -0.01 => "
-         "interval(scores[baseline], scores[name])[1] >= -0.01",
-         "the upper end is the best case; a promise needs the worst case, the lower end"),
-        ("break => pass", "not the cheapest: the options stand cheapest first, take the first"),
-        ("interval(scores[baseline], scores[name])[0] >= -0.01 => "
-         "interval(scores[baseline], scores[name])[0] > 0",
-         "asked for is no loss above one point, not a gain"),
-    ),
-    hints=(
-        ("When is a loss surely at most one point?",
-         "When the lower end of the interval of its change is at least -0.01."),
-        ("Which option first?", "They stand cheapest first: take the first that fits."),
-    ),
+    accepted=(first_that_fits(0.01), by_standard_error(0.01)),
+    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
 )  # fmt: skip
 
 
