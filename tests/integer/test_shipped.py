@@ -19,23 +19,14 @@ def networks(request):
     return request.param, quantized, to_integer(quantized)
 
 
-def same_decisions(networks, count):
-    _, quantized, integer = networks
-    x = to_input(load_split("test").images[:count])
+@pytest.mark.slow
+def test_decisions_agree(networks):
+    """On the whole test split; on a thousand pictures with the network that takes long."""
+    name, quantized, integer = networks
+    x = to_input(load_split("test").images[: None if name == "resnet" else 1000])
     with torch.no_grad():
         simulated = torch.cat([quantized(part) for part in x.split(250)])
-    return (integer(x).argmax(1) == simulated.argmax(1)).double().mean()
-
-
-def test_decisions_agree_on_a_thousand_pictures(networks):
-    assert same_decisions(networks, 1000) >= SAME_DECISION
-
-
-@pytest.mark.slow
-def test_decisions_agree_on_the_whole_test_split(networks):
-    if networks[0] == "mobilenet":
-        pytest.skip("a thousand pictures show it, and the rest would take four times as long")
-    assert same_decisions(networks, None) >= SAME_DECISION
+    assert (integer(x).argmax(1) == simulated.argmax(1)).double().mean() >= SAME_DECISION
 
 
 def test_every_operation_alone_is_one_step_off_at_most(networks):
