@@ -21,6 +21,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "claims.md"
+INTRODUCTION = """\
+# Claims, and what was measured
+
+Two introductory texts on post-training quantization, an article and a notebook, stood at the
+beginning of this course. Here is what they claim, in our words, beside what the chapters measured
+on their own networks. A claim about another network is not proved or disproved by ours: "differs"
+says that our numbers are others.
+
+Written by `python scripts/claims.py --write` from the executed notebooks; a test holds it.
+"""
 VERDICTS = ("agrees", "differs", "refuted", "not tested here")
 
 
@@ -29,7 +39,8 @@ class Claim:
     """One claim. source: "article" or "notebook", the two texts that the course grew out of.
 
     evidence: (place, pattern) with groups that are numbers; a place is a chapter ("03") or
-    "README". shown: a format string for these numbers, in order. holds: what makes the verdict true.
+    "README". shown: a format string for these numbers, in order. holds: what makes the verdict
+    true.
     Without evidence `shown` says why it was not tested.
     """
 
@@ -74,23 +85,7 @@ def ledger(claims: tuple[Claim, ...]) -> str:
         cells = (claim.said, claim.source, claim.chapter, claim.measured(), claim.verdict)
         rows.append(f"| {' | '.join(cells)} |")
     counts = ", ".join(f"{v}: {sum(c.verdict == v for c in claims)}" for v in VERDICTS)
-    return "\n".join(
-        (
-            "# Claims, and what was measured",
-            "",
-            "Two introductory texts on post-training quantization, an article and a notebook, stood at the",
-            "beginning of this course. Here is what they claim, in our words, beside what the chapters",
-            "measured on their own networks. A claim about another network is not proved or disproved by",
-            'ours: "differs" says that our numbers are others.',
-            "",
-            "Written by `python scripts/claims.py --write` from the executed notebooks; a test holds it.",
-            "",
-            *rows,
-            "",
-            f"{len(claims)} claims. {counts}.",
-            "",
-        )
-    )
+    return f"{INTRODUCTION}\n{'\n'.join(rows)}\n\n{len(claims)} claims. {counts}.\n"
 
 
 def main(arguments: list[str]) -> None:
