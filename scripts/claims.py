@@ -85,7 +85,7 @@ def ledger(claims: tuple[Claim, ...]) -> str:
         cells = (claim.said, claim.source, claim.chapter, claim.measured(), claim.verdict)
         rows.append(f"| {' | '.join(cells)} |")
     counts = ", ".join(f"{v}: {sum(c.verdict == v for c in claims)}" for v in VERDICTS)
-    return f"{INTRODUCTION}\n{'\n'.join(rows)}\n\n{len(claims)} claims. {counts}.\n"
+    return "\n".join((INTRODUCTION, *rows, "", f"{len(claims)} claims. {counts}.", ""))
 
 
 def main(arguments: list[str]) -> None:
