@@ -22,13 +22,13 @@ def cosines(reference: Tensor, other: Tensor) -> Tensor:
 
 
 def found(vectors: Tensor) -> Tensor:
-    """For each first sentence, whether its paraphrase is nearest of all second ones: 0 or 1, [N]."""
+    """1 for each first sentence whose paraphrase is nearest of all second ones, else 0; [N]."""
     first, second = vectors.chunk(2)
     return ((first @ second.T).argmax(dim=1) == torch.arange(len(first))).double()
 
 
 def margins(vectors: Tensor) -> Tensor:
-    """By how much the paraphrase is nearer than the nearest other sentence, [N]; below 0: missed."""
+    """How much nearer the paraphrase is than the nearest other sentence, [N]; below 0: missed."""
     first, second = vectors.chunk(2)
     near = first @ second.T
     own = near.diagonal().clone()
