@@ -83,7 +83,7 @@ class Ladder:
         few = config.weight_bits is not None and config.weight_bits <= FEW_BITS
         named = config.activation_range != SEARCH
         start = replace(self.start, rule=config.activation_range) if named else self.start
-        yield f"as it comes, {start.rule} ranges", start
+        yield "as it comes" + (f", {start.rule} ranges" if rounds_activations else ""), start
         if rounds_activations:
             found = self._searched(start)
             if (found.rule, found.options) != (start.rule, start.options):
