@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from networks import DataDependent, answering, batches, taught_by
 from torch import nn
 
-from ptq_course.diagnosis import meter, remedies
+from ptq_course.diagnosis import remedies
 from ptq_course.diagnosis.journal import Journal
 from ptq_course.diagnosis.ladder import Ladder
 from ptq_course.diagnosis.log import Step
@@ -25,7 +26,7 @@ from ptq_course.simulation.quantizer import PTQQuantizer
 
 CALIBRATION = batches(2, 32)
 PER_TENSOR = QConfig(weight_granularity="per_tensor")
-QUIET = {"timed": False, "progress": False}
+QUIET: dict[str, Any] = {"timed": False, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,9 @@ def test_the_fewest_layers_of_the_order_are_widened(needed):
     names = [f"layer{i}" for i in range(9)]
     start = Recipe(QConfig(weight_bits=4), "minmax")
     journal, pretended = Journal(None, ""), Pretended(needed)
-    ladder = Ladder(None, pretended, journal, start, limit=0.5)
+    no_workshop: Any = None
+    meter: Any = pretended
+    ladder = Ladder(no_workshop, meter, journal, start, limit=0.5)
     ladder.try_("as it comes", start)
     journal.put(f"order 8 {start.line}", names)
     ladder._widen()
@@ -311,7 +314,9 @@ class TestJournal:
 
 def test_the_time_of_an_example_is_measured_where_there_is_a_file():
     model, x = nn.Linear(4, 3), torch.randn(8, 4)
-    assert 0 < milliseconds(model, [x]) < 1000
+    found = milliseconds(model, [x])
+    assert found is not None
+    assert 0 < found < 1000
     assert milliseconds(model, [x, x]) is None
     nine_bits = PTQQuantizer(model, bits=9).calibrate([x], progress=False, ranges="minmax")
     assert milliseconds(nine_bits.convert(), [x]) is None
@@ -324,7 +329,7 @@ def test_each_kind_of_network_is_timed_once(monkeypatch, uneven, evaluate):
         seen.append(type(model).__name__)
         return float(len(seen))
 
-    monkeypatch.setattr(meter, "milliseconds", timed)
+    monkeypatch.setattr("ptq_course.diagnosis.meter.milliseconds", timed)
     result = reach(uneven, CALIBRATION, evaluate, drop=8, config=PER_TENSOR, progress=False)
     assert len(seen) == 3  # FP32, INT8, and INT8 after equalization
     assert [s.milliseconds for s in result.log] == [2, 2, 2, 3]
@@ -373,13 +378,15 @@ def test_bad_input(network, evaluate, options, error, match):
 
 
 def test_other_wrong_objects(network, evaluate):
-    quantizer = PTQQuantizer(network).calibrate(CALIBRATION, progress=False, ranges="minmax")
+    quantizer: Any = PTQQuantizer(network)
+    quantizer.calibrate(CALIBRATION, progress=False, ranges="minmax")
+    word: Any = "resnet"
     with pytest.raises(CalibrationError, match="not a quantizer"):
         reach(network, quantizer, evaluate, **QUIET)
     with pytest.raises(QuantizationError, match="quantized already"):
         reach(quantizer.convert(), CALIBRATION, evaluate, **QUIET)
     with pytest.raises(QuantizationError, match=r"nn\.Module"):
-        reach("resnet", CALIBRATION, evaluate, **QUIET)
+        reach(word, CALIBRATION, evaluate, **QUIET)
     sizes = iter([40, 41])
     with pytest.raises(QuantizationError, match="same examples in the same order"):
         reach(network, CALIBRATION, lambda _: torch.ones(next(sizes)), **QUIET)
