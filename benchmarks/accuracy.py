@@ -13,6 +13,8 @@ NNCF's in PyTorch. Tools that are not installed are left out. Whoever wins, it i
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import tempfile
 import time
@@ -64,10 +66,11 @@ def onnxruntimes(
     """What `quantize_static` makes of the FP32 file: per channel, Q/DQ."""
     kinds = {8: (QuantType.QInt8, QuantType.QUInt8), 4: (QuantType.QInt4, QuantType.QUInt4)}
     reader = Reader(Session(fp32)._names[0], batches)
-    quantization.quantize_static(
-        fp32, path, reader, per_channel=True, reduce_range=False, calibrate_method=method,
-        weight_type=kinds[weights][0], activation_type=kinds[activations][1],
-    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how its histograms are doing
+        quantization.quantize_static(
+            fp32, path, reader, per_channel=True, reduce_range=False, calibrate_method=method,
+            weight_type=kinds[weights][0], activation_type=kinds[activations][1],
+        )  # fmt: skip
     return session(path)
 
 
@@ -167,7 +170,7 @@ def table(network: str, options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Print a table for each network."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description="accuracy, ours beside other tools")
     parser.add_argument("networks", nargs="*", help="some of: " + ", ".join(ARCHITECTURES))
     parser.add_argument("--bits", nargs="+", choices=list(BITS), default=list(BITS))
     parser.add_argument("--pictures", type=int, default=1000, help="of the test split")

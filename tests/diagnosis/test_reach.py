@@ -137,7 +137,7 @@ def test_each_line_makes_the_network_by_hand(rescued, low, uneven, network, scor
 
 
 def test_gains_are_against_the_best_before_and_what_is_kept_is_higher(low):
-    best = None
+    best: Any = None
     for step in low.log:
         if best is None:
             assert step.gained is None
@@ -344,7 +344,8 @@ def test_a_network_without_a_graph():
         result = reach(
             model, data, evaluate, drop=0, config=QConfig(weight_bits=2, activation_bits=2), **QUIET
         )
-    assert not any(step.recipe.steps or step.recipe.prepare for step in result.log)
+    recipes: list[Any] = [step.recipe for step in result.log]
+    assert not any(recipe.steps or recipe.prepare for recipe in recipes)
     assert "could not be traced" in str(result)
 
 
