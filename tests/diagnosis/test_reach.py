@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import DataDependent, answering, batches, taught_by
+from networks import DataDependent, Net, answering, batches, taught_by
 from torch import nn
 
 from ptq_course.diagnosis import remedies
@@ -18,7 +18,12 @@ from ptq_course.diagnosis.reach import reach
 from ptq_course.diagnosis.remedies import Recipe
 from ptq_course.diagnosis.runtime import milliseconds
 from ptq_course.diagnosis.scores import Variant, top1_on
-from ptq_course.errors import CalibrationError, DataIntegrityError, QuantizationError
+from ptq_course.errors import (
+    CalibrationError,
+    DataIntegrityError,
+    QuantizationError,
+    UnsupportedError,
+)
 from ptq_course.grids.metrics import paired_bootstrap
 from ptq_course.improve.equalization import unequalize
 from ptq_course.simulation.qconfig import QConfig
@@ -347,6 +352,45 @@ def test_a_network_without_a_graph():
     recipes: list[Any] = [step.recipe for step in result.log]
     assert not any(recipe.steps or recipe.prepare for recipe in recipes)
     assert "could not be traced" in str(result)
+
+
+def test_a_remedy_that_refuses_is_noted_and_the_next_is_tried(monkeypatch, network, evaluate):
+    build = remedies.Workshop.build
+
+    def refusing(self, recipe):
+        if recipe.steps:
+            raise UnsupportedError("layer 'fc' cannot be improved")
+        return build(self, recipe)
+
+    monkeypatch.setattr(remedies.Workshop, "build", refusing)
+    result = reach(network, CALIBRATION, evaluate, drop=0, **QUIET)
+    assert "bias correction was refused: layer 'fc' cannot be improved" in str(result)
+    assert "AdaRound was refused" in str(result)
+    assert "equalization" in [step.name for step in result.log]
+    broken = QConfig(float_layers=("nose",))
+    with pytest.raises(UnsupportedError, match="names 'nose'"):
+        reach(network, CALIBRATION, evaluate, config=broken, **QUIET)
+
+
+def test_several_outputs_are_widened_in_the_order_of_execution(scored):
+    def both(net, x):
+        x = net.first(x.flatten(1)).relu()
+        return net.one(x), net.two(x)
+
+    torch.manual_seed(0)
+    layers = {"first": nn.Linear(432, 8), "one": nn.Linear(8, 4), "two": nn.Linear(8, 4)}
+    model, x = Net(both, **layers), scored[:60]
+    expected = model(x)[1].detach()
+
+    def evaluate(net):
+        return -(net(x)[1] - expected).square().mean(1)
+
+    config = QConfig(weight_bits=2)
+    result = reach(model, CALIBRATION, evaluate, drop=0, config=config, **QUIET)
+    assert "several outputs" in str(result)
+    widened = [s.recipe.config.layer_bits for s in result.log if s.recipe.config.layer_bits]
+    assert [name for name, _ in widened[0]] == ["first"]
+    assert [name for name, _ in widened[1]] == ["first", "one"]
 
 
 def test_weights_alone(network, evaluate, scored):
