@@ -1,0 +1,127 @@
+"""Mean average precision, and how sure a difference of two is.
+
+Everingham, Van Gool, Williams, Winn, Zisserman, "The PASCAL Visual Object Classes (VOC) Challenge",
+2010; the thresholds and the 101 recalls are those of Lin, Maire, Belongie and others, "Microsoft
+COCO: Common Objects in Context", 2014. The result is that of pycocotools, which a test compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ptq_classroom.pictures.boxes import Detections, iou
+from ptq_classroom.pictures.detection import Scenes
+
+THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+RECALLS = np.linspace(0, 1, 101)
+
+
+def average_precision(
+    hits: np.ndarray, objects: float | np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """The area under precision over recall, one for each row of ``weights``: float64 [B].
+
+    hits: bool [M], detections of one class, best score first: does it show an object? objects: how
+    many there are, a number or [B]. weights: [B, M], how often each detection counts (ones, or in a
+    bootstrap the number of times that its picture was drawn).
+    """
+    right = np.cumsum(weights * hits, 1)
+    precision = right / np.maximum(np.cumsum(weights, 1), 1e-12)
+    precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # never rises again
+    recall = right / np.maximum(np.asarray(objects, float).reshape(-1, 1), 1e-12)
+    total = np.zeros(len(weights))
+    for row, (r, p) in enumerate(zip(recall, precision, strict=True)):
+        at = np.searchsorted(r, RECALLS, side="left")
+        total[row] = np.append(p, 0.0)[at].mean()
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Detections matched with objects, enough to compute mAP for any choice of pictures.
+
+    hits: class -> bool [thresholds, M], best score first; scene: class -> int [M]; objects:
+    class -> int [N], how many are in each picture. Only classes that occur.
+    """
+
+    hits: dict[int, np.ndarray]
+    scene: dict[int, np.ndarray]
+    objects: dict[int, np.ndarray]
+    thresholds: tuple[float, ...]
+
+    def mean(self, counts: np.ndarray | None = None) -> np.ndarray:
+        """mAP at each threshold, [thresholds]; or [B, thresholds] where picture n counts [B, N]."""
+        once = counts is None
+        counts = np.ones((1, len(next(iter(self.objects.values()))))) if once else counts
+        parts = []
+        for label, objects in self.objects.items():
+            weights = counts[:, self.scene[label]]
+            of_class = [average_precision(h, counts @ objects, weights) for h in self.hits[label]]
+            parts.append(np.stack(of_class, 1))
+        mean = np.mean(parts, 0)
+        return mean[0] if once else mean
+
+
+def match(found: Detections, scenes: Scenes, thresholds: tuple[float, ...] = THRESHOLDS) -> Matches:
+    """Give each detection, best first, the free object of its class that it overlaps most."""
+    hits, where, objects = {}, {}, {}
+    levels = np.array(thresholds)
+    for label in sorted(set(scenes.labels.tolist())):
+        mine, real = found.labels == label, scenes.labels == label
+        scores, scene, boxes = found.scores[mine], found.scene[mine], found.boxes[mine]
+        order = torch.argsort(scores, descending=True, stable=True)
+        scene, boxes = scene[order], boxes[order]
+        truth, home = scenes.boxes[real], scenes.scene[real]
+        overlap = iou(boxes[:, None], truth[None]).double()
+        overlap = torch.where(scene[:, None] == home[None], overlap, -1.0).numpy()
+        hits[label] = _greedy(overlap, levels)
+        where[label] = scene.numpy()
+        objects[label] = np.bincount(home.numpy(), minlength=len(scenes))
+    return Matches(hits, where, objects, tuple(thresholds))
+
+
+def _greedy(overlap: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """bool [levels, M]: which of the detections (rows, best first) get an object (columns)."""
+    hits = np.zeros((len(levels), len(overlap)), bool)
+    free = np.ones((len(levels), overlap.shape[1]), bool)
+    for row, values in enumerate(overlap):
+        columns = np.flatnonzero(values >= levels[0])
+        if len(columns) == 0:
+            continue
+        fits = free[:, columns] & (values[columns] >= levels[:, None])
+        best = np.where(fits, values[columns], -1.0).argmax(1)
+        got = fits.any(1)
+        hits[got, row] = True
+        free[got, columns[best[got]]] = False
+    return hits
+
+
+def mean_average_precision(found: Detections, scenes: Scenes) -> tuple[float, float]:
+    """mAP at an overlap of 0.5, and its mean over 0.5, 0.55, ..., 0.95; both in [0, 1]."""
+    values = match(found, scenes).mean()
+    return float(values[0]), float(values.mean())
+
+
+def bootstrap(
+    before: Matches, after: Matches, draws: int = 400, seed: int = 0
+) -> tuple[float, float, float]:
+    """Change of mAP at the first threshold, after minus before, with its 95 % interval.
+
+    The pictures are drawn again with replacement, for both alike: mAP is no mean over pictures, so
+    there is no score for each to subtract. (Efron, "Bootstrap Methods", 1979.)
+    """
+    pictures = len(next(iter(before.objects.values())))
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(pictures, np.full(pictures, 1 / pictures), draws).astype(float)
+    first = [_first_only(m).mean(counts)[:, 0] for m in (before, after)]
+    low, high = np.quantile(first[1] - first[0], [0.025, 0.975])
+    change = _first_only(after).mean()[0] - _first_only(before).mean()[0]
+    return float(change), float(low), float(high)
+
+
+def _first_only(matches: Matches) -> Matches:
+    hits = {label: rows[:1] for label, rows in matches.hits.items()}
+    return Matches(hits, matches.scene, matches.objects, matches.thresholds[:1])
