@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ptq_classroom.pictures.boxes import Detections, iou
 from ptq_classroom.pictures.detection import Scenes
@@ -125,3 +126,21 @@ def bootstrap(
 def _first_only(matches: Matches) -> Matches:
     hits = {label: rows[:1] for label, rows in matches.hits.items()}
     return Matches(hits, matches.scene, matches.objects, matches.thresholds[:1])
+
+
+def f1_by_scene(found: Detections, scenes: Scenes, least: float = 0.4) -> Tensor:
+    """One score for each picture, float64 [N] in [0, 1]: F1 of what is found with at least a score.
+
+    Right detections (overlap 0.5) count twice, over all detections and all objects. Unlike mAP it
+    is a mean over pictures, so that a paired interval needs nothing but these scores.
+    """
+    sure = found.scores >= least
+    kept = Detections(
+        found.boxes[sure], found.scores[sure], found.labels[sure], found.scene[sure], found.count
+    )
+    matches, right = match(kept, scenes, (0.5,)), np.zeros(len(scenes))
+    for label, hits in matches.hits.items():
+        right += np.bincount(matches.scene[label][hits[0]], minlength=len(scenes))
+    shown = np.bincount(kept.scene.numpy(), minlength=len(scenes))
+    there = np.bincount(scenes.scene.numpy(), minlength=len(scenes))
+    return torch.from_numpy(2 * right / np.maximum(shown + there, 1))

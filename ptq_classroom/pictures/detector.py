@@ -80,7 +80,7 @@ class Detector(nn.Module):
 
 
 def load_detector() -> Detector:
-    """The trained detector in eval mode; `DataIntegrityError` for a file that is not the manifest's."""
+    """The trained detector in eval mode; `DataIntegrityError` where its file is damaged."""
     model = Detector()
     model.load_state_dict(safetensors.torch.load(verified("detector.safetensors").getvalue()))
     return model.eval()

@@ -1,0 +1,69 @@
+"""A detector whose layers have widths of their own: weights rounded one by one, and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ptq_classroom.pictures.average_precision import Matches, match
+from ptq_classroom.pictures.boxes import detections
+from ptq_classroom.pictures.detection import Scenes
+from ptq_classroom.pictures.detector import load_detector
+from ptq_course.grids.affine import IntGrid, block_minmax, choose_qparams, fake_quantize
+from ptq_course.improve.pairs import prepared
+from ptq_course.simulation.network import shallow_copy
+
+SCALE_BYTES = 4  # a float32 scale for each output channel
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """A layer's weight on its grid: symmetric, one scale for each output channel, min-max."""
+    grid, block_size = IntGrid(bits, narrow=True), (1, *weight.shape[1:])
+    low, high = block_minmax(weight, block_size)
+    qparams = choose_qparams(low, high, grid, symmetric=True, block_size=block_size)
+    return fake_quantize(weight, qparams)
+
+
+def int4(weight: Tensor) -> Tensor:
+    """`rounded` with 4 bits."""
+    return rounded(weight, 4)
+
+
+def folded() -> nn.Module:
+    """The shipped detector, traced, its batch norms folded into the convolutions."""
+    return prepared(load_detector())
+
+
+def layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions by path, in the order of the network."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def layer_bytes(layer: nn.Conv2d, bits: int) -> int:
+    """Bytes of a layer's weights at this width, with its scales where they are integers."""
+    scales = SCALE_BYTES * layer.out_channels if bits <= 8 else 0
+    return layer.weight.numel() * bits // 8 + scales
+
+
+def with_widths(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+    """A copy whose named layers have weights rounded to so many bits; 16 or more: float16."""
+    copy = shallow_copy(model)
+    for name, bits in widths.items():
+        layer = copy.get_submodule(name)
+        weight = layer.weight.detach()
+        changed = weight.half().float() if bits >= 16 else rounded(weight, bits)
+        layer.weight = nn.Parameter(changed, requires_grad=False)
+    return copy
+
+
+def outputs(model: nn.Module, scenes: Scenes) -> Tensor:
+    """The detector's output for all scenes, [N, 144, 5 + classes]."""
+    with torch.inference_mode():
+        return torch.cat([model(part) for part in scenes.inputs().split(50)]).clone()
+
+
+def matches(model: nn.Module, scenes: Scenes) -> Matches:
+    """Which of its detections show an object (overlap of at least 0.5): what mAP is made from."""
+    return match(detections(outputs(model, scenes)), scenes, (0.5,))
