@@ -106,19 +106,24 @@ def mean_average_precision(found: Detections, scenes: Scenes) -> tuple[float, fl
     return float(values[0]), float(values.mean())
 
 
-def bootstrap(
-    before: Matches, after: Matches, draws: int = 400, seed: int = 0
-) -> tuple[float, float, float]:
-    """Change of mAP at the first threshold, after minus before, with its 95 % interval.
+def draws(matches: Matches, count: int = 400, seed: int = 0) -> np.ndarray:
+    """mAP at the first threshold in `count` draws of the pictures with replacement: [count].
 
-    The pictures are drawn again with replacement, for both alike: mAP is no mean over pictures, so
-    there is no score for each to subtract. (Efron, "Bootstrap Methods", 1979.)
+    One seed, one list of draws: rows of several networks belong together, and may be subtracted.
+    mAP is no mean over pictures, so there is no score of each picture to subtract. (Efron,
+    "Bootstrap Methods: Another Look at the Jackknife", 1979.)
     """
-    pictures = len(next(iter(before.objects.values())))
+    pictures = len(next(iter(matches.objects.values())))
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(pictures, np.full(pictures, 1 / pictures), draws).astype(float)
-    first = [_first_only(m).mean(counts)[:, 0] for m in (before, after)]
-    low, high = np.quantile(first[1] - first[0], [0.025, 0.975])
+    counts = rng.multinomial(pictures, np.full(pictures, 1 / pictures), count).astype(float)
+    return _first_only(matches).mean(counts)[:, 0]
+
+
+def bootstrap(
+    before: Matches, after: Matches, count: int = 400, seed: int = 0
+) -> tuple[float, float, float]:
+    """Change of mAP at the first threshold, after minus before, with its 95 % interval."""
+    low, high = np.quantile(draws(after, count, seed) - draws(before, count, seed), [0.025, 0.975])
     change = _first_only(after).mean()[0] - _first_only(before).mean()[0]
     return float(change), float(low), float(high)
 

@@ -208,7 +208,7 @@ ONE_AT_A_TIME = Exercise(
         ("int4(kept) => torch.zeros_like(kept)",
          "the layer was switched off, not rounded: use int4"),
         ("int4(kept) => kept.round()",
-         "rounded to whole numbers: int4 finds the scale of each channel"),
+         "rounded to whole numbers: int4 finds a scale for the layer"),
         (_all_but_one, "all layers but this one were rounded: that is the other sweep"),
     ),
     hints=(

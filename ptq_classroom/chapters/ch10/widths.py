@@ -15,19 +15,20 @@ from ptq_course.grids.affine import IntGrid, block_minmax, choose_qparams, fake_
 from ptq_course.improve.pairs import prepared
 from ptq_course.simulation.network import shallow_copy
 
-SCALE_BYTES = 4  # a float32 scale for each output channel
+SCALE_BYTES = 4  # a float32 scale
 
 
-def rounded(weight: Tensor, bits: int) -> Tensor:
-    """A layer's weight on its grid: symmetric, one scale for each output channel, min-max."""
-    grid, block_size = IntGrid(bits, narrow=True), (1, *weight.shape[1:])
+def rounded(weight: Tensor, bits: int, per_channel: bool = False) -> Tensor:
+    """A layer's weight on its grid: symmetric, min-max, one scale for the layer (or a channel)."""
+    block_size = (1, *weight.shape[1:]) if per_channel else None
     low, high = block_minmax(weight, block_size)
+    grid = IntGrid(bits, narrow=True)
     qparams = choose_qparams(low, high, grid, symmetric=True, block_size=block_size)
     return fake_quantize(weight, qparams)
 
 
 def int4(weight: Tensor) -> Tensor:
-    """`rounded` with 4 bits."""
+    """`rounded` with 4 bits and one scale for the whole layer."""
     return rounded(weight, 4)
 
 
@@ -41,20 +42,31 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
 
 
-def layer_bytes(layer: nn.Conv2d, bits: int) -> int:
+def layer_bytes(layer: nn.Conv2d, bits: int, per_channel: bool = False) -> int:
     """Bytes of a layer's weights at this width, with its scales where they are integers."""
-    scales = SCALE_BYTES * layer.out_channels if bits <= 8 else 0
-    return layer.weight.numel() * bits // 8 + scales
+    scales = layer.out_channels if per_channel else 1
+    return layer.weight.numel() * bits // 8 + (SCALE_BYTES * scales if bits <= 8 else 0)
 
 
-def with_widths(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
-    """A copy whose named layers have weights rounded to so many bits; 16 or more: float16."""
+def file_bytes(model: nn.Module, widths: Mapping[str, int], per_channel: bool = False) -> int:
+    """Bytes of all weights; a layer that `widths` does not name has 32 bits."""
+    found = layers(model).items()
+    return sum(layer_bytes(layer, widths.get(name, 32), per_channel) for name, layer in found)
+
+
+def with_widths(
+    model: nn.Module, widths: Mapping[str, int], per_channel: bool = False
+) -> nn.Module:
+    """A copy whose named layers have weights rounded to so many bits; 16: float16, 32: as it is."""
     copy = shallow_copy(model)
     for name, bits in widths.items():
         layer = copy.get_submodule(name)
         weight = layer.weight.detach()
-        changed = weight.half().float() if bits >= 16 else rounded(weight, bits)
-        layer.weight = nn.Parameter(changed, requires_grad=False)
+        if bits == 16:
+            weight = weight.half().float()
+        elif bits < 16:
+            weight = rounded(weight, bits, per_channel)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
     return copy
 
 
