@@ -38,7 +38,19 @@ _MODULE_OF = {
         ("CalibrationError", "DataIntegrityError", "QuantizationError", "UnsupportedError"),
         "errors",
     ),
-    **dict.fromkeys(("ablate", "compare", "diagnose", "sensitivity", "top1_on"), "diagnosis"),
+    **dict.fromkeys(
+        (
+            "ablate",
+            "all_but_one",
+            "compare",
+            "diagnose",
+            "mixed_precision",
+            "one_at_a_time",
+            "sensitivity",
+            "top1_on",
+        ),
+        "diagnosis",
+    ),
     **dict.fromkeys(("DynamicModel", "quantize_dynamic"), "simulation.dynamic"),
     **dict.fromkeys(("fold_batch_norm", "fuse"), "graph.fusion"),
     **dict.fromkeys(("IntegerModel", "agreement", "to_integer"), "integer"),
@@ -71,6 +83,7 @@ __all__ = [
     "UnsupportedError",
     "ablate",
     "agreement",
+    "all_but_one",
     "block_minmax",
     "choose_qparams",
     "clipped_share",
@@ -81,6 +94,8 @@ __all__ = [
     "flips",
     "fold_batch_norm",
     "fuse",
+    "mixed_precision",
+    "one_at_a_time",
     "paired_bootstrap",
     "quantize",
     "quantize_dynamic",
@@ -121,7 +136,16 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     __version__: str
-    from ptq_course.diagnosis import ablate, compare, diagnose, sensitivity, top1_on
+    from ptq_course.diagnosis import (
+        ablate,
+        all_but_one,
+        compare,
+        diagnose,
+        mixed_precision,
+        one_at_a_time,
+        sensitivity,
+        top1_on,
+    )
     from ptq_course.errors import (
         CalibrationError,
         DataIntegrityError,

@@ -3,24 +3,30 @@
 compare          signal-to-noise ratio of every layer, alone and accumulated (`comparison`;
                  `walks` runs both networks in step, `parts` says what their parts are)
 ablate           weights only, activations only, both (`ablation`; `scores` pairs the examples)
-sensitivity      one layer at a time
+one_at_a_time    one layer quantized at a time, `all_but_one` all but one (`sensitivity`, `sizes`)
+mixed_precision  a width for each layer, by bytes or by accuracy (`mixed`, `allocation`)
 diagnose         an engineer's questions in order (`questions`), each with what was found
                  (`answers`) and a recipe to paste (`recipes`)
 """
 
-from ptq_course.diagnosis.ablation import ablate, sensitivity
+from ptq_course.diagnosis.ablation import ablate
 from ptq_course.diagnosis.answers import Answer, Diagnosis
 from ptq_course.diagnosis.comparison import Comparison, compare
+from ptq_course.diagnosis.mixed import mixed_precision
 from ptq_course.diagnosis.questions import diagnose
 from ptq_course.diagnosis.scores import top1_on
+from ptq_course.diagnosis.sensitivity import all_but_one, one_at_a_time, sensitivity
 
 __all__ = [
     "Answer",
     "Comparison",
     "Diagnosis",
     "ablate",
+    "all_but_one",
     "compare",
     "diagnose",
+    "mixed_precision",
+    "one_at_a_time",
     "sensitivity",
     "top1_on",
 ]

@@ -8,7 +8,7 @@ cumulative  everything up to and including this layer is quantized: what has pil
 
 Both are medians over the examples (`snr_median`), the ratio of a weight is pooled over its values
 (`snr_pooled`), and the columns say so. Low isolated numbers name suspects; what a suspect costs in
-answers is measured by taking its quantization back (`ablation.sensitivity`).
+answers is measured by taking its quantization back (`sensitivity`).
 """
 
 from __future__ import annotations

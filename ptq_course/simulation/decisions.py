@@ -7,9 +7,11 @@ reads no data.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import Plan
+from ptq_course.graph.planning import LayerSite
 from ptq_course.grids.affine import QParams, choose_qparams
 from ptq_course.ranges.calibrators import CALIBRATORS, Calibrator
 from ptq_course.simulation.qconfig import QConfig
@@ -52,3 +54,18 @@ def decide(
         except QuantizationError as error:
             raise type(error)(f"value {name!r}: {error}") from error
     return calibrators, qparams
+
+
+def check_widths(config: QConfig, layers: Mapping[str, LayerSite]) -> None:
+    """Raise QuantizationError where ``config.layer_bits`` names no layer with integer weights."""
+    for name, bits in config.layer_bits:
+        if name not in layers:
+            raise QuantizationError(
+                f"layer_bits gives {name!r} {bits} bits, but the model has no such layer. Its "
+                f"layers: {', '.join(sorted(layers))}."
+            )
+        if layers[name].kept_float:
+            raise QuantizationError(
+                f"layer_bits gives {name!r} {bits} bits, but its weight stays in floating point "
+                "(left_in_float says why); take it out of layer_bits."
+            )

@@ -5,8 +5,9 @@ Chapters 05, 06 and 15.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ptq_course.errors import QuantizationError, flag, whole
 from ptq_course.graph.kinds import ALWAYS_FUSED, FUSABLE
@@ -35,6 +36,8 @@ class QConfig:
         which tries them all on calibration data and takes the one nearest to FP32. No single rule
         wins everywhere, so "search" is the default: two to four times the time of calibration.
     float_layers: module paths that stay in floating point (chapter 10).
+    layer_bits: widths of single layers' weights in place of ``weight_bits``, as {"fc": 4} or pairs;
+        kept as a tuple of pairs (chapters 10 and 13). Activations keep theirs.
     fused_activations: those that the runtime computes inside the layer before them, so that no
         quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
         integer runtime fuses; Hardswish and SiLU stay apart in ONNX Runtime (a convolution whose
@@ -61,6 +64,7 @@ class QConfig:
     fused_activations: tuple[str, ...] = ALWAYS_FUSED
     target: str = "onnxruntime"
     weight_range: str = "minmax"
+    layer_bits: Any = ()  # in: a mapping or pairs; kept: a tuple of pairs
 
     def __post_init__(self) -> None:
         for name in ("weight_symmetric", "weight_narrow", "activation_signed",
@@ -91,17 +95,51 @@ class QConfig:
                 f"fused_activations is a tuple of names from {', '.join(FUSABLE)}, "
                 f"got {self.fused_activations!r}."
             )
+        object.__setattr__(self, "layer_bits", self._checked_layer_bits())
         if self.activation_symmetric and not self.activation_signed:
             raise QuantizationError(
                 "symmetric activations have zero_point 0 and need a signed grid: "
                 "set activation_signed=True."
             )
 
+    def _checked_layer_bits(self) -> tuple[tuple[str, int], ...]:
+        """``layer_bits`` as a tuple of pairs; QuantizationError names the layer."""
+        given = self.layer_bits
+        iterable = isinstance(given, Collection) and not isinstance(given, str)
+        pairs = list(given.items() if isinstance(given, Mapping) else given if iterable else [None])
+        if not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
+            raise QuantizationError(
+                f'layer_bits is a mapping of layers to widths, {{"fc": 4}}, got {given!r}.'
+            )
+        if not _are_names([name for name, _ in pairs]) or len(dict(pairs)) < len(pairs):
+            raise QuantizationError(
+                f"layer_bits names each layer once, by its module path; got {given!r}."
+            )
+        if pairs and self.weight_bits is None:
+            raise QuantizationError(
+                f"layer_bits: {pairs[0][0]!r} has a width, but weight_bits=None leaves all weights "
+                "in floating point; set weight_bits, and keep the other layers with float_layers."
+            )
+        for name, _ in pairs:
+            if name in self.float_layers:
+                raise QuantizationError(
+                    f"layer_bits: {name!r} stands in float_layers, too; take it out of one of them."
+                )
+        checked = [(name, whole(f"layer_bits of {name!r}", bits, 2, 16)) for name, bits in pairs]
+        return tuple(checked)
+
     @property
     def weight_grid(self) -> IntGrid | None:
         if self.weight_bits is None:
             return None
         return IntGrid(self.weight_bits, signed=True, narrow=self.weight_narrow)
+
+    def weight_grid_of(self, layer: str) -> IntGrid | None:
+        """The grid of one layer's weight: ``layer_bits`` where it names the layer."""
+        bits = dict(self.layer_bits).get(layer)
+        if bits is None:
+            return self.weight_grid
+        return IntGrid(bits, signed=True, narrow=self.weight_narrow)
 
     @property
     def activation_grid(self) -> IntGrid | None:
@@ -110,7 +148,10 @@ class QConfig:
         return IntGrid(self.activation_bits, signed=self.activation_signed)
 
     def with_bits(self, bits: int) -> QConfig:
-        """The same choices with ``bits`` for all that is quantized (None stays None)."""
+        """The same choices with ``bits`` for all that is quantized (None stays None).
+
+        Layers that ``layer_bits`` names keep their own width.
+        """
         return replace(
             self,
             weight_bits=None if self.weight_bits is None else bits,

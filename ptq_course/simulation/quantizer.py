@@ -28,7 +28,7 @@ from ptq_course.graph import copied, plain_module
 from ptq_course.graph.layer_types import own_forward
 from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.ranges.calibrators import Calibrator
-from ptq_course.simulation.decisions import decide
+from ptq_course.simulation.decisions import check_widths, decide
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
 from ptq_course.simulation.observe import Sample, run
@@ -106,6 +106,7 @@ class PTQQuantizer:
         self.network.plan_for(self.config)
         if not self._needs_example:
             self._check_layers()
+            check_widths(self.config, self.network.plan.layers)
         if isinstance(self.network, TracedNetwork):
             for step in steps:
                 self.network.apply(lambda module, step=step: step(module, self), self.config)
@@ -234,6 +235,7 @@ class PTQQuantizer:
         config = config if bits is None else config.with_bits(bits)
         network = copy.copy(self.network)
         network.replan(config)
+        check_widths(config, network.plan.layers)
         rule, searched = ranges or config.activation_range, None
         if rule == SEARCH:
             rule, options, searched = self._search(config, options, progress)
@@ -281,10 +283,12 @@ class PTQQuantizer:
     def _build(self, qparams: dict[str, QParams]) -> QuantizedModel:
         self._check_layers("Layers with a forward() of their own need example=.")
         config, plan = self.config, self.network.plan
-        layers, grid = {}, config.weight_grid
-        if grid is not None:
+        layers = {}
+        if config.weight_bits is not None:
+            check_widths(config, plan.layers)
             for name, site in plan.layers.items():
-                if not site.kept_float:
+                grid = config.weight_grid_of(name)
+                if grid is not None and not site.kept_float:
                     source = qparams.get(site.input_value or "") if config.quantize_bias else None
                     layers[name] = self._quantized_layer(name, grid, source)
         quantizers = {n: ActivationQuantizer(q, name=n) for n, q in qparams.items()}

@@ -124,7 +124,7 @@ def make_report(
     rows = []
     for name, site in plan.layers.items():
         layer = module.get_submodule(name)
-        weight, grid = weight_of(layer).detach(), config.weight_grid
+        weight, grid = weight_of(layer).detach(), config.weight_grid_of(name)
         bits = scales = decibels = None
         if grid is not None and not site.kept_float:
             parameters = weight_qparams(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from networks import DataDependent, answering, batches, taught_by
 from torch import nn
 
-from ptq_course.diagnosis.ablation import ablate, sensitivity
+from ptq_course.diagnosis.ablation import ablate
 from ptq_course.diagnosis.scores import Scores, against, score, top1_on
+from ptq_course.diagnosis.sensitivity import sensitivity
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
