@@ -57,12 +57,13 @@ class Matches:
         """mAP at each threshold, [thresholds]; or [B, thresholds] where picture n counts [B, N]."""
         once = counts is None
         counts = np.ones((1, len(next(iter(self.objects.values()))))) if once else counts
-        parts = []
+        total, classes = np.zeros((len(counts), len(self.thresholds))), np.zeros((len(counts), 1))
         for label, objects in self.objects.items():
-            weights = counts[:, self.scene[label]]
-            of_class = [average_precision(h, counts @ objects, weights) for h in self.hits[label]]
-            parts.append(np.stack(of_class, 1))
-        mean = np.mean(parts, 0)
+            weights, there = counts[:, self.scene[label]], counts @ objects
+            of_class = [average_precision(h, there, weights) for h in self.hits[label]]
+            total += np.stack(of_class, 1) * (there > 0)[:, None]
+            classes += (there > 0)[:, None]  # a draw may hold no object of a class
+        mean = total / np.maximum(classes, 1)
         return mean[0] if once else mean
 
 

@@ -27,7 +27,7 @@ def boxes(
     for row, (version, detections) in zip(axes, found.items(), strict=True):
         counts = []
         for ax, index in zip(row, which, strict=True):
-            ax.imshow(scenes.images[index].permute(1, 2, 0), extent=(0, 96, 96, 0))
+            ax.imshow(scenes.images[index].permute(1, 2, 0).numpy(), extent=(0, 96, 96, 0))
             ax.axis("off")
             rows = zip(*(x.tolist() for x in detections.within(index, SURE)), strict=True)
             count = 0
@@ -132,7 +132,7 @@ def sweeps(sides: Mapping[str, Mapping[str, float]], unit: str = "points") -> tu
     fig, axes = figure(8.2, 3.1, 1, len(sides), sharey=True, squeeze=False)
     told = []
     for i, (ax, (title, values)) in enumerate(zip(axes[0], sides.items(), strict=True)):
-        names, lengths = list(values), [100 * value for value in values.values()]
+        names, lengths = list(values), [round(100 * v, 1) + 0.0 for v in values.values()]
         ax.barh(range(len(names)), lengths, color=COLORS[2 * i], height=0.65)
         for place, length in enumerate(lengths):
             ax.annotate(f"{length:.1f}", (max(length, 0), place), xytext=(4, 0), va="center",
@@ -141,8 +141,8 @@ def sweeps(sides: Mapping[str, Mapping[str, float]], unit: str = "points") -> tu
         ax.set(title=title, xlabel=f"mAP ({unit})")
         ax.set_yticks(range(len(names)), names)
         ax.margins(x=0.15)
-        most = sorted(values, key=lambda name: -values[name])[:2]
-        told.append(f"{title}: {', '.join(f'{n} {100 * values[n]:.1f}' for n in most)}")
+        most = sorted(range(len(names)), key=lambda place: -lengths[place])[:2]
+        told.append(f"{title}: {', '.join(f'{names[k]} {lengths[k]:.1f}' for k in most)}")
     axes[0, 0].invert_yaxis()
     return fig, f"The largest of {len(names)} layers, in points of mAP. {'; '.join(told)}."
 
