@@ -116,7 +116,7 @@ IOU = Exercise(
 
 
 def one_at_a_time(model: nn.Module, metric: Callable[[nn.Module], float]) -> dict[str, float]:
-    """What the metric loses when one layer alone has INT4 weights: name -> loss, from input on."""
+    """What the metric loses when one layer alone has 4-bit weights: name -> loss, from input on."""
     before = metric(model)
     lost = {}
     for name, layer in model.named_modules():
@@ -353,7 +353,7 @@ def choose_plan(scores: Scores, baseline: str) -> tuple[str, float, float]:
 CHOOSE_PLAN = Exercise(
     id="10.4", title="Decide: the smallest file that is good enough", minutes=8, difficulty=3,
     signature="choose_plan(scores, baseline)", reference=choose_plan,
-    cases=functools.partial(limit_cases, ("INT4", "mixed", "INT8", "FP32"), 0.01, 1040),
+    cases=functools.partial(limit_cases, ("4 bits", "mixed", "INT8", "FP32"), 0.01, 1040),
     compare=functools.partial(defended, objection=cheapest_within(0.01)), agree=same_decision,
     accepted=(first_that_fits(0.01), by_standard_error(0.01)),
     diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,

@@ -14,7 +14,7 @@ from ptq_classroom.pictures.detection import load_scenes
 
 SCENES = 100  # of the test set: enough to see the shape, quick enough for a slider
 STEP = 2  # kB
-MOST = 60  # kB beyond all INT4
+MOST = 60  # kB beyond 4 bits everywhere
 
 
 class Plan(NamedTuple):
@@ -58,7 +58,7 @@ class Budget:
         left.set_yticks(range(len(self.layers)), self.layers)
         left.invert_yaxis()
         left.set(xlim=(0, 18), xlabel="bits of the weights")
-        left.set_xticks([4, 16], ["INT4", "FP16"])
+        left.set_xticks([4, 16], ["4", "16 (FP16)"])
         budgets = list(self.plans)
         self.curve = right.step(
             budgets, [100 * self.plans[b].score for b in budgets], where="post", color=COLORS[0]
@@ -67,7 +67,9 @@ class Budget:
         right.text(MOST, 100 * self.fp32 + 1, f"FP32 {100 * self.fp32:.1f}", ha="right",
                    va="bottom", fontsize=9, color=ink(GREY))  # fmt: skip
         self.dot = right.plot([], [], "ko", markersize=8)[0]
-        right.set(xlabel="budget beyond all INT4 (kB)", ylabel="mAP at 0.5 (%)", ylim=(35, 103))
+        right.set(
+            xlabel="budget beyond 4 bits everywhere (kB)", ylabel="mAP at 0.5 (%)", ylim=(35, 103)
+        )
 
     def frame(self, budget: int) -> tuple[str, str]:
         """Show the plan that this budget (kB) buys."""
@@ -83,8 +85,8 @@ class Budget:
             f"mAP {100 * plan.score:.1f} % on {SCENES} scenes"
         )
         alt = (
-            f"With {budget} kB beyond all INT4, {wide} in FP16 and mAP {100 * plan.score:.1f} % "
-            f"of {100 * self.fp32:.1f} %."
+            f"With {budget} kB beyond 4 bits everywhere, {wide} in FP16 and mAP "
+            f"{100 * plan.score:.1f} % of {100 * self.fp32:.1f} %."
         )
         return readout, alt
 
