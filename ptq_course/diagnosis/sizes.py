@@ -12,7 +12,7 @@ import math
 from torch import nn
 
 from ptq_course.graph.layer_types import bias_of, weight_of
-from ptq_course.simulation.layers import QuantizedLayer
+from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
 FP16 = 2  # bytes a number
 SIZE_NOT_SPEED = (
@@ -40,3 +40,19 @@ def fp16_bytes(layer: nn.Module) -> int:
     """Bytes of a float layer's weight and bias in FP16."""
     bias = bias_of(layer)
     return FP16 * (weight_of(layer).numel() + (0 if bias is None else bias.numel()))
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of a network: quantized layers as above, other numbers of it in FP16.
+
+    Of a float model every parameter and buffer in its own type.
+    """
+    layers = [part for part in model.modules() if isinstance(part, QuantizedLayer)]
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    total = sum(map(layer_bytes, layers))
+    for part in model.modules():
+        if id(part) in inside or isinstance(part, ActivationQuantizer):
+            continue
+        tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        total += sum(x.numel() * (FP16 if layers else x.element_size()) for x in tensors)
+    return total

@@ -1,0 +1,117 @@
+"""The log of `reach`: a row a step, what it gained and what it cost. Chapter 10."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ptq_course.diagnosis.remedies import IMPORTS, Recipe
+from ptq_course.diagnosis.scores import Variant, shown
+from ptq_course.diagnosis.sizes import SIZE_NOT_SPEED
+from ptq_course.tables import html_table, text_table
+
+COLUMNS = (
+    "", "tried", "score", "change to FP32", "gained", "bytes", "ms", "made in"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network that was measured on the validation part.
+
+    line: Python that makes it by hand. change: against FP32. gained: against the best network
+    before, None for the first. bytes: of the network, packed as a checkpoint has it. milliseconds:
+    an example in ONNX Runtime, None where it was not timed. seconds: to make it. kept: it was
+    better, so later steps build on it.
+    """
+
+    name: str
+    line: str
+    recipe: Recipe | None
+    change: Variant
+    gained: Variant | None
+    bytes: int
+    milliseconds: float | None
+    seconds: float
+    kept: bool
+
+    def cells(self) -> tuple[str, ...]:
+        ms = "-" if self.milliseconds is None else f"{self.milliseconds:.2f} ms"
+        change, gained = (
+            "" if v is None or v.difference is None else str(v).replace(" points", "")
+            for v in (self.change, self.gained)
+        )
+        score = shown(self.change.score, self.change.is_share)
+        made = "" if self.recipe is None else f"{self.seconds:.1f} s"
+        mark = "+" if self.kept else ""
+        return (mark, self.name, score, change, gained, f"{self.bytes:,}", ms, made)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A sequence of steps that prints as a table with the verdict below it."""
+
+    steps: tuple[Step, ...]
+    reference: Step
+    best: Step
+    reached: bool
+    drop: float
+    test: Variant
+    validation_examples: int
+    test_examples: int
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Step:
+        return self.steps[index]
+
+    @property
+    def code(self) -> str:
+        """Python that repeats each step by hand, one line a step."""
+        lines = [IMPORTS]
+        for number, step in enumerate(self.steps, 1):
+            lines += [f"# {number}. {step.name}", f"quantized = {step.line}"]
+        return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [step.cells() for step in (self.reference, *self.steps)]
+
+    def verdict(self) -> list[str]:
+        """What came out, in sentences."""
+        unit = " points" if self.best.change.is_share else ""
+        asked = f"a drop of at most {self.drop:g}{unit}"
+        best = f"{self.best.name!r}: {self.best.change} on {self.validation_examples} examples"
+        if self.reached:
+            lines = [f"reached {asked} with {best}"]
+        else:
+            lines = [f"NOT reached: {asked}. The best found is {best}"]
+            if -(self.best.change.difference or 0.0) <= self._limit:
+                lines.append(
+                    "the mean drop is inside the target, but its interval is not: score more "
+                    "examples to decide"
+                )
+        words = f"held-out test part, {self.test_examples} examples: {self.test}"
+        inside = self.test.low is not None and -self.test.low <= self._limit
+        lines.append(f"{words}, {'inside' if inside else 'not shown to be inside'} the target")
+        return lines
+
+    @property
+    def _limit(self) -> float:
+        return self.drop * (0.01 if self.best.change.is_share else 1.0)
+
+    def _below(self) -> list[str]:
+        lines = [*self.verdict(), *self.notes]
+        if self.best.recipe is not None and self.best.recipe.config.float_layers:
+            lines.append(SIZE_NOT_SPEED)
+        return [*lines, f"by hand: {self.best.line}"]
+
+    def __str__(self) -> str:
+        return "\n".join([text_table(COLUMNS, self._rows()), *self._below()])
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, self._rows(), self._below())

@@ -1,0 +1,142 @@
+"""A way of quantizing as a value: it builds the network, and says in one line how. Chapter 10.
+
+`reach` tries recipes. Whatever one of them does can be done by hand with its ``line``, and gives
+the same network to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from torch import fx, nn
+
+from ptq_course.diagnosis.recipes import code
+from ptq_course.graph import plain_module
+from ptq_course.improve.adaround import AdaRound
+from ptq_course.improve.bias_correction import CorrectBias
+from ptq_course.improve.equalization import Equalize
+from ptq_course.improve.pairs import find_pairs, prepared, with_limits, without_relu6
+from ptq_course.improve.smoothquant import SmoothQuant, find_norms
+from ptq_course.improve.walk import improved
+from ptq_course.simulation.observe import model_inputs
+from ptq_course.simulation.qconfig import SEARCH, QConfig
+from ptq_course.simulation.quantized import QuantizedModel
+from ptq_course.simulation.quantizer import PTQQuantizer
+
+IMPORTS = """\
+from ptq_course import PTQQuantizer, QConfig
+from ptq_course.improve.adaround import AdaRound
+from ptq_course.improve.bias_correction import CorrectBias
+from ptq_course.improve.equalization import Equalize
+from ptq_course.improve.pairs import with_limits, without_relu6
+from ptq_course.improve.smoothquant import SmoothQuant
+from ptq_course.improve.walk import improved"""
+
+# How the network is prepared: what the line says of the model, and of the steps.
+PREPARE = {
+    "": ("model", ""),
+    "equalized": ("model", ", steps=[Equalize()]"),
+    "equalized, ReLU6 as ReLU": ("without_relu6(model)", ", steps=[Equalize()]"),
+    "equalized, a limit a channel": ("with_limits(model)", ", steps=[Equalize()]"),
+    "smoothed": ("model", ", steps=[SmoothQuant(calibration)]"),
+}
+STEPS: dict[str, Callable[[], Any]] = {"AdaRound()": AdaRound, "CorrectBias()": CorrectBias}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """config: bits and the rest; rule, options: the range rule and its settings; prepare: a key of
+    PREPARE; steps: keys of STEPS, which read ``batches`` batches.
+    """
+
+    config: QConfig
+    rule: str
+    options: tuple[tuple[str, Any], ...] = ()
+    prepare: str = ""
+    steps: tuple[str, ...] = ()
+    batches: int = 8
+
+    @property
+    def line(self) -> str:
+        """Python that makes the network from ``model`` and ``calibration``; names of IMPORTS."""
+        model, steps = PREPARE[self.prepare]
+        rule = ", ".join([repr(self.rule), *(f"{n}={v!r}" for n, v in self.options)])
+        config = replace(self.config, activation_range=SEARCH)  # the rule is named at its place
+        quantizer = (
+            f"PTQQuantizer({model}, config={code(config)}{steps})"
+            f".observe(calibration).compute_qparams({rule})"
+        )
+        if not self.steps:
+            return f"{quantizer}.convert()"
+        listed = ", ".join(self.steps)
+        return f"improved({quantizer}, calibration, [{listed}], num_batches={self.batches})"
+
+
+class Workshop:
+    """Builds recipes for one model; each way of preparing it is observed once."""
+
+    def __init__(self, model: nn.Module, calibration: Iterable, progress: bool) -> None:
+        self.model, self.calibration, self.progress = model, calibration, progress
+        self._observed: dict[tuple, PTQQuantizer] = {}
+
+    def quantizer(self, recipe: Recipe) -> PTQQuantizer:
+        """A quantizer of the prepared network that has decided as the recipe says."""
+        config = replace(recipe.config, activation_range=SEARCH)
+        key = recipe.prepare, config.fused_activations, config.target
+        if key not in self._observed:
+            model, steps = self.model, []
+            if recipe.prepare.startswith("equalized"):
+                steps = [Equalize()]
+            if recipe.prepare.endswith("as ReLU"):
+                model = without_relu6(model)
+            elif recipe.prepare.endswith("a channel"):
+                model = with_limits(model)
+            elif recipe.prepare == "smoothed":
+                steps = [SmoothQuant(self.calibration)]
+            made = PTQQuantizer(model, config=config, steps=steps)
+            self._observed[key] = made.observe(self.calibration, progress=self.progress)
+        fork = self._observed[key].fork()
+        return fork.compute_qparams(recipe.rule, config=config, **dict(recipe.options))
+
+    def searched(self, recipe: Recipe) -> Recipe:
+        """The recipe with the range rule that a search finds best for its network."""
+        found = self.quantizer(replace(recipe, rule=SEARCH, options=())).searched
+        if found is None:
+            return recipe
+        return replace(recipe, rule=found.best.rule, options=tuple(found.best.options.items()))
+
+    def build(self, recipe: Recipe) -> QuantizedModel:
+        quantizer = self.quantizer(recipe)
+        if not recipe.steps:
+            return quantizer.convert()
+        steps = [STEPS[name]() for name in recipe.steps]
+        return improved(quantizer, self.calibration, steps, recipe.batches, progress=self.progress)
+
+    def preparations(self) -> list[str]:
+        """The keys of PREPARE that change something about this network, the cheapest first."""
+        try:
+            plain = prepared(plain_module(self.model))
+        except ValueError:  # it cannot be traced
+            return []
+        found = ["equalized"] if find_pairs(plain) else []
+        more = len(find_pairs(with_limits(plain))) > len(find_pairs(plain))
+        if more:  # ReLU6 stands in the way: first what costs no operation
+            found += ["equalized, ReLU6 as ReLU", "equalized, a limit a channel"]
+        return found + (["smoothed"] if find_norms(plain) else [])
+
+    def traced(self, recipe: Recipe) -> bool:
+        return isinstance(self.quantizer(recipe).float_model, fx.GraphModule)
+
+
+def batches_for(calibration: Iterable, names: list[str], examples: int) -> int:
+    """How many batches hold that many examples, at most all of them."""
+    seen = count = 0
+    for batch in islice(calibration, examples):
+        count += 1
+        seen += len(model_inputs(batch, names)[0])
+        if seen >= examples:
+            break
+    return max(1, count)
