@@ -82,7 +82,8 @@ def loss_of(model: Detector, scenes: Scenes) -> Tensor:
 def train(arguments: argparse.Namespace) -> tuple[Detector, float]:
     """The trained detector in eval mode and the minutes it took."""
     torch.manual_seed(arguments.seed)
-    model = Detector().to(memory_format=torch.channels_last)
+    model = Detector()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         model.head.bias[4:] = -3.0  # most cells are empty, most classes absent
     optimizer = torch.optim.SGD(

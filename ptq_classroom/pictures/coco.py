@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def mean_average_precision(found: Detections, scenes: Scenes) -> tuple[float, fl
     if len(found.scores) == 0:
         return 0.0, 0.0  # pycocotools refuses an empty list
     with contextlib.redirect_stdout(io.StringIO()):  # it reports each step
-        truth = COCO()
+        truth: Any = COCO()  # its types name files, where it also takes what files hold
         truth.dataset = {
             "info": {},
             "images": [{"id": i} for i in range(len(scenes))],

@@ -146,7 +146,7 @@ class SceneGenerator:
         size = self._uniform(n, 0.3, 0.9)
         angle = self._uniform(n, -0.5, 0.5)
         aspect = torch.exp(self._uniform(n, -0.1, 0.1))
-        flip = torch.from_numpy(self.rng.choice(np.float32([-1, 1]), n))
+        flip = torch.from_numpy(self.rng.choice(np.array([-1, 1], np.float32), n))
         cos, sin = angle.cos(), angle.sin()
         rows = torch.stack([flip * cos / aspect, flip * sin / aspect, -sin * aspect, cos * aspect])
         matrix = rows.T.reshape(n, 2, 2) / size.view(n, 1, 1)

@@ -158,7 +158,7 @@ def _on_copies(model: nn.Module, metric: Callable[[nn.Module], float]) -> dict[s
         if type(part) in (nn.Linear, nn.Conv2d):
             other = copy.deepcopy(model)
             with torch.no_grad():
-                weight = other.get_submodule(name).weight
+                weight: Any = other.get_submodule(name).weight
                 weight.copy_(int4(weight))
             lost[name] = metric(model) - metric(other)
     return lost
@@ -177,7 +177,7 @@ def _with_saved_state(model: nn.Module, metric: Callable[[nn.Module], float]) ->
 
 
 def _all_but_one(model: nn.Module, metric: Callable[[nn.Module], float]) -> dict[str, float]:
-    layers = {n: m for n, m in model.named_modules() if hasattr(m, "weight")}
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if hasattr(m, "weight")}
     before, kept = metric(model), {n: m.weight.data for n, m in layers.items()}
     lost = {}
     for name in layers:

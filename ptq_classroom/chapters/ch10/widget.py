@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ptq_classroom.chapters.ch10 import widths
 from ptq_classroom.chapters.ch10.exercises import greedy, one_at_a_time
-from ptq_classroom.kit.controls import Slider
+from ptq_classroom.kit.controls import Choice, Slider
 from ptq_classroom.kit.explorer import Explorer
 from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 from ptq_classroom.pictures.detection import load_scenes
@@ -94,5 +94,5 @@ class Budget:
 def explorer() -> Explorer:
     """The widget: a budget in kB."""
     picture = Budget()
-    controls = [Slider("budget", 0, MOST, 2, STEP, label="budget (kB)")]
+    controls: list[Slider | Choice] = [Slider("budget", 0, MOST, 2, STEP, label="budget (kB)")]
     return Explorer(picture.fig, controls, picture.frame, "Bytes where they count")

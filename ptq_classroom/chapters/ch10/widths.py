@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def with_widths(
     """A copy whose named layers have weights rounded to so many bits; 16: float16, 32: as it is."""
     copy = shallow_copy(model)
     for name, bits in widths.items():
-        layer = copy.get_submodule(name)
+        layer = cast(nn.Conv2d, copy.get_submodule(name))
         weight = layer.weight.detach()
         if bits == 16:
             weight = weight.half().float()
