@@ -46,6 +46,7 @@ _MODULE_OF = {
             "diagnose",
             "mixed_precision",
             "one_at_a_time",
+            "reach",
             "sensitivity",
             "top1_on",
         ),
@@ -99,6 +100,7 @@ __all__ = [
     "paired_bootstrap",
     "quantize",
     "quantize_dynamic",
+    "reach",
     "search_ranges",
     "sensitivity",
     "sqnr_db",
@@ -143,6 +145,7 @@ if TYPE_CHECKING:
         diagnose,
         mixed_precision,
         one_at_a_time,
+        reach,
         sensitivity,
         top1_on,
     )

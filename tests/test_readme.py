@@ -55,7 +55,7 @@ def test_the_snippets_run_and_the_int8_file_loses_at_most_half_a_point(
     root, tmp_path, monkeypatch, capsys
 ):
     page = (root / "README.md").read_text(encoding="utf-8")
-    convert, diagnose = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    convert, diagnose, reach = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(convert, names)
@@ -66,3 +66,6 @@ def test_the_snippets_run_and_the_int8_file_loses_at_most_half_a_point(
     assert before - evaluate(runtime).mean().item() <= MOST_LOST
     exec(diagnose, names)
     assert "Is the drop real?" in capsys.readouterr().out
+    exec(reach, names)
+    assert "held-out test part, 500 examples" in capsys.readouterr().out
+    assert names["result"].reached

@@ -5,9 +5,11 @@ Chapter 10.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from ptq_course.diagnosis.journal import Journal
 from ptq_course.diagnosis.log import Step
@@ -15,7 +17,7 @@ from ptq_course.diagnosis.meter import Meter
 from ptq_course.diagnosis.remedies import Recipe, Workshop
 from ptq_course.diagnosis.sensitivity import switched
 from ptq_course.diagnosis.sizes import fp16_bytes, layer_bytes
-from ptq_course.errors import QuantizationError
+from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.simulation.qconfig import SEARCH
 
 FEW_BITS = 6  # from here down a weight range by squared error is worth a try
@@ -60,10 +62,20 @@ class Ladder:
         return step.change.low is not None and -step.change.low <= self.limit
 
     def climb(self) -> None:
-        for name, recipe in self._remedies():
-            if self.reaches(self.try_(name, recipe)):
-                return
-        self._widen()
+        with tqdm(bar_format="{desc}", leave=False, disable=not self.workshop.progress) as line:
+            for name, make in self._remedies():
+                line.set_description_str(f"reach: {name}")
+                try:
+                    step = self.try_(name, make())
+                except UnsupportedError as error:
+                    if not self.steps:
+                        raise
+                    self.notes.append(f"{name} was refused: {error}")
+                    continue
+                if self.reaches(step):
+                    return
+            line.set_description_str("reach: layers kept wider")
+            self._widen()
 
     def try_(self, name: str, recipe: Recipe, only_if_reached: bool = False) -> Step:
         """Measure a recipe; the best from now on where it reaches, or its mean score is higher."""
@@ -76,21 +88,23 @@ class Ladder:
         self.steps.append(step)
         return step
 
-    def _remedies(self) -> Iterator[tuple[str, Recipe]]:
-        """Names and recipes; each is made when the ones before have been measured."""
+    def _remedies(self) -> Iterator[tuple[str, Callable[[], Recipe]]]:
+        """Names, and what makes the recipe when the ones before have been measured."""
         config = self.start.config
         rounds_activations = config.activation_bits is not None
         few = config.weight_bits is not None and config.weight_bits <= FEW_BITS
         named = config.activation_range != SEARCH
         start = replace(self.start, rule=config.activation_range) if named else self.start
-        yield f"as it comes, {start.rule} ranges", start
+        ranges = f", {start.rule} ranges" if rounds_activations else ""
+        yield f"as it comes{ranges}", lambda: start
         if rounds_activations:
             found = self._searched(start)
             if (found.rule, found.options) != (start.rule, start.options):
-                yield f"range rule searched: {_rule(found)}", found
+                yield f"range rule searched: {_rule(found)}", lambda: found
         if few and config.weight_range != "mse":
             wider = replace(self.recipe.config, weight_range="mse")
-            yield "weight ranges by squared error", replace(self.recipe, config=wider)
+            finer = replace(self.recipe, config=wider)
+            yield "weight ranges by squared error", lambda: finer
         if config.weight_bits is None:
             return
         traced = self.workshop.traced(self.recipe)
@@ -100,11 +114,12 @@ class Ladder:
                 "were not tried"
             )
             return
-        yield "bias correction", replace(self.recipe, steps=("CorrectBias()",))
+        yield "bias correction", lambda: replace(self.recipe, steps=("CorrectBias()",))
         before = self.recipe
         for prepare in self.workshop.preparations():
-            yield NAMES[prepare], self._searched(replace(before, prepare=prepare))
-        yield "AdaRound", replace(self.recipe, steps=("AdaRound()", *self.recipe.steps))
+            other = replace(before, prepare=prepare)
+            yield NAMES[prepare], lambda other=other: self._searched(other)
+        yield "AdaRound", lambda: replace(self.recipe, steps=("AdaRound()", *self.recipe.steps))
 
     def _searched(self, recipe: Recipe) -> Recipe:
         """With the range rule of a search, if activations are rounded; it is remembered."""

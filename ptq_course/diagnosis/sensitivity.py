@@ -219,9 +219,10 @@ def switched(
     notes = [UNPAIRED] if any(r.examples is None for r in references) else []
     if mode == "float":
         notes.append(SIZE_NOT_SPEED)
-    first = [Variant(whole_name, r.mean, is_share=r.is_share) for r in references[:1]]
+    first = references[0] if references else None
+    reference = first and Variant(whole_name, first.mean, is_share=first.is_share)
     by = "snr_median" if evaluate is None else "score"
-    return Sensitivity(tuple(rows), mode, by, *first or [None], tuple(notes))
+    return Sensitivity(tuple(rows), mode, by, reference, tuple(notes))
 
 
 def check_bits(bits: int | Sequence[int] | None) -> list[int]:

@@ -106,7 +106,8 @@ class QConfig:
         """``layer_bits`` as a tuple of pairs; QuantizationError names the layer."""
         given = self.layer_bits
         iterable = isinstance(given, Collection) and not isinstance(given, str)
-        pairs = list(given.items() if isinstance(given, Mapping) else given if iterable else [None])
+        listed = given.items() if isinstance(given, Mapping) else given if iterable else [None]
+        pairs: list[Any] = list(listed)
         if not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
             raise QuantizationError(
                 f'layer_bits is a mapping of layers to widths, {{"fc": 4}}, got {given!r}.'

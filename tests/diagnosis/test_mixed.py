@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -195,7 +196,8 @@ def test_an_unreachable_target_is_said_plainly(network, quantizer):
     assert not found.reached
     assert "NOT reached" in str(found)
     assert found.point.score == max(p.score for p in found.points)
-    bits = {n: layer.weight_grid.bits for n, layer in found.model.quantized_layers().items()}
+    layers: dict[str, Any] = found.model.quantized_layers()
+    bits = {n: layer.weight_grid.bits for n, layer in layers.items()}
     assert bits["stem"] == bits["fc"] == 8
     assert {bits["a"], bits["b"]} <= {2, 3}
 

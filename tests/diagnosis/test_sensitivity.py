@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from networks import answering, batches, taught_by
@@ -84,6 +86,7 @@ def test_any_metric_is_taken_and_a_single_number_has_no_interval(network, quanti
     )  # fmt: skip
     scores = {(row.name, row.bits): row.score for row in found.rows}
     assert all(scores[name, 2] < scores[name, 8] < 0 for name in LAYERS)
+    assert found.reference is not None
     assert found.reference.score == 0
     assert "one number" in str(found)
 
@@ -126,7 +129,8 @@ class TestLayerBits:
         config = QConfig(layer_bits={"a": 4, "fc": 3})
         quantizer = PTQQuantizer(network, config=config).calibrate(DATA, progress=False)
         model = quantizer.convert()
-        bits = {name: layer.weight_grid.bits for name, layer in model.quantized_layers().items()}
+        layers: dict[str, Any] = model.quantized_layers()
+        bits = {name: layer.weight_grid.bits for name, layer in layers.items()}
         assert bits == {"stem": 8, "a": 4, "b": 8, "fc": 3}
         assert {r.name: r.weight_bits for r in quantizer.report().layers} == bits
         alike = PTQQuantizer(network, config=QConfig(weight_bits=4)).quantize_weights()

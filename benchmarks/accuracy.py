@@ -1,0 +1,192 @@
+"""Accuracy on the shipped networks, ours beside other tools: the same pictures for all.
+
+    python benchmarks/accuracy.py                       W8A8, W4A8 and W4A4 of every network
+    python benchmarks/accuracy.py resnet --bits W4A8    a part of it
+
+Each row: top-1 on the test pictures, the signal-to-noise ratio of the logits (pooled, and the
+median of a picture), seconds from the FP32 network to the quantized one, the bytes of the ONNX file
+where one can be written, and of the network packed as a checkpoint. Ours are simulated (which
+`deploy.validate` compares with their files), ONNX Runtime's `quantize_static` runs in ONNX Runtime,
+NNCF's in PyTorch. Tools that are not installed are left out. Whoever wins, it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime import quantization
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from torch import Tensor, nn
+
+from ptq_classroom import load_split, loader
+from ptq_classroom.pictures.evaluate import accuracy, logits
+from ptq_classroom.pictures.models import ARCHITECTURES, load_model
+from ptq_course.deploy import onnx as deploy
+from ptq_course.deploy.session import Session, session
+from ptq_course.diagnosis.sizes import model_bytes
+from ptq_course.errors import QuantizationError
+from ptq_course.grids.metrics import snr_median, snr_pooled
+from ptq_course.improve.adaround import AdaRound
+from ptq_course.improve.bias_correction import CorrectBias
+from ptq_course.improve.equalization import Equalize
+from ptq_course.improve.gptq import GPTQ
+from ptq_course.improve.walk import improved
+from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantizer import PTQQuantizer
+
+BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
+Made = nn.Module | Session
+Way = Callable[[], Made]
+
+
+class Reader(quantization.CalibrationDataReader):
+    """The calibration pictures, as ONNX Runtime's tool asks for them."""
+
+    def __init__(self, name: str, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.rest: Iterator = iter([{name: x.numpy()} for x, _ in batches])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rest, None)
+
+
+def onnxruntimes(
+    fp32: Path, batches: list, weights: int, activations: int, method: CalibrationMethod, path: Path
+) -> Session:
+    """What `quantize_static` makes of the FP32 file: per channel, Q/DQ."""
+    kinds = {8: (QuantType.QInt8, QuantType.QUInt8), 4: (QuantType.QInt4, QuantType.QUInt4)}
+    reader = Reader(Session(fp32)._names[0], batches)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how its histograms are doing
+        quantization.quantize_static(
+            fp32, path, reader, per_channel=True, reduce_range=False, calibrate_method=method,
+            weight_type=kinds[weights][0], activation_type=kinds[activations][1],
+        )  # fmt: skip
+    return session(path)
+
+
+def nncfs(model: nn.Module, batches: list, fast: bool) -> nn.Module:
+    """NNCF's post-training quantization of the PyTorch network (8 bits)."""
+    import nncf  # pyright: ignore[reportMissingImports]
+
+    data = nncf.Dataset([x for x, _ in batches])
+    count = sum(len(x) for x, _ in batches)
+    return nncf.quantize(model, data, subset_size=count, fast_bias_correction=fast)
+
+
+def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, Way]:
+    """Each contestant's way to a quantized network."""
+    weights, activations = BITS[name]
+    few = weights < 8
+    config = QConfig(
+        weight_bits=weights, activation_bits=activations, weight_range="mse" if few else "minmax"
+    )
+
+    def calibrated(rule: str | None = None, steps: tuple = ()) -> PTQQuantizer:
+        made = PTQQuantizer(model, config=config, steps=steps)
+        return made.calibrate(batches, ranges=rule, progress=False)
+
+    def walk(*layers, steps: tuple = ()) -> nn.Module:
+        return improved(calibrated(steps=steps), batches, layers, progress=False)
+
+    found: dict[str, Way] = {
+        "ours, min-max": lambda: calibrated("minmax").convert(),
+        "ours, searched": lambda: calibrated().convert(),
+        "ours, + bias correction": lambda: walk(CorrectBias()),
+        "ours, equalized, + bias": lambda: walk(CorrectBias(), steps=(Equalize(),)),
+    }
+    if few:
+        found["ours, GPTQ + bias"] = lambda: walk(GPTQ(), CorrectBias())
+    found["ours, AdaRound + bias"] = lambda: walk(AdaRound(), CorrectBias())
+    found["ours, equalized, AdaRound + bias"] = lambda: walk(
+        AdaRound(), CorrectBias(), steps=(Equalize(),)
+    )
+    fp32 = deploy.export(model, batches[0][0][:2], folder / "fp32.onnx")
+    for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile):
+        found[f"ONNX Runtime, {method.name}"] = lambda method=method: onnxruntimes(
+            fp32, batches, weights, activations, method, folder / f"{name}{method.name}.onnx"
+        )
+    if find_spec("nncf") and name == "W8A8":
+        found["NNCF, fast bias correction"] = lambda: nncfs(model, batches, True)
+        found["NNCF, bias correction"] = lambda: nncfs(model, batches, False)
+    return found
+
+
+def sizes(made: Made, example: Tensor, folder: Path) -> tuple[str, str]:
+    """Bytes of the ONNX file and of the network packed; "-" where there is none."""
+    if isinstance(made, Session):
+        return f"{made.size:,}", "-"
+    if not hasattr(made, "quantized_layers"):
+        return "-", "-"
+    try:
+        path = deploy.export(made, example, folder / "ours.onnx", four_bit_convolutions=True)
+        file = f"{path.stat().st_size:,}"
+    except QuantizationError:  # no runtime has kernels for these bits
+        file = "-"
+    return file, f"{model_bytes(made):,}"
+
+
+def table(network: str, options: argparse.Namespace, folder: Path) -> None:
+    """Print the rows of one network."""
+    test = load_split("test")[: options.pictures]
+    batches = loader(load_split("calibration")[: options.calibration])
+    model = load_model(network)
+    reference = logits(model, test)
+    print(
+        f"{network}: FP32 top-1 {accuracy(reference, test.labels):.1%} on {len(test)} pictures, "
+        f"{options.calibration} for calibration"
+    )
+    print(f"{'':<40}{'top-1':>7}{'pooled':>10}{'median':>10}{'time':>10}{'ONNX':>11}{'packed':>11}")
+    for name in options.bits:
+        for way, make in ways(model, batches, name, folder).items():
+            if options.only and not any(word in way for word in options.only):
+                continue
+            start = time.perf_counter()
+            try:
+                made = make()
+            except Exception as error:  # another tool may raise anything
+                print(f"{name}  {way:<34}refused: {str(error).splitlines()[0][:90]}")
+                continue
+            seconds = time.perf_counter() - start
+            outputs = logits(made, test)
+            file, packed = sizes(made, batches[0][0][:2], folder)
+            print(
+                f"{name}  {way:<34}{accuracy(outputs, test.labels):7.1%}"
+                f"{snr_pooled(reference, outputs):7.1f} dB{snr_median(reference, outputs):7.1f} dB"
+                f"{seconds:8.1f} s{file:>11}{packed:>11}",
+                flush=True,
+            )
+    print()
+
+
+def main() -> None:
+    """Print a table for each network."""
+    parser = argparse.ArgumentParser(description="accuracy, ours beside other tools")
+    parser.add_argument("networks", nargs="*", help="some of: " + ", ".join(ARCHITECTURES))
+    parser.add_argument("--bits", nargs="+", choices=list(BITS), default=list(BITS))
+    parser.add_argument("--pictures", type=int, default=1000, help="of the test split")
+    parser.add_argument("--calibration", type=int, default=512)
+    parser.add_argument("--only", nargs="*", help="rows whose names contain one of these")
+    options = parser.parse_args()
+    unknown = set(options.networks) - set(ARCHITECTURES)
+    if unknown:
+        parser.error(f"no network {', '.join(sorted(unknown))}: {', '.join(ARCHITECTURES)}")
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for network in options.networks or ARCHITECTURES:
+            table(network, options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
