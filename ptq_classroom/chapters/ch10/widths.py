@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -71,12 +71,13 @@ def with_widths(
     return copy
 
 
-def outputs(model: nn.Module, scenes: Scenes) -> Tensor:
-    """The detector's output for all scenes, [N, 144, 5 + classes]."""
+def outputs(model: Callable, scenes: Scenes) -> Tensor:
+    """The output of a detector, or of a session that runs its file: [N, 144, 5 + classes]."""
     with torch.inference_mode():
-        return torch.cat([model(part) for part in scenes.inputs().split(50)]).clone()
+        parts = [torch.as_tensor(model(part)) for part in scenes.inputs().split(50)]
+        return torch.cat(parts).clone()
 
 
-def matches(model: nn.Module, scenes: Scenes) -> Matches:
+def matches(model: Callable, scenes: Scenes) -> Matches:
     """Which of its detections show an object (overlap of at least 0.5): what mAP is made from."""
     return match(detections(outputs(model, scenes)), scenes, (0.5,))
