@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -142,7 +142,7 @@ def test_each_line_makes_the_network_by_hand(rescued, low, uneven, network, scor
 
 
 def test_gains_are_against_the_best_before_and_what_is_kept_is_higher(low):
-    best: Any = None
+    best = cast(Any, None)
     for step in low.log:
         if best is None:
             assert step.gained is None
