@@ -233,7 +233,8 @@ def test_the_licence_of_the_artwork_is_there_in_full_and_named_wherever_it_holds
     assert "END OF TERMS AND CONDITIONS" in text
     files = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))["files"]
     derived = {name for name, entry in files.items() if entry["licence"] == "Apache-2.0"}
-    assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"}
+    scenes = {"scenes_calibration.npz", "scenes_test.npz"}
+    assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"} | scenes
     assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "CC-BY-4.0", "MIT"}
     card = (root / "data" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in card.splitlines() if "[Apache-2.0](LICENSE-Apache-2.0.txt)" in line]
