@@ -57,7 +57,7 @@ def make(net: nn.Module, technique: str, bits: int, activations: int | None, bat
     granularity, steps = ROUND[technique]
     config = QConfig(
         weight_bits=bits, activation_bits=activations, weight_granularity=granularity,
-        activation_range="mse",
+        activation_range="kl",
     )  # fmt: skip
     before = [AWQ(batches, explicit=True)] if technique == "AWQ" else []
     quantizer = PTQQuantizer(net, config=config, steps=before)

@@ -37,9 +37,11 @@ def two_weights(w: Any, x: Any) -> tuple[Figure, str]:
         chosen = {nearest: (COLORS[2], "s"), best: (COLORS[0], "o")}.get(i, (GREY, "D"))
         ax.plot(*point, chosen[1], color=chosen[0], markersize=10 if i in (nearest, best) else 6)
         name = {nearest: "nearest\n", best: "best\n"}.get(i, "")
+        above = point[1] > low[1]
         ax.annotate(
-            f"{name}error {error:.2f}", point, xytext=(9, -4), textcoords="offset points",
-            fontsize=9, va="top", color=ink(chosen[0]), bbox=BEHIND,
+            f"{name}error {error:.2f}", point, xytext=(9, 5 if above else -5), fontsize=9,
+            textcoords="offset points", va="bottom" if above else "top", color=ink(chosen[0]),
+            bbox=BEHIND,
         )  # fmt: skip
     ax.set(xlabel="first weight (steps)", ylabel="second weight (steps)")
     ax.set(xlim=(low[0] - 0.35, low[0] + 1.55), ylim=(low[1] - 0.4, low[1] + 1.35))
