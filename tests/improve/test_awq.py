@@ -161,9 +161,9 @@ def test_what_is_refused():
         PTQQuantizer(network(), config=CONFIG, steps=[AWQ([])])
     with pytest.raises(UnsupportedError, match="0: nothing before it"):
         PTQQuantizer(nn.Sequential(nn.Conv2d(3, 4, 3)), config=CONFIG, steps=[AWQ([x])])
+    floats = replace(CONFIG, weight_bits=None, activation_bits=8)
     with pytest.raises(QuantizationError, match="weight_bits"):
-        weights = replace(CONFIG, weight_bits=None, activation_bits=8)
-        PTQQuantizer(network(), config=weights, steps=[AWQ([x])])
+        PTQQuantizer(network(), config=floats, steps=[AWQ([x])])
     with pytest.raises(QuantizationError, match="steps"):
         AWQ([x], steps=0)
     for layer in (nn.ConvTranspose2d(2, 3, 3), nn.Embedding(3, 4), nn.Conv2d(4, 4, 3, groups=4)):
