@@ -203,9 +203,9 @@ class AWQ:
     ) -> tuple[list[_Group], dict[str, str]]:
         """Layers that share an input, with what takes the division; and why others are left."""
         norms, pairs = find_norms(module), {p.second: p for p in find_pairs(module)}
-        groups = [_Norm(readers, norm) for norm, readers in norms.items()]
+        groups: list[_Group] = [_Norm(readers, norm) for norm, readers in norms.items()]
         done = {name for readers in norms.values() for name in readers}
-        refused = {}
+        refused: dict[str, str] = {}
         for node in module.graph.nodes:
             name = str(node.target)
             if node.op != "call_module" or name in done or name in kept:
@@ -300,7 +300,7 @@ def statistics_of(
 
     hooks = [
         module.get_submodule(name).register_forward_pre_hook(
-            lambda layer, inputs, name=name: keep(name, layer, inputs[0])
+            lambda layer, inputs, name=name: keep(str(name), layer, inputs[0])
         )
         for name in names
     ]

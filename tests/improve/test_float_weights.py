@@ -17,6 +17,7 @@ from ptq_course.grids.floats import (
     nvfp4,
 )
 from ptq_course.improve.float_weights import float_weights
+from ptq_course.improve.matrices import weight_of
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
@@ -35,9 +36,10 @@ def network():
 def test_each_row_is_rounded_and_activations_may_be_quantized(choose):
     model, x = network(), torch.randn(6, 4, 8, 8)
     found = float_weights(model, choose)
-    rows = model[0].weight.detach().flatten(1)
-    expected = fake_quantize_float(rows, choose(rows)).reshape(model[0].weight.shape)
-    assert torch.equal(found.module.get_submodule("0").weight, expected)
+    weight = weight_of(model[0])
+    rows = weight.flatten(1)
+    expected = fake_quantize_float(rows, choose(rows)).reshape(weight.shape)
+    assert torch.equal(weight_of(found.module.get_submodule("0")), expected)
     assert set(found.bits) | set(found.left_out) == {"0", "2", "5"}
     assert set(found.left_out) == (set() if choose is FP8 else {"2", "5"})
     quantizer = PTQQuantizer(found.module, config=QConfig(weight_bits=None))
@@ -45,7 +47,7 @@ def test_each_row_is_rounded_and_activations_may_be_quantized(choose):
     with torch.no_grad():
         assert not torch.equal(converted(x), found.module(x)), "activations are rounded"
         assert (converted(x) - model(x)).norm() < 0.3 * model(x).norm()
-    assert torch.equal(model[0].weight, network()[0].weight), "the user's model stays"
+    assert torch.equal(weight, weight_of(network()[0])), "the user's model stays"
 
 
 def test_bits_count_the_scales():
@@ -55,7 +57,7 @@ def test_bits_count_the_scales():
 def test_some_layers_stay():
     model = network()
     found = float_weights(model, FP8, keep=("5",))
-    assert torch.equal(found.module.get_submodule("5").weight, model[5].weight)
+    assert torch.equal(weight_of(found.module.get_submodule("5")), weight_of(model[5]))
     assert list(found.left_out) == ["5"]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
 from torch import nn
 
 from ptq_classroom.chapters.ch13 import exercises, figures, widget
@@ -25,6 +28,16 @@ from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
 
+def places_of(ax: Axes) -> list[float]:
+    """Where the first collection of upright lines stands."""
+    (lines, *_) = [c for c in ax.collections if isinstance(c, LineCollection)]
+    return [float(segment[0][0]) for segment in lines.get_segments()]
+
+
+def rectangles(ax: Axes) -> list[Rectangle]:
+    return [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+
+
 def test_two_weights_names_nearest_and_best():
     fig, alt = figures.two_weights([0.4, 0.4], [[1.0, 0.4], [0.5, 1.0], [1.0, 1.0]])
     said = [text.get_text() for text in fig.axes[0].texts]
@@ -35,28 +48,25 @@ def test_two_weights_names_nearest_and_best():
 
 def test_a_codebook_is_drawn_with_its_decibels():
     fig, alt = figures.codebook([0.0, 1.0, 1.0, -1.0], {"a": [-1.0, 0.0, 1.5]}, "fc")
-    ticks = fig.axes[1].collections[0].get_segments()
-    assert [segment[0][0] for segment in ticks] == [-1.0, 0.0, 1.5]
+    assert places_of(fig.axes[1]) == [-1.0, 0.0, 1.5]
     assert "a 3 values, 7.8 dB" in alt  # 3 of signal over 0.5 of error
 
 
 def test_price_of_bits_draws_a_line_for_each_technique():
     table = {"net": {"nearest": {8: 90.0, 4: 80.0, 2: 3.0}, "GPTQ": {8: 90.0, 4: 89.0, 2: 60.0}}}
     fig, alt = figures.price_of_bits(table, {"net": 91.0})
-    assert [list(line.get_ydata()) for line in fig.axes[0].lines[:2]] == [
-        [90.0, 80.0, 3.0], [90.0, 89.0, 60.0],
-    ]  # fmt: skip
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in fig.axes[0].lines[:2]]
+    assert drawn == [[90.0, 80.0, 3.0], [90.0, 89.0, 60.0]]
     assert "net, GPTQ: 89.0 and 60.0 % at 4 and 2 bits" in alt
 
 
 def test_formats_and_widths():
     fig, alt = figures.formats({"x": [-2.0, 0.0, 2.0]}, {"x": [10.0, 12.0, 14.0]}, {"x": 4.5})
-    ticks = fig.axes[0].collections[0].get_segments()
-    assert [segment[0][0] for segment in ticks] == [-1.0, 0.0, 1.0]
+    assert places_of(fig.axes[0]) == [-1.0, 0.0, 1.0]
     assert "x 12.0 dB at 4.50 bits" in alt
     fig, alt = figures.widths({"mixed": {"a": 2, "b": 8}}, {"a": 300, "b": 100})
-    bars = fig.axes[0].patches
-    assert [(bar.get_height(), bar.get_width()) for bar in bars] == [(2, 75.0), (8, 25.0)]
+    sizes = [bar.get_bbox().size.tolist() for bar in rectangles(fig.axes[0])]
+    assert sizes == [[75.0, 2.0], [25.0, 8.0]]
     assert "mixed: a 2, b 8" in alt
 
 
