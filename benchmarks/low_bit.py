@@ -36,7 +36,7 @@ NETWORKS = ("resnet", "mobilenet")
 BITS = (8, 4, 3, 2)
 GROUP = 8  # divides the input channels of every layer of both networks
 PICTURES, CALIBRATION, DRAWS = 1000, 256, 3
-WIDGET_BITS, WIDGET_GROUPS = (2, 3, 4, 5, 6, 7, 8), ("row", 32, 16, 8, 4)
+WIDGET_BITS, WIDGET_GROUPS = (2, 3, 4, 5, 6, 7, 8), ("row", 32, 8, 4)
 
 # technique -> (granularity, steps of the walk by bits)
 ROUND: dict[str, tuple[str | int, Callable[[int], list]]] = {
@@ -46,7 +46,6 @@ ROUND: dict[str, tuple[str | int, Callable[[int], list]]] = {
     "AWQ": ("per_channel", lambda bits: []),
     "GPTQ": ("per_channel", lambda bits: [GPTQ()]),
     "AdaRound": ("per_channel", lambda bits: [AdaRound(100)]),
-    "groups, GPTQ": (GROUP, lambda bits: [GPTQ()]),
     "groups, AdaRound": (GROUP, lambda bits: [AdaRound(100)]),
 }
 WITHOUT_DATA = ("nearest", "groups", "clustering")

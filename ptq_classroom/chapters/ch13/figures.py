@@ -78,12 +78,11 @@ def codebook(weights: Any, books: Mapping[str, Any], layer: str) -> tuple[Figure
 def price_of_bits(
     table: Mapping[str, Mapping[str, Mapping[int, float]]],
     fp32: Mapping[str, float],
-    guess: tuple[Prediction, int] | None = None,
+    guess: Prediction | None = None,
 ) -> tuple[Figure, str]:
     """Accuracy (percent) over the bits of the weights: a panel a network, a line a technique.
 
-    table: network -> technique -> bits -> accuracy. guess: a prediction, and the bits it is about;
-    drawn in the first panel.
+    table: network -> technique -> bits -> accuracy. guess: drawn in the first panel.
     """
     fig, axes = figure(8.4, 3.9, 1, len(table), sharey=True, squeeze=False)
     told = []
@@ -100,7 +99,7 @@ def price_of_bits(
         ax.set_xticks(places, [str(b) for b in by_bits])
         ax.set(xlabel="bits of the weights", title=network, ylim=(0, 106))
     if guess is not None:
-        guess[0].draw(axes[0, 0], "y")
+        guess.draw(axes[0, 0], "y")
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
     axes[0, 0].legend(fontsize=9, loc="lower left")
     return fig, "Accuracy over bits. " + "; ".join(told) + "."

@@ -10,7 +10,7 @@ from ptq_classroom.kit.show import COLORS, GREY, color, figure
 WAYS = ("nearest", "GPTQ")
 NAMES = ("to nearest", "GPTQ")
 BITS = tuple(range(2, 9))
-GROUPS = {"one for each row": "row", "32 inputs": 32, "16 inputs": 16, "8 inputs": 8, "4 inputs": 4}
+GROUPS = {"one for each row": "row", "32 inputs": 32, "8 inputs": 8, "4 inputs": 4}
 
 
 def point(way: str, bits: int, group: str) -> tuple[float, float]:

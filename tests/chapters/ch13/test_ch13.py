@@ -93,7 +93,7 @@ def test_every_setting_of_the_widget_is_recorded():
 def test_the_record_is_complete_and_its_intervals_are_ordered():
     for network in ("resnet", "mobilenet"):
         for way in ("nearest", "groups", "clustering", "AWQ", "GPTQ", "AdaRound",
-                    "groups, GPTQ", "groups, AdaRound"):  # fmt: skip
+                    "groups, AdaRound"):  # fmt: skip
             assert list(by_bits(network, way, (8, 4, 3, 2))) == [8, 4, 3, 2]
             found = entry(network, way, 3)
             mean, low, high = found["gain"]
