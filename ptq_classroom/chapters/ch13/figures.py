@@ -32,7 +32,9 @@ def two_weights(w: Any, x: Any) -> tuple[Figure, str]:
     height = np.einsum("hwi,ij,hwj->hw", d, moments, d)
     ax.contour(a, b, height, levels=np.sort(errors)[:3] * 1.0001, colors=GREY, linewidths=0.9)
     ax.plot(*w, "x", color="black", markersize=9, markeredgewidth=2)
-    ax.annotate("the weights", w, xytext=(8, 6), textcoords="offset points", fontsize=9)
+    ax.annotate(
+        "the weights", w, xytext=(-9, -3), textcoords="offset points", fontsize=9, ha="right"
+    )
     for i, (point, error) in enumerate(zip(points, errors, strict=True)):
         chosen = {nearest: (COLORS[2], "s"), best: (COLORS[0], "o")}.get(i, (GREY, "D"))
         ax.plot(*point, chosen[1], color=chosen[0], markersize=10 if i in (nearest, best) else 6)
@@ -95,7 +97,10 @@ def price_of_bits(
             told.append(f"{network}, {name}: {values[-2]:.1f} and {values[-1]:.1f} % at "
                         f"{list(by_bits)[-2]} and {last} bits")  # fmt: skip
         ax.axhline(fp32[network], color=GREY, linestyle="--", linewidth=1.2)
-        ax.text(0, fp32[network] + 1.5, f"FP32 {fp32[network]:.1f}", fontsize=9, color=ink(GREY))
+        ax.text(
+            len(by_bits) - 1, fp32[network] + 1.5, f"FP32 {fp32[network]:.1f}", fontsize=9,
+            color=ink(GREY), ha="right",
+        )  # fmt: skip
         ax.set_xticks(places, [str(b) for b in by_bits])
         ax.set(xlabel="bits of the weights", title=network, ylim=(0, 106))
     if guess is not None:

@@ -6,7 +6,7 @@ QUESTIONS = (
     Question(
         "Why is rounding each weight to nearest not the best for a layer's output?",
         right=(
-            "errors of several weights add up in the output, and can cancel there",
+            "errors add up in the output, and can cancel there",
             "to nearest keeps each error small; up or down together makes their sum small",
         ),
         wrong=(
@@ -36,7 +36,7 @@ QUESTIONS = (
         ),
         wrong=(
             (
-                "be multiplied in an integer kernel",
+                "be multiplied as it is by an integer kernel",
                 "it cannot: its values are floats, looked up before the product",
             ),
             (
@@ -48,11 +48,14 @@ QUESTIONS = (
     Question(
         "What do AdaRound and GPTQ need from the calibration pictures?",
         right=(
-            "which inputs of a layer occur together: their second moments",
-            "the output's error is a quadratic form in them; no label is used",
+            "the second moments of each layer's inputs",
+            "they say which inputs occur together; the output's error is a quadratic form in them",
         ),
         wrong=(
-            ("the labels, to train the weights", "no label is used; only inputs of layers"),
+            (
+                "the right label of each picture, to train on",
+                "no label is used; only inputs of layers",
+            ),
             (
                 "the range of each activation",
                 "that is for rounding activations; here only weights are rounded",
