@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.improve.awq import (
-    AWQ,
+from ptq_course.improve.awq import AWQ
+from ptq_course.improve.awq_search import (
     InputStatistics,
     awq_factors,
     check_supported,
@@ -171,6 +171,27 @@ def test_what_is_refused():
     for layer in (nn.ConvTranspose2d(2, 3, 3), nn.Embedding(3, 4), nn.Conv2d(4, 4, 3, groups=4)):
         with pytest.raises(UnsupportedError, match=type(layer).__name__):
             check_supported(layer)
+
+
+def test_a_weight_that_is_used_twice_is_left():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.other, self.tied = (nn.Linear(4, 4) for _ in range(3))
+            self.tied.weight = self.other.weight
+
+        def forward(self, x):
+            y = self.first(self.first(x)).tanh()
+            return self.tied(self.other(y)) + nn.functional.relu(y)
+
+    model, x = nn.Sequential(Twice(), nn.Linear(4, 3)).eval(), torch.randn(16, 4)
+    step = AWQ([x], explicit=True)
+    quantizer = PTQQuantizer(model, config=CONFIG, steps=[step])
+    with torch.no_grad():
+        torch.testing.assert_close(quantizer.float_model(x), model(x), atol=1e-5, rtol=1e-5)
+    assert set(step.found) == {"1"}
+    assert set(step.left_out) >= {"0.first", "0.other", "0.tied"}
+    assert "more than once" in step.left_out["0.first"]
 
 
 def test_layers_that_stay_in_floating_point_are_left():

@@ -75,7 +75,7 @@ QUESTIONS = (
             ),
             (
                 "weight ranges with the least squared error",
-                "the squared error of the weights is not that of the output: at 3 bits it was worse",
+                "the weights' squared error is not the output's: at 3 bits it was worse",
             ),
         ),
     ),
