@@ -93,22 +93,25 @@ def in_onnx_runtime(
 
 
 def in_pytorch(network: str, x: Tensor, rounds: int) -> bool:
-    """Part 2: simulation and integer path against FP32; True where a budget is missed."""
+    """Part 2: simulation and integer path against FP32; True where a budget is missed.
+
+    Each takes turns with FP32 alone: the integer path's large tensors would make the allocator hand
+    memory back, and the other two pay for its return.
+    """
     model = load_model(network)
     simulated = quantized(network)
-    runs: dict[str, Callable] = {
-        "FP32": model,
-        "fake-quantized": simulated,
-        "integer-only": to_integer(simulated),
-    }
+    contestants = {"fake-quantized": simulated, "integer-only": to_integer(simulated)}
     missed = False
     with torch.no_grad():
         for batch in BATCHES:
-            seconds = timings(runs, x[:batch].clone(), rounds)
-            title = f"{network}, {batch} pictures, {torch.get_num_threads()} threads, PyTorch"
-            show(title, seconds, "FP32")
-            cost = Speedup.of(seconds["fake-quantized"], seconds["FP32"])
-            missed |= over_budget(network, batch, cost)
+            for name, contestant in contestants.items():
+                runs: dict[str, Callable] = {"FP32": model, name: contestant}
+                seconds = timings(runs, x[:batch].clone(), rounds)
+                title = f"{network}, {batch} pictures, {torch.get_num_threads()} threads, PyTorch"
+                show(title, seconds, "FP32")
+                if contestant is simulated:
+                    cost = Speedup.of(seconds[name], seconds["FP32"])
+                    missed |= over_budget(network, batch, cost)
     return missed
 
 

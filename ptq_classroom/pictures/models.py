@@ -1,9 +1,9 @@
-"""The trained networks of the course: a residual one, a depthwise one, one with SiLU.
+"""The trained networks of the course: residual, depthwise, with SiLU, and a vision transformer.
 
 `resnet` is made of Conv-BN-ReLU and residual adds (after He, Zhang, Ren, Sun, "Deep Residual
 Learning for Image Recognition", 2016), `mobilenet` of inverted residuals with depthwise
 convolutions and ReLU6 (after Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted
-Residuals and Linear Bottlenecks", 2018); `efficientnet` is in `efficientnet.py`. All are written
+Residuals and Linear Bottlenecks", 2018); `efficientnet` and `vit` are files of their own. All are written
 plainly so that torch.fx traces them, stay below 10 million multiply-adds a 48x48 image, and keep
 their channels wide at low resolution, where integer kernels gain most.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ptq_classroom.pictures.classes import CLASS_NAMES
 from ptq_classroom.pictures.efficientnet import EfficientNet
 from ptq_classroom.pictures.integrity import facts, verified
+from ptq_classroom.pictures.vit import ViT
 
 
 class BasicBlock(nn.Module):
@@ -124,9 +125,8 @@ def multiply_adds(model: nn.Module, image_size: int = 48) -> int:
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal total
-        weight = module.weight
-        positions = output.shape[2] * output.shape[3] if output.dim() == 4 else 1
-        total += weight.numel() * positions
+        channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+        total += module.weight.numel() * (output.numel() // channels)
 
     hooks = [
         module.register_forward_hook(count)
@@ -148,6 +148,7 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "resnet": ResNet,
     "mobilenet": MobileNet,
     "efficientnet": EfficientNet,
+    "vit": ViT,
 }
 
 
@@ -167,7 +168,7 @@ def manifest(name: str) -> dict:
 
 
 def load_model(name: str) -> nn.Module:
-    """The trained network `name` ("resnet", "mobilenet" or "efficientnet") in eval mode.
+    """The trained network `name` (one of ARCHITECTURES) in eval mode.
 
     Raises ValueError for another name, `DataIntegrityError` where the file is not the manifest's.
     """

@@ -146,9 +146,15 @@ def test_timings_take_turns():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["onnxruntime", "arm"])
-@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
-@pytest.mark.parametrize("count", [1000, 4000])
+@pytest.mark.parametrize(
+    ("name", "preset", "count"),
+    [
+        ("resnet", "onnxruntime", 4000),  # the whole test split once, where it is quick
+        ("resnet", "arm", 1000),
+        ("mobilenet", "onnxruntime", 1000),
+        ("mobilenet", "arm", 1000),
+    ],
+)
 def test_the_shipped_networks_agree(tmp_path, name, preset, count):
     """At least 99.5 % of the decisions, and integer kernels throughout with ONNX Runtime's."""
     model = load_model(name)
@@ -159,7 +165,7 @@ def test_the_shipped_networks_agree(tmp_path, name, preset, count):
     x = torch.cat([x for x, _ in loader(load_split("test"))])[:count]
     path = tmp_path / "int8.onnx"
     found = validate(quantized, model, path, x, target=preset, rounds=1)
-    assert found.examples == min(count, 4000)
+    assert found.examples == count
     assert found.agreement >= 0.995
     if name == "resnet":
         assert found.size_ratio <= 0.28
