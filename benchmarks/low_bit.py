@@ -32,9 +32,10 @@ from ptq_course.improve.gptq import GPTQ
 from ptq_course.improve.pairs import prepared
 from ptq_course.improve.walk import improved
 
-NETWORKS = ("resnet", "mobilenet")
+NETWORKS = ("resnet", "mobilenet", "efficientnet")
 BITS = (8, 4, 3, 2)
-GROUP = 8  # divides the input channels of every layer of both networks
+GROUP = 8  # divides the input channels of every layer of the first two networks
+UNGROUPED = ("efficientnet",)  # a layer of its attention reads 28 channels
 PICTURES, CALIBRATION, DRAWS = 1000, 256, 3
 WIDGET_BITS, WIDGET_GROUPS = (2, 3, 4, 5, 6, 7, 8), ("row", 32, 8, 4)
 
@@ -78,7 +79,9 @@ def draws() -> list[list]:
 def jobs() -> Iterator[tuple[str, str, int, int | None]]:
     """(network, technique, weight bits, activation bits)."""
     for network in NETWORKS:
-        for technique in ROUND:
+        for technique, (granularity, _) in ROUND.items():
+            if network in UNGROUPED and granularity == GROUP:
+                continue
             for bits in BITS:
                 yield network, technique, bits, None
             if technique != "clustering":  # no integer kernel multiplies by a codebook

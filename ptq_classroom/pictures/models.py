@@ -3,9 +3,9 @@
 `resnet` is made of Conv-BN-ReLU and residual adds (after He, Zhang, Ren, Sun, "Deep Residual
 Learning for Image Recognition", 2016), `mobilenet` of inverted residuals with depthwise
 convolutions and ReLU6 (after Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted
-Residuals and Linear Bottlenecks", 2018); `efficientnet` and `vit` are files of their own. All are written
-plainly so that torch.fx traces them, stay below 10 million multiply-adds a 48x48 image, and keep
-their channels wide at low resolution, where integer kernels gain most.
+Residuals and Linear Bottlenecks", 2018); `efficientnet` and `vit` have files of their own. All
+are written plainly so that torch.fx traces them, stay below 10 million multiply-adds a 48x48 image,
+and keep their channels wide at low resolution, where integer kernels gain most.
 """
 
 from collections.abc import Callable
