@@ -109,9 +109,9 @@ def test_every_dependency_is_bounded_below(project):
 def test_an_engineer_needs_four_libraries_and_each_extra_holds_the_one_before(project):
     extras = project["optional-dependencies"]
     assert names(project["dependencies"]) == {"torch", "numpy", "safetensors", "tqdm"}
-    assert list(extras) == ["onnx", "course", "test"]
+    assert list(extras) == ["onnx", "keras", "course", "test"]
     assert "ptq-course[onnx]" in extras["course"]
-    assert "ptq-course[course]" in extras["test"]
+    assert "ptq-course[course,keras]" in extras["test"]
 
 
 def test_the_setup_installs_every_extra(project):
@@ -145,7 +145,9 @@ def test_what_the_code_imports_is_declared(project, root):
     files = set(deploy.rglob("*.py")) - set((deploy / "checkpoint").rglob("*.py"))
     plots = {file for file in subject if "import matplotlib" in file.read_text(encoding="utf-8")}
     assert libraries(subject - files - plots) == base
-    assert libraries(files) <= base | names(extras["onnx"])
+    of_keras = set((deploy / "keras").rglob("*.py"))
+    assert libraries(files - of_keras) <= base | names(extras["onnx"])
+    assert libraries(of_keras) <= base | names(extras["keras"])
     assert libraries(plots) <= base | {"matplotlib"}
     classroom = set((root / "ptq_classroom").rglob("*.py"))
     assert libraries(classroom) <= base | names(extras["onnx"] + extras["course"])
@@ -159,7 +161,8 @@ def test_what_an_extra_brings_is_imported_where_its_absence_is_said(root):
         text = file.read_text(encoding="utf-8")
         guarded = re.sub(r"^( *)with needs\(.*(?:\n\1 +.*)+", "", text, flags=re.MULTILINE)
         if inside not in file.parents:
-            found = re.findall(r"^ *(?:import|from) (onnx\w*|matplotlib)", guarded, re.MULTILINE)
+            brought = r"^ *(?:import|from) (onnx\w*|keras|h5py|matplotlib)"
+            found = re.findall(brought, guarded, re.MULTILINE)
             bare += [f"{file.relative_to(root).as_posix()}: {name}" for name in found]
     assert bare == []
 

@@ -30,7 +30,6 @@ def import_keras() -> ModuleType:
         os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
         with needs("keras"):
-            import h5py  # noqa: F401
             import keras
     except MissingExtraError as problem:
         backend = os.environ.get("KERAS_BACKEND", "")
@@ -77,8 +76,8 @@ def open_model(path: Path) -> Any:
 
 def _described(path: Path) -> Any:
     """What the file says of its layers, as JSON."""
-    import h5py  # import_keras has said where it is missing
-
+    with needs("keras"):
+        import h5py
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo("config.json").file_size > LIMIT:

@@ -179,4 +179,3 @@ SHAPES: dict[str, Callable[[Call], fx.Node]] = {
     **{name: functools.partial(_merge, operation=made) for name, made in MERGES.items()},
     **dict.fromkeys(IDLE, nothing),
 }
-

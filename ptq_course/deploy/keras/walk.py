@@ -15,13 +15,19 @@ from torch import fx
 
 from ptq_course.deploy.keras.calls import Call, Target
 from ptq_course.deploy.keras.curves import CURVES, FUNCTIONS
+from ptq_course.deploy.keras.files import import_keras
 from ptq_course.deploy.keras.shapes import MERGES, SHAPES
 from ptq_course.deploy.keras.windows import WINDOWS
 from ptq_course.errors import QuantizationError, UnsupportedError
 
 CONVERTERS = {**WINDOWS, **CURVES, **SHAPES}
 # x + y between tensors of Keras: operations, no layers.
-OPERATIONS = {**{name: MERGES[name] for name in MERGES}, **FUNCTIONS, "Divide": torch.div}
+OPERATIONS = {
+    **{name: MERGES[name] for name in MERGES},
+    **FUNCTIONS,
+    "Divide": torch.div,
+    "TrueDivide": torch.div,
+}
 
 
 def convert(model: Any, target: Target, feeds: Sequence[fx.Node], prefix: str = "") -> list:
@@ -84,9 +90,7 @@ def _operation(call: Call, made: Any) -> fx.Node:
 
 def is_model(operation: Any) -> bool:
     """Whether an operation is a model with layers inside."""
-    import keras  # the front door has said where it is missing
-
-    return isinstance(operation, keras.Model)
+    return isinstance(operation, import_keras().Model)
 
 
 def check_graph(model: Any, path: str) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ptq_course.deploy.keras.calls import Call, tensor
 from ptq_course.deploy.keras.curves import activated
+from ptq_course.deploy.keras.files import import_keras
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -205,9 +206,7 @@ def _pooling(call: Call, kinds: dict[int, Callable[..., nn.Module]], **settings:
 
 
 def _repeats_border() -> bool:
-    import keras  # the front door has said where it is missing
-
-    return keras.backend.backend() == "torch"
+    return import_keras().backend.backend() == "torch"
 
 
 def max_pooling(call: Call) -> fx.Node:
