@@ -222,6 +222,13 @@ def broken(right: ModelProto, rule: str) -> ModelProto:
     return change.model
 
 
+def scales_of(right: ModelProto) -> dict[str, float]:
+    """The scale of every value that a right file rounds for the whole tensor."""
+    constants = {t.name: numpy_helper.to_array(t) for t in right.graph.initializer}
+    rounding = [node for node in right.graph.node if node.op_type == "QuantizeLinear"]
+    return {node.input[0]: float(constants[node.input[1]]) for node in rounding}
+
+
 def counted(model: ModelProto) -> dict[str, int]:
     """How often each operator stands in a file, most frequent first."""
     kinds = [node.op_type for node in model.graph.node]
