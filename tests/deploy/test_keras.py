@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="the extra 'keras' is not installed")
 
+from ptq_classroom.chapters.ch15.stripes import keras_model, stripes  # noqa: E402
 from ptq_course import PTQQuantizer, QuantizationError, UnsupportedError, to_integer  # noqa: E402
 from ptq_course.deploy.keras import from_keras  # noqa: E402
 from ptq_course.deploy.onnx import export  # noqa: E402
@@ -450,37 +451,8 @@ def test_an_absent_keras_or_backend_is_said(tmp_path, monkeypatch):
 # --- the whole way -------------------------------------------------------------------------------
 
 
-def stripes(count, seed):
-    """Pictures [n, 16, 16, 1] of stripes in four directions under noise, and their direction."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, count)
-    rows, columns = np.mgrid[:16, :16]
-    angle = labels * np.pi / 4 + rng.normal(0, 0.25, count)
-    wave = np.cos(angle)[:, None, None] * rows + np.sin(angle)[:, None, None] * columns
-    noise = rng.normal(0, 0.9, wave.shape)
-    return (np.sin(wave + rng.uniform(0, 6, (count, 1, 1))) + noise)[..., None].astype(
-        "float32"
-    ), labels
-
-
-def trained():
-    keras.utils.set_random_seed(0)
-    x = inputs = keras.Input((16, 16, 1))
-    for channels in (8, 16):
-        x = L.Conv2D(channels, 3, 2, padding="same", use_bias=False)(x)
-        x = L.ReLU()(L.BatchNormalization()(x))
-        y = L.SeparableConv2D(channels, 3, padding="same", activation="relu")(x)
-        x = L.Add()([x, y])
-    x = L.Dense(4)(L.Dropout(0.1)(L.Flatten()(L.MaxPooling2D(3, 2, padding="same")(x))))
-    model = keras.Model(inputs, x)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss)
-    model.fit(*stripes(1024, 1), batch_size=64, epochs=4, verbose=0)
-    return model
-
-
 def test_a_keras_file_becomes_an_int8_file(tmp_path):
-    model = trained()
+    model = keras_model()
     model.save(tmp_path / "stripes.keras")
     network = from_keras(tmp_path / "stripes.keras")
     pictures, labels = stripes(1000, 2)

@@ -40,7 +40,7 @@ def unfused(onnx_model: ModelProto) -> list[str]:
     made_by = {name: node.op_type for node in nodes for name in node.output}
     results = [value.name for value in onnx_model.graph.output]
     for node in [n for n in nodes if n.op_type in ("Conv", "Gemm")]:
-        inputs = [made_by.get(name) for name in node.input[:2]]
+        inputs = [made_by.get(name) for name in node.input]
         readers = [n.op_type for n in nodes if node.output[0] in n.input]
         rounded = readers == ["QuantizeLinear"] and node.output[0] not in results
         codes = set(inputs) == {"DequantizeLinear"}
@@ -52,6 +52,11 @@ def unfused(onnx_model: ModelProto) -> list[str]:
 def _graphs() -> Iterator[tuple[str, dict[str, Any]]]:
     for label, build in (
         ("a convolution between DQ and Q", lambda g: g.pair(g.conv(g.pair("x")))),
+        ("with an int32 bias", lambda g: g.pair(g.conv(g.pair("x"), bias=(g.int32_bias(),)))),
+        (
+            "the bias is in floating point",
+            lambda g: g.pair(g.conv(g.pair("x"), bias=(g.floats((4,)),))),
+        ),
         ("the weight is in floating point", lambda g: g.pair(g.conv(g.pair("x"), g.floats()))),
         ("the input is in floating point", lambda g: g.pair(g.conv(g.add("Sigmoid", g.pair("x"))))),
         ("a HardSwish reads the output", lambda g: g.pair(g.add("HardSwish", g.conv(g.pair("x"))))),
@@ -81,7 +86,7 @@ def _block(g: Graph) -> str:
     x = g.pair("x")
     a = g.pair(g.conv(x))
     b = g.conv(a)
-    return g.gemm(g.pair(g.add("Add", x, b)))
+    return g.gemm(g.pair(g.add("Add", g.pair("x"), b)))
 
 
 def _same_names(got: Any, expected: list[str], **_: Any) -> None:
@@ -109,11 +114,11 @@ def _by_sets(onnx_model: ModelProto) -> set[str]:
     uses = [name for n in graph.node for name in n.input] + [o.name for o in graph.output]
     left = set()
     for n in graph.node:
-        if n.op_type == "Gemm" and not set(n.input[:2]) <= decoded:
+        if n.op_type == "Gemm" and not set(n.input) <= decoded:
             left.add(n.name)
         if n.op_type == "Conv":
             y = n.output[0]
-            if not set(n.input[:2]) <= decoded or y not in coded or uses.count(y) != 1:
+            if not set(n.input) <= decoded or y not in coded or uses.count(y) != 1:
                 left.add(n.name)
     return left
 
@@ -125,7 +130,7 @@ def _by_walking(onnx_model: ModelProto) -> list[str]:
         return next((n.op_type for n in nodes if name in n.output), "a constant or an input")
 
     def stays_float(node: onnx.NodeProto) -> bool:
-        if any(maker(node.input[i]) != "DequantizeLinear" for i in (0, 1)):
+        if any(maker(name) != "DequantizeLinear" for name in node.input):
             return True
         if node.op_type == "Gemm":
             return False
@@ -143,10 +148,12 @@ UNFUSED = Exercise(
     agree=_agree_on_names, returns="the names",
     accepted=(_by_sets, _by_walking),
     diagnoses=(
-        ("node.input[:2] => node.input[:1]",
+        ("node.input] => node.input[:2]]",
+         "the bias was not looked at: the kernel adds an int32 bias, or none"),
+        ("node.input] => node.input[:1]]",
          "the weight was not looked at: a weight in floating point makes a product in floating "
          "point, whatever the input is"),
-        ("node.input[:2] => node.input[1:2]",
+        ("node.input] => node.input[1:]]",
          "the input was not looked at: integer weights alone make no integer product"),
         ("node.op_type == \"Conv\" and not rounded => not rounded",
          "a Gemm needs no Q behind it: QGemm may return real numbers"),

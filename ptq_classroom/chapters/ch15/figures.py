@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ptq_classroom.kit.pieces import BEHIND, accuracy_bars
+from ptq_classroom.kit.pieces import accuracy_bars
 from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.kit.show import COLORS, GREY, describe_bars, figure, ink
 
@@ -40,7 +40,7 @@ def before_and_after(
     if guess is not None:
         guess.draw(axes[1], "x")
     few = describe_bars(list(runtime), list(runtime.values()), "nodes that are executed")
-    return fig, f"{told[0].capitalize()}; {told[1]}. {few}"
+    return fig, f"Nodes {told[0]}; {told[1]}. {few}"
 
 
 def _pairs(counts: Mapping[str, int]) -> int:
@@ -125,9 +125,9 @@ def changes(rows: Mapping[str, Interval]) -> tuple[Figure, str]:
     accuracy_bars(ax, list(rows), middle, low, high, unit="change of accuracy (points)")
     ax.axvline(0, color=GREY, linewidth=1.0)
     ax.axvline(-1, color=GREY, linestyle="--", linewidth=1.2)
-    ax.annotate(
-        "limit", (-1, len(rows) - 0.45), xytext=(4, 0), textcoords="offset points", fontsize=9,
-        color=ink(GREY), bbox=BEHIND,
+    ax.text(
+        -1, 1.0, "limit", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9,
+        color=ink(GREY),
     )  # fmt: skip
     told = ", ".join(f"{name} {value:+.1f}" for name, value in zip(rows, middle, strict=True))
     return fig, f"Change of accuracy against FP32 in points: {told}."

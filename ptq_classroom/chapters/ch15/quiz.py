@@ -21,7 +21,7 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "A convolution reads a DQ and has integer weights, and a SiLU reads its output. What "
+        "A convolution reads a DQ and has integer weights, and a GELU reads its output. What "
         "does ONNX Runtime do?",
         right=(
             "it computes the convolution in floating point",
@@ -33,8 +33,8 @@ QUESTIONS = (
                 "its kernel returns codes as well, and here nobody says on which grid",
             ),
             (
-                "it fuses the SiLU into the convolution",
-                "only clamps such as ReLU are fused; this runtime has no integer SiLU",
+                "it fuses the GELU into the convolution",
+                "only clamps such as ReLU are fused; this runtime has no integer GELU",
             ),
         ),
     ),

@@ -52,9 +52,17 @@ class Graph:
         zeros = self.constant(np.zeros(shape[0], np.int8))
         return self.add("DequantizeLinear", codes, scales, zeros, axis=0)
 
-    def conv(self, x: str, weight: str = "", name: str = "") -> str:
-        """A convolution of width 1."""
-        return self.add("Conv", x, weight or self.weight((CHANNELS, CHANNELS, 1, 1)), name=name)
+    def conv(self, x: str, weight: str = "", bias: tuple[str, ...] = (), name: str = "") -> str:
+        """A convolution of width 1, with no bias or one."""
+        weight = weight or self.weight((CHANNELS, CHANNELS, 1, 1))
+        return self.add("Conv", x, weight, *bias, name=name)
+
+    def int32_bias(self, scale: float = 0.005) -> str:
+        """Integer codes of a bias and their DequantizeLinear; scale: input's times weight's."""
+        codes = self.constant(np.arange(CHANNELS, dtype=np.int32))
+        scales = self.constant(np.full(CHANNELS, scale, np.float32))
+        zeros = self.constant(np.zeros(CHANNELS, np.int32))
+        return self.add("DequantizeLinear", codes, scales, zeros, axis=0)
 
     def gemm(self, x: str, weight: str = "") -> str:
         """A linear layer: the pictures are made rows of numbers, and rounded, before it."""
