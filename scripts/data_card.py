@@ -9,7 +9,8 @@ START, END = "<!-- table: python scripts/data_card.py -->", "<!-- end of table -
 
 def linked(licence: str) -> str:
     """The licence's name with a link to its text, which stands beside the card or one folder up."""
-    return f"[{licence}]({'../LICENSE' if licence == 'MIT' else f'LICENSE-{licence}.txt'})"
+    above = {"MIT": "../LICENSE", "CC-BY-4.0": "../LICENSE-notebooks.md"}
+    return f"[{licence}]({above.get(licence, f'LICENSE-{licence}.txt')})"
 
 
 def table(files: dict[str, dict]) -> str:

@@ -2,11 +2,12 @@
 
     python scripts/train.py --arch resnet       # about a quarter of an hour on two cores
     python scripts/train.py --arch mobilenet
+    python scripts/train.py --arch vit
 
 Writes data/<arch>.safetensors and its entry in data/manifest.json. Interrupted, the same command
 continues from the last chunk (checkpoints in training/, no pickles). Batch norm uses batch
 statistics at first and frozen ones in the last part. One-cycle learning rate (Smith and Topin,
-"Super-Convergence", 2019), SGD with Nesterov momentum, label smoothing.
+"Super-Convergence", 2019), SGD with Nesterov momentum (the transformer: AdamW), label smoothing.
 """
 
 import argparse
@@ -31,14 +32,19 @@ from ptq_classroom.pictures.models import ARCHITECTURES, multiply_adds
 ROOT = Path(__file__).resolve().parents[1]
 # Share of the training after which batch norm is frozen. At 60 %, with the learning rate still
 # high, the depthwise network diverges.
-FREEZE = {"resnet": 0.6, "mobilenet": 0.85}
+FREEZE = {"resnet": 0.6, "mobilenet": 0.85, "vit": 1.0}
+RATE = {"vit": 0.002}  # of AdamW; the others learn with SGD
 CHUNK = 8192  # pictures drawn, learned from and thrown away
 
 
-def momentum_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The momentum buffers by parameter number, as flat tensors for safetensors."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What the optimizer remembers of each parameter, as flat tensors for safetensors."""
     state = optimizer.state_dict()["state"]
-    return {f"momentum.{i}": s["momentum_buffer"] for i, s in state.items()}
+    return {
+        f"optimizer.{number}.{key}": value
+        for number, remembered in state.items()
+        for key, value in remembered.items()
+    }
 
 
 def restore(
@@ -54,13 +60,12 @@ def restore(
     progress, tensors = max(states, key=lambda state: state[0]["chunks"])
     if progress["settings"] != settings:
         raise SystemExit(f"{folder} holds a run with other settings; remove it or use --fresh")
-    momentum = {k: tensors.pop(k) for k in list(tensors) if k.startswith("momentum.")}
+    remembered: dict[int, dict[str, torch.Tensor]] = {}
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        _, number, key = name.split(".")
+        remembered.setdefault(int(number), {})[key] = tensors.pop(name)
     model.load_state_dict(tensors)
-    state = optimizer.state_dict()
-    state["state"] = {
-        int(key.split(".")[1]): {"momentum_buffer": value} for key, value in momentum.items()
-    }
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": remembered})
     return progress["chunks"], progress["minutes"]
 
 
@@ -87,7 +92,7 @@ def checkpoint(
     """Save the run; an interruption at any moment leaves the old state, or the old and the new."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n")  # checkpoints never enter the repository
-    tensors = {**model.state_dict(), **momentum_state(optimizer)}
+    tensors = {**model.state_dict(), **optimizer_tensors(optimizer)}
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     progress = {"settings": settings, "chunks": chunks, "minutes": minutes}
     data = save(tensors, {"progress": json.dumps(progress)})
@@ -116,18 +121,24 @@ def estimate_batch_norm(model: nn.Module, images: torch.Tensor, batch: int) -> N
             model(to_input(part).contiguous(memory_format=torch.channels_last))
 
 
+def optimizer_for(
+    arguments: argparse.Namespace, decayed: list[nn.Parameter], plain: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """SGD with momentum; AdamW for a transformer, which SGD hardly trains."""
+    if arguments.arch in RATE:
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=arguments.lr)
+    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": plain}]
+    return torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
+
+
 def train(arguments: argparse.Namespace) -> tuple[nn.Module, float]:
     """The trained network in eval mode and the minutes it took."""
     torch.manual_seed(arguments.seed)
     model = ARCHITECTURES[arguments.arch](len(CLASS_NAMES)).to(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": plain}],
-        lr=arguments.lr,
-        momentum=0.9,
-        nesterov=True,
-    )
+    optimizer = optimizer_for(arguments, decayed, plain)
     chunk_steps = CHUNK // arguments.batch
     chunks = -(-arguments.images // CHUNK)
     settings = {k: v for k, v in vars(arguments).items() if k not in ("fresh", "output", "work")}
@@ -177,7 +188,7 @@ def arguments_of_a_run() -> argparse.ArgumentParser:
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--images", type=int, default=300_000, help="pictures to learn from")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--lr", type=float, help="peak of the learning rate")
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--smoothing", type=float, default=0.05)
     parser.add_argument("--freeze", type=float, help="share with batch statistics")
@@ -206,6 +217,8 @@ def main() -> None:
     said = command(parser, arguments)
     if arguments.freeze is None:
         arguments.freeze = FREEZE[arguments.arch]
+    if arguments.lr is None:
+        arguments.lr = RATE.get(arguments.arch, 0.2)
     model, minutes = train(arguments)
     output = arguments.output or ROOT / "data" / f"{arguments.arch}.safetensors"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output)

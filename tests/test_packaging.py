@@ -57,6 +57,11 @@ def test_environment_yml_installs_what_course_py_installs(conda):
     assert setup.rest_arguments() == ["-e", f".[{environment.EXTRAS}]"]
 
 
+def test_hubs_get_the_encoder_as_course_py_does(root):
+    command = " ".join(setup.encoder_arguments())
+    assert f"pip install {command}\n" in (root / "postBuild").read_text(encoding="utf-8")
+
+
 def test_environment_yml_names_nothing_beyond_python_and_pip(conda):
     plain = [entry for entry in conda["dependencies"] if isinstance(entry, str)]
     python, pip = plain
@@ -230,7 +235,7 @@ def test_the_licence_of_the_artwork_is_there_in_full_and_named_wherever_it_holds
     derived = {name for name, entry in files.items() if entry["licence"] == "Apache-2.0"}
     scenes = {"scenes_calibration.npz", "scenes_test.npz"}
     assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"} | scenes
-    assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "MIT"}
+    assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "CC-BY-4.0", "MIT"}
     card = (root / "data" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in card.splitlines() if "[Apache-2.0](LICENSE-Apache-2.0.txt)" in line]
     assert {name for name in derived if any(name in row for row in rows)} == derived

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ptq_classroom.pictures.classes import CLASS_NAMES
 from ptq_classroom.pictures.integrity import facts, verified
+from ptq_classroom.pictures.vit import ViT
 
 
 class BasicBlock(nn.Module):
@@ -123,9 +124,8 @@ def multiply_adds(model: nn.Module, image_size: int = 48) -> int:
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal total
-        weight = module.weight
-        positions = output.shape[2] * output.shape[3] if output.dim() == 4 else 1
-        total += weight.numel() * positions
+        channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+        total += module.weight.numel() * (output.numel() // channels)
 
     hooks = [
         module.register_forward_hook(count)
@@ -143,7 +143,11 @@ def multiply_adds(model: nn.Module, image_size: int = 48) -> int:
     return total
 
 
-ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {"resnet": ResNet, "mobilenet": MobileNet}
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    "resnet": ResNet,
+    "mobilenet": MobileNet,
+    "vit": ViT,
+}
 
 
 def resnet(num_classes: int = 48) -> ResNet:

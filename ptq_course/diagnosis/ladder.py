@@ -27,6 +27,7 @@ NAMES = {
     "equalized, ReLU6 as ReLU": "equalization, ReLU6 as ReLU",
     "equalized, a limit a channel": "equalization, a limit a channel",
     "smoothed": "SmoothQuant",
+    "smoothed, divisions of their own": "SmoothQuant, divisions of their own",
 }
 
 

@@ -18,6 +18,7 @@ from ptq_course.graph import plain_module
 from ptq_course.improve.adaround import AdaRound
 from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.equalization import Equalize
+from ptq_course.improve.inputs import find_values
 from ptq_course.improve.pairs import find_pairs, prepared, with_limits, without_relu6
 from ptq_course.improve.smoothquant import SmoothQuant, find_norms
 from ptq_course.improve.walk import improved
@@ -41,7 +42,11 @@ PREPARE = {
     "equalized": ("model", ", steps=[Equalize()]"),
     "equalized, ReLU6 as ReLU": ("without_relu6(model)", ", steps=[Equalize()]"),
     "equalized, a limit a channel": ("with_limits(model)", ", steps=[Equalize()]"),
-    "smoothed": ("model", ", steps=[SmoothQuant(calibration)]"),
+    "smoothed": ("model", ", steps=[SmoothQuant(calibration, alpha=None)]"),
+    "smoothed, divisions of their own": (
+        "model",
+        ", steps=[SmoothQuant(calibration, alpha=None, explicit=True)]",
+    ),
 }
 STEPS: dict[str, Callable[[], Any]] = {"AdaRound()": AdaRound, "CorrectBias()": CorrectBias}
 
@@ -85,7 +90,9 @@ class Workshop:
     def quantizer(self, recipe: Recipe) -> PTQQuantizer:
         """A quantizer of the prepared network that has decided as the recipe says."""
         config = replace(recipe.config, activation_range=SEARCH)
-        key = recipe.prepare, config.fused_activations, config.target
+        key: tuple = recipe.prepare, config.fused_activations, config.target
+        if recipe.prepare.startswith("smoothed"):
+            key = recipe.prepare, config  # alpha is searched for these bits
         if key not in self._observed:
             model, steps = self.model, []
             if recipe.prepare.startswith("equalized"):
@@ -94,8 +101,9 @@ class Workshop:
                 model = without_relu6(model)
             elif recipe.prepare.endswith("a channel"):
                 model = with_limits(model)
-            elif recipe.prepare == "smoothed":
-                steps = [SmoothQuant(self.calibration)]
+            elif recipe.prepare.startswith("smoothed"):
+                explicit = recipe.prepare != "smoothed"
+                steps = [SmoothQuant(self.calibration, alpha=None, explicit=explicit)]
             made = PTQQuantizer(model, config=config, steps=steps)
             self._observed[key] = made.observe(self.calibration, progress=self.progress)
         fork = self._observed[key].fork()
@@ -125,7 +133,13 @@ class Workshop:
         more = len(find_pairs(with_limits(plain))) > len(find_pairs(plain))
         if more:  # ReLU6 stands in the way: first what costs no operation
             found += ["equalized, ReLU6 as ReLU", "equalized, a limit a channel"]
-        return found + (["smoothed"] if find_norms(plain) else [])
+        folded = find_norms(plain)
+        if folded:
+            found.append("smoothed")
+        norms = any(isinstance(part, nn.LayerNorm) for part in plain.modules())
+        if norms and len(find_values(plain)) > len(folded):
+            found.append("smoothed, divisions of their own")
+        return found
 
     def traced(self, recipe: Recipe) -> bool:
         return isinstance(self.quantizer(recipe).float_model, fx.GraphModule)

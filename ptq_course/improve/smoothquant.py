@@ -3,7 +3,9 @@
 Outlier channels of a transformer's activations set the one scale that all channels share. Dividing
 channel j by s_j = max|x_j|^alpha / max|w_j|^(1 - alpha) moves the difficulty into the weights,
 which have a scale per row. The division costs nothing where a LayerNorm stands before: its gamma
-and beta take it. All layers that read the LayerNorm (query, key and value) share one s.
+and beta take it. All layers that read one value (query, key and value) share one s. Elsewhere, as
+in a transformer that normalizes behind its additions, where the residual reads the LayerNorm too,
+the division is an operation of its own, in floating point, in front of the quantizer.
 
 Xiao, Lin, Seznec, Wu, Demouth, Han, "SmoothQuant: Accurate and Efficient Post-Training
 Quantization for Large Language Models", 2022.
@@ -18,11 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError, number
-from ptq_course.graph import required_inputs
+from ptq_course.errors import QuantizationError, UnsupportedError, flag, number
+from ptq_course.grids.affine import block_minmax, choose_qparams, fake_quantize
 from ptq_course.improve.equalization import input_ranges
+from ptq_course.improve.inputs import find_values, inputs_of, linear, put_before
 from ptq_course.improve.pairs import prepared
-from ptq_course.simulation.observe import placed
+from ptq_course.simulation.qconfig import QConfig
+
+ALPHAS = tuple(step / 10 for step in range(11))
 
 
 def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float = 0.5) -> Tensor:
@@ -91,61 +96,110 @@ def find_norms(module: fx.GraphModule) -> dict[str, list[str]]:
     return found
 
 
+class InputScale(nn.Module):
+    """x / factors, channel by channel along the last dimension: what no layer could take."""
+
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__()
+        self.inverse: Tensor
+        self.register_buffer("inverse", 1 / factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.inverse
+
+
 class SmoothQuant:
     """A step: ``PTQQuantizer(model, steps=[SmoothQuant(batches)])``; the network computes the same.
 
-    batches: some calibration data (labels are not used), alpha: 0 leaves the outliers with the
-    activations, 1 moves all of them into the weights. Raises CalibrationError without data,
-    UnsupportedError where no LayerNorm is read by Linear layers alone.
+    batches: some calibration data (labels are not used). alpha: 0 leaves the outliers with the
+    activations, 1 moves all of them into the weights; None tries `ALPHAS` for each value and takes
+    the one whose layers' outputs, both sides rounded per `config`, err least on the first batch.
+    explicit: where no LayerNorm can take the division, divide in an `InputScale`; else the value
+    stays as it is. Afterwards ``alphas`` holds the exponent of each layer.
+    Raises CalibrationError without data, UnsupportedError where nothing can be divided.
     """
 
-    def __init__(self, batches: Iterable, alpha: float = 0.5, num_batches: int = 16) -> None:
-        self.alpha, self.batches, self.num_batches = (
-            number("alpha", alpha, "[0, 1]"),
-            batches,
-            num_batches,
-        )
+    def __init__(
+        self,
+        batches: Iterable,
+        alpha: float | None = 0.5,
+        num_batches: int = 16,
+        explicit: bool = False,
+    ) -> None:
+        self.alpha = None if alpha is None else number("alpha", alpha, "[0, 1]")
+        self.batches, self.num_batches = batches, num_batches
+        self.explicit = flag("explicit", explicit)
+        self.alphas: dict[str, float] = {}
 
-    def __call__(self, module: fx.GraphModule, quantizer: object) -> fx.GraphModule:
+    def __call__(self, module: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
         module = prepared(module)
-        norms = find_norms(module)
-        if not norms:
+        norms = {tuple(readers): name for name, readers in find_norms(module).items()}
+        values = {
+            node: readers
+            for node, readers in find_values(module).items()
+            if self.explicit or tuple(readers) in norms
+        }
+        if not values:
             raise UnsupportedError(
-                "SmoothQuant: no LayerNorm that only Linear layers read, so nothing can be folded."
+                "SmoothQuant: no LayerNorm that only Linear layers read, so nothing can be folded; "
+                "explicit=True divides in an operation of its own."
             )
-        largest = channel_ranges(module, list(norms), islice(self.batches, self.num_batches))
-        for name, readers in norms.items():
-            layers = [module.get_submodule(reader) for reader in readers]
-            linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-            weights = torch.stack([input_ranges(layer) for layer in linear]).amax(0)
-            factors = smoothing_factors(largest[name], weights, self.alpha)
-            smooth(module.get_submodule(name), linear, factors)
+        firsts = [readers[0] for readers in values.values()]
+        seen = inputs_of(module, firsts, islice(self.batches, self.num_batches))
+        for node, readers in values.items():
+            layers = [linear(module, name) for name in readers]
+            largest, some = seen[readers[0]]
+            factors = self._factors(readers, layers, largest, some, quantizer.config)
+            if tuple(readers) in norms:
+                smooth(module.get_submodule(norms[tuple(readers)]), layers, factors)
+            else:
+                divide(module, node, readers, factors)
+        module.recompile()
         return module
 
+    def _factors(
+        self,
+        readers: list[str],
+        layers: list[nn.Linear],
+        largest: Tensor,
+        some: Tensor,
+        config: QConfig,
+    ) -> Tensor:
+        weights = torch.stack([input_ranges(layer) for layer in layers]).amax(0)
+        tried = {
+            alpha: smoothing_factors(largest, weights, alpha)
+            for alpha in (ALPHAS if self.alpha is None else (self.alpha,))
+        }
+        errors = {
+            alpha: sum(output_error(layer, some, factors, config) for layer in layers)
+            for alpha, factors in tried.items()
+            if len(tried) > 1
+        }
+        best = min(errors, key=errors.__getitem__) if errors else next(iter(tried))
+        self.alphas |= dict.fromkeys(readers, best)
+        return tried[best]
 
-def channel_ranges(
-    module: fx.GraphModule, names: Sequence[str], batches: Iterable
-) -> dict[str, Tensor]:
-    """Largest |value| of each channel, the last dimension, that the parts ``names`` put out."""
-    found: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Any) -> None:
-        largest = output.detach().abs().flatten(0, -2).amax(0)
-        found[name] = torch.maximum(found[name], largest) if name in found else largest
+def output_error(layer: nn.Linear, x: Tensor, factors: Tensor, config: QConfig) -> float:
+    """Squared error of the layer's output where x / s and weight * s are rounded as by ``config``.
 
-    hooks = [
-        module.get_submodule(name).register_forward_hook(
-            lambda _, inputs, output, name=name: keep(str(name), output)
-        )
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                module(*placed(batch, required_inputs(module), module))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found:
-        raise CalibrationError("SmoothQuant: the loader gave no batch: pass at least one.")
-    return found
+    x: [rows, C]. The activations' range is their min-max. What ``config`` leaves in floating point
+    is not rounded.
+    """
+    scaled, weight = x / factors, layer.weight.detach() * factors
+    if config.activation_grid is not None:
+        low, high = block_minmax(scaled)
+        qparams = choose_qparams(low, high, config.activation_grid, config.activation_symmetric)
+        scaled = fake_quantize(scaled, qparams)
+    if config.weight_grid is not None:
+        low, high = block_minmax(weight, (1, -1))
+        weight = fake_quantize(weight, choose_qparams(low, high, config.weight_grid, True, (1, -1)))
+    return float((scaled @ weight.T - x @ layer.weight.detach().T).square().sum())
+
+
+def divide(module: fx.GraphModule, value: fx.Node, readers: Sequence[str], factors: Tensor) -> None:
+    """Put an `InputScale` between a value and the layers ``readers``; their weights undo it."""
+    put_before(module, value, readers, InputScale(factors))
+    with torch.no_grad():
+        for reader in readers:
+            linear(module, reader).weight.mul_(factors)

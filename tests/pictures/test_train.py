@@ -133,7 +133,7 @@ def test_batch_norm_is_estimated_over_all_pictures():
     ("words", "recorded"),
     [
         ("--arch resnet", "--arch resnet"),
-        ("--arch mobilenet --seed 0 --lr 0.2 --fresh --work /tmp/x", "--arch mobilenet"),
+        ("--arch mobilenet --seed 0 --batch 128 --fresh --work /tmp/x", "--arch mobilenet"),
         ("--lr 0.1 --arch resnet --weight-decay 0.001 --freeze 0.5 --output x",
          "--arch resnet --lr 0.1 --weight-decay 0.001 --freeze 0.5"),
     ],
