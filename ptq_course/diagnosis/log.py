@@ -96,9 +96,15 @@ class Log:
                     "examples to decide"
                 )
         words = f"held-out test part, {self.test_examples} examples: {self.test}"
-        inside = self.test.low is not None and -self.test.low <= self._limit
-        lines.append(f"{words}, {'inside' if inside else 'not shown to be inside'} the target")
+        lines.append(
+            f"{words}, {'inside' if self.confirmed else 'not shown to be inside'} the target"
+        )
         return lines
+
+    @property
+    def confirmed(self) -> bool:
+        """Is the drop inside the target on the held-out part, too, by its interval?"""
+        return self.test.low is not None and -self.test.low <= self._limit
 
     @property
     def _limit(self) -> float:
