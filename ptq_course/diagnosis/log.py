@@ -95,9 +95,9 @@ class Log:
                     "the mean drop is inside the target, but its interval is not: score more "
                     "examples to decide"
                 )
-        words = f"held-out test part, {self.test_examples} examples: {self.test}"
+        where = "inside" if self.confirmed else "not shown to be inside"
         lines.append(
-            f"{words}, {'inside' if self.confirmed else 'not shown to be inside'} the target"
+            f"held-out test part, {self.test_examples} examples: {self.test}, {where} the target"
         )
         return lines
 
