@@ -16,10 +16,11 @@ from torch import nn
 
 from ptq_classroom import load_split, loader
 from ptq_classroom.pictures.evaluate import accuracy, logits
-from ptq_classroom.pictures.models import load_model
+from ptq_classroom.pictures.models import ARCHITECTURES, load_model
 from ptq_course.errors import UnsupportedError
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.improve.adaround import AdaRound
+from ptq_course.improve.awq import AWQ
 from ptq_course.improve.bias_correction import CorrectBias, correct_bias_without_data
 from ptq_course.improve.equalization import Equalize, unequalize
 from ptq_course.improve.gptq import GPTQ
@@ -30,7 +31,7 @@ from ptq_course.simulation.quantizer import PTQQuantizer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="what each technique of improve/ saves")
-    parser.add_argument("network", choices=["resnet", "mobilenet"])
+    parser.add_argument("network", choices=sorted(ARCHITECTURES))
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--activation-bits", type=int, default=8, help="0: floating point")
     parser.add_argument("--granularity", default="per_channel")
@@ -74,6 +75,7 @@ def main() -> None:
         "analytic bias correction": analytic,
         "empirical bias correction": lambda: walk(CorrectBias()),
         "bias correction, inherited": lambda: walk(CorrectBias(inherited=True)),
+        "AWQ": lambda: quantizer(steps=(AWQ(batches, explicit=True),)).convert(),
         "GPTQ": lambda: walk(GPTQ()),
         "GPTQ + bias correction": lambda: walk(GPTQ(), CorrectBias()),
         "AdaRound": lambda: walk(AdaRound()),

@@ -9,7 +9,8 @@ START, END = "<!-- table: python scripts/data_card.py -->", "<!-- end of table -
 
 def linked(licence: str) -> str:
     """The licence's name with a link to its text, which stands beside the card or one folder up."""
-    return f"[{licence}]({'../LICENSE' if licence == 'MIT' else f'LICENSE-{licence}.txt'})"
+    above = {"MIT": "../LICENSE", "CC-BY-4.0": "../LICENSE-notebooks.md"}
+    return f"[{licence}]({above.get(licence, f'LICENSE-{licence}.txt')})"
 
 
 def table(files: dict[str, dict]) -> str:
@@ -37,12 +38,22 @@ def networks(files: dict[str, dict]) -> str:
     return "\n".join(rows)
 
 
+def detectors(files: dict[str, dict]) -> str:
+    """mAP of the detector on the test scenes, as a Markdown table."""
+    rows = ["| detector | multiply-adds | mAP at 0.5 | mAP at 0.5 to 0.95 |", "|---|---|---|---|"]
+    for name, entry in files.items():
+        if "map50" in entry:
+            shares = f"{100 * entry['map50']:.1f} % | {100 * entry['map']:.1f} %"
+            rows.append(f"| `{name}` | {entry['multiply_adds']:,} | {shares} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Rewrite the tables between their two markers."""
     card = DATA / "README.md"
     text = card.read_text(encoding="utf-8")
     files = read_manifest()["files"]
-    block = f"{START}\n{table(files)}\n\n{networks(files)}\n{END}"
+    block = f"{START}\n{table(files)}\n\n{networks(files)}\n\n{detectors(files)}\n{END}"
     pattern = re.escape(START) + ".*?" + re.escape(END)
     card.write_text(
         re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8", newline="\n"

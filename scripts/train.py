@@ -1,7 +1,8 @@
-"""Train one of the course's two networks on freshly drawn pictures; resumable.
+"""Train one of the course's networks on freshly drawn pictures; resumable.
 
     python scripts/train.py --arch resnet       # about a quarter of an hour on two cores
     python scripts/train.py --arch mobilenet
+    python scripts/train.py --arch efficientnet
     python scripts/train.py --arch vit
 
 Writes data/<arch>.safetensors and its entry in data/manifest.json. Interrupted, the same command
@@ -32,7 +33,7 @@ from ptq_classroom.pictures.models import ARCHITECTURES, multiply_adds
 ROOT = Path(__file__).resolve().parents[1]
 # Share of the training after which batch norm is frozen. At 60 %, with the learning rate still
 # high, the depthwise network diverges.
-FREEZE = {"resnet": 0.6, "mobilenet": 0.85, "vit": 1.0}
+FREEZE = {"resnet": 0.6, "mobilenet": 0.85, "efficientnet": 0.85, "vit": 1.0}
 RATE = {"vit": 0.002}  # of AdamW; the others learn with SGD
 CHUNK = 8192  # pictures drawn, learned from and thrown away
 

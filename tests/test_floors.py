@@ -29,6 +29,7 @@ ROOMS = {
 CLASSROOM = {
     "kit": "check, hint, predict, the learner's file, figures, widgets, glossary",
     "pictures": "emoji, camera, networks",
+    "text": "phrases and an encoder",
     "chapters": "one folder a chapter: exercises, figures, widget",
 }
 MAX_FLOORS = 10

@@ -57,6 +57,11 @@ def test_environment_yml_installs_what_course_py_installs(conda):
     assert setup.rest_arguments() == ["-e", f".[{environment.EXTRAS}]"]
 
 
+def test_hubs_get_the_encoder_as_course_py_does(root):
+    command = " ".join(setup.encoder_arguments())
+    assert f"pip install {command}\n" in (root / "postBuild").read_text(encoding="utf-8")
+
+
 def test_environment_yml_names_nothing_beyond_python_and_pip(conda):
     plain = [entry for entry in conda["dependencies"] if isinstance(entry, str)]
     python, pip = plain
@@ -109,9 +114,9 @@ def test_every_dependency_is_bounded_below(project):
 def test_an_engineer_needs_four_libraries_and_each_extra_holds_the_one_before(project):
     extras = project["optional-dependencies"]
     assert names(project["dependencies"]) == {"torch", "numpy", "safetensors", "tqdm"}
-    assert list(extras) == ["onnx", "course", "test"]
+    assert list(extras) == ["onnx", "keras", "openvino", "course", "test"]
     assert "ptq-course[onnx]" in extras["course"]
-    assert "ptq-course[course]" in extras["test"]
+    assert "ptq-course[course,keras,openvino]" in extras["test"]
 
 
 def test_the_setup_installs_every_extra(project):
@@ -145,10 +150,17 @@ def test_what_the_code_imports_is_declared(project, root):
     files = set(deploy.rglob("*.py")) - set((deploy / "checkpoint").rglob("*.py"))
     plots = {file for file in subject if "import matplotlib" in file.read_text(encoding="utf-8")}
     assert libraries(subject - files - plots) == base
-    assert libraries(files) <= base | names(extras["onnx"])
+    of_keras = set((deploy / "keras").rglob("*.py"))
+    second = {deploy / "openvino_session.py"}
+    assert libraries(files - of_keras - second) <= base | names(extras["onnx"])
+    assert libraries(second) <= base | names(extras["openvino"])
+    assert libraries(of_keras) <= base | names(extras["keras"])
     assert libraries(plots) <= base | {"matplotlib"}
     classroom = set((root / "ptq_classroom").rglob("*.py"))
-    assert libraries(classroom) <= base | names(extras["onnx"] + extras["course"])
+    brought = (
+        extras["onnx"] + extras["course"] + extras["keras"]
+    )  # of chapter 15, where it is there
+    assert libraries(classroom) <= base | names(brought)
 
 
 def test_what_an_extra_brings_is_imported_where_its_absence_is_said(root):
@@ -159,7 +171,8 @@ def test_what_an_extra_brings_is_imported_where_its_absence_is_said(root):
         text = file.read_text(encoding="utf-8")
         guarded = re.sub(r"^( *)with needs\(.*(?:\n\1 +.*)+", "", text, flags=re.MULTILINE)
         if inside not in file.parents:
-            found = re.findall(r"^ *(?:import|from) (onnx\w*|matplotlib)", guarded, re.MULTILINE)
+            brought = r"^ *(?:import|from) (onnx\w*|keras|h5py|openvino|matplotlib)"
+            found = re.findall(brought, guarded, re.MULTILINE)
             bare += [f"{file.relative_to(root).as_posix()}: {name}" for name in found]
     assert bare == []
 
@@ -228,8 +241,9 @@ def test_the_licence_of_the_artwork_is_there_in_full_and_named_wherever_it_holds
     assert "END OF TERMS AND CONDITIONS" in text
     files = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))["files"]
     derived = {name for name, entry in files.items() if entry["licence"] == "Apache-2.0"}
-    assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"}
-    assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "MIT"}
+    scenes = {"scenes_calibration.npz", "scenes_test.npz"}
+    assert derived == {"calibration.npz", "emoji_atlas.npz", "test.npz"} | scenes
+    assert {entry["licence"] for entry in files.values()} == {"Apache-2.0", "CC-BY-4.0", "MIT"}
     card = (root / "data" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in card.splitlines() if "[Apache-2.0](LICENSE-Apache-2.0.txt)" in line]
     assert {name for name in derived if any(name in row for row in rows)} == derived

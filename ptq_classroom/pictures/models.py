@@ -1,11 +1,11 @@
-"""The two trained networks of the course: a residual one and a depthwise one.
+"""The trained networks of the course: residual, depthwise, with SiLU, and a vision transformer.
 
 `resnet` is made of Conv-BN-ReLU and residual adds (after He, Zhang, Ren, Sun, "Deep Residual
 Learning for Image Recognition", 2016), `mobilenet` of inverted residuals with depthwise
 convolutions and ReLU6 (after Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted
-Residuals and Linear Bottlenecks", 2018). Both are written plainly so that torch.fx traces them,
-stay below 10 million multiply-adds a 48x48 image, and keep their channels wide at low resolution,
-where integer kernels gain most.
+Residuals and Linear Bottlenecks", 2018); `efficientnet` and `vit` have files of their own. All
+are written plainly so that torch.fx traces them, stay below 10 million multiply-adds a 48x48 image,
+and keep their channels wide at low resolution, where integer kernels gain most.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_classroom.pictures.classes import CLASS_NAMES
+from ptq_classroom.pictures.efficientnet import EfficientNet
 from ptq_classroom.pictures.integrity import facts, verified
 from ptq_classroom.pictures.vit import ViT
 
@@ -146,6 +147,7 @@ def multiply_adds(model: nn.Module, image_size: int = 48) -> int:
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "resnet": ResNet,
     "mobilenet": MobileNet,
+    "efficientnet": EfficientNet,
     "vit": ViT,
 }
 
@@ -166,7 +168,7 @@ def manifest(name: str) -> dict:
 
 
 def load_model(name: str) -> nn.Module:
-    """The trained network `name` ("resnet" or "mobilenet") in eval mode.
+    """The trained network `name` (one of ARCHITECTURES) in eval mode.
 
     Raises ValueError for another name, `DataIntegrityError` where the file is not the manifest's.
     """

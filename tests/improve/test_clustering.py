@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ptq_course.deploy.checkpoint import load, save, size_report
 from ptq_course.errors import QuantizationError
 from ptq_course.improve.clustering import Cluster, cluster, squared_error
 from ptq_course.improve.walk import improved
@@ -82,3 +83,17 @@ def test_what_is_refused():
     quantizer.calibrate([torch.randn(8, 4)], ranges="minmax", progress=False)
     with pytest.raises(QuantizationError, match="activation_bits=None"):
         improved(quantizer, [torch.randn(8, 4)], [Cluster()], progress=False)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4])
+def test_a_checkpoint_holds_packed_codes_and_the_codebook(tmp_path, bits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    x = torch.randn(4, 64)
+    quantizer = PTQQuantizer(model, config=replace(QConfig(), activation_bits=None))
+    found = improved(quantizer, [x], [Cluster(bits)], progress=False)
+    path = save(found, tmp_path / "clustered.safetensors")
+    assert torch.equal(load(path, model)(x), found(x))
+    layers = size_report(path).layers
+    assert [(s.bits, s.code_bytes) for s in layers] == [(bits, 256 * bits), (bits, 32 * bits)]
+    assert [s.scale_bytes for s in layers] == [4 * 2**bits] * 2

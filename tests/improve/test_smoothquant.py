@@ -9,7 +9,15 @@ from torch import nn
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.improve.pairs import prepared
-from ptq_course.improve.smoothquant import SmoothQuant, find_norms, smooth, smoothing_factors
+from ptq_course.improve.smoothquant import (
+    InputScale,
+    SmoothQuant,
+    find_norms,
+    output_error,
+    smooth,
+    smoothing_factors,
+)
+from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
 
@@ -79,3 +87,37 @@ def test_what_is_refused():
     for wrong in (torch.ones(2), torch.full((3,), -1.0)):
         with pytest.raises(QuantizationError, match="smoothing_factors"):
             smoothing_factors(torch.ones(3), wrong)
+
+
+def test_an_input_that_something_else_reads_is_divided_by_an_operation_of_its_own():
+    model, x = outliers()
+    model.residual = True
+    with pytest.raises(UnsupportedError, match="explicit=True"):
+        PTQQuantizer(model, steps=[SmoothQuant([x])])
+    step = SmoothQuant([x], 0.8, explicit=True)
+    quantizer = PTQQuantizer(model, steps=[step])
+    scales = [m for m in quantizer.float_model.modules() if isinstance(m, InputScale)]
+    assert len(scales) == 1, "query, key and value share one"
+    assert step.alphas == {"q": 0.8, "k": 0.8, "v": 0.8}
+    with torch.no_grad():
+        assert torch.allclose(quantizer.float_model(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_search_finds_an_alpha_that_is_no_worse_than_any_fixed_one():
+    model, x = outliers()
+    found = {}
+    for alpha in (0.0, 0.5, 1.0, None):
+        step = SmoothQuant([x], alpha)
+        quantizer = PTQQuantizer(model, steps=[step]).observe([x], ranges="minmax", progress=False)
+        with torch.no_grad():
+            quantized = quantizer.compute_qparams("minmax").convert()(x)
+        found[alpha] = snr_pooled(model(x), quantized)
+    assert found[None] > max(found[0.0], found[0.5], found[1.0]) - 1.0
+
+
+def test_output_error_of_nothing_rounded_is_rounding_of_float32():
+    layer, x = torch.nn.Linear(4, 3), torch.randn(10, 4)
+    config = QConfig(weight_bits=8, activation_bits=None)
+    whole = output_error(layer, x, torch.ones(4), config)
+    coarse = output_error(layer, x, torch.ones(4), QConfig(weight_bits=3, activation_bits=None))
+    assert whole < coarse / 10

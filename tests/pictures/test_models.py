@@ -1,4 +1,4 @@
-"""The two trained networks: small enough, traceable, verified, as accurate as the manifest says."""
+"""The trained networks: small enough, traceable, verified, as accurate as the manifest says."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from ptq_classroom.pictures.classes import CLASS_NAMES
 from ptq_classroom.pictures.datasets import load_split
+from ptq_classroom.pictures.efficientnet import EfficientNet, SqueezeExcite
 from ptq_classroom.pictures.evaluate import accuracy, logits
 from ptq_classroom.pictures.models import (
     ARCHITECTURES,
@@ -61,6 +62,24 @@ def test_the_residual_network_is_relu_and_the_depthwise_one_relu6():
     )
 
 
+def test_the_efficientnet_like_one_has_silu_attention_and_depthwise_convolutions():
+    net = EfficientNet().eval()
+    kinds = {type(module) for module in net.modules()}
+    assert {nn.SiLU, nn.Sigmoid, SqueezeExcite} <= kinds
+    assert not {nn.ReLU, nn.ReLU6} & kinds
+    assert any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in net.modules())
+    assert multiply_adds(net) <= 8_000_000
+
+
+def test_attention_multiplies_each_channel_by_a_factor_between_0_and_1():
+    attention = SqueezeExcite(4, 2).eval()
+    x = torch.rand(3, 4, 5, 5) + 0.1
+    with torch.no_grad():
+        factors = attention(x) / x
+    assert torch.allclose(factors, factors[..., :1, :1].expand_as(factors), atol=1e-5)
+    assert bool(((factors > 0) & (factors < 1)).all())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_load_model_is_in_eval_mode_and_fresh_each_time(name):
     first, second = load_model(name), load_model(name)
@@ -72,10 +91,11 @@ def test_load_model_is_in_eval_mode_and_fresh_each_time(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_fp32_accuracy_is_the_manifests_and_between_90_and_97_percent(name):
+def test_fp32_accuracy_is_the_manifests_and_leaves_room_on_both_sides(name):
+    """A transformer learns less from 300,000 pictures than a convolutional network does."""
     split = load_split("test")
     top1 = accuracy(logits(load_model(name), split), split.labels)
-    assert 0.90 <= top1 <= 0.97
+    assert (0.75 if name == "vit" else 0.90) <= top1 <= 0.97
     assert top1 == pytest.approx(manifest(name)["fp32_accuracy"], abs=0.002)
 
 

@@ -12,6 +12,12 @@ from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
 
 SHAPES = "os^Dv"
+WORDS = {"minmax": "min-max", "kl": "KL", "mse": "squared error", "percentile": "99.9 %"}
+
+
+def _named(name: str) -> str:
+    """Rules by the words of the text; "smoothed, kl" in two lines."""
+    return "\n".join(WORDS.get(word, word) for word in name.split(", "))
 
 
 def attention(weights: Any, words: Sequence[str], head: int) -> tuple[Figure, str]:
@@ -43,11 +49,12 @@ def channels(inputs: Mapping[str, Any]) -> tuple[Figure, str]:
         loudest = int(values.argmax())
         ax.annotate(
             f"channel {loudest}: {values[loudest] / middle:.0f} times the median (dashed)",
-            (loudest, values[loudest]), xytext=(8 if loudest < 0.6 * len(values) else -8, -4),
-            textcoords="offset points", va="top", fontsize=9,
+            (loudest, values[loudest]), xytext=(8 if loudest < 0.6 * len(values) else -8, 0),
+            textcoords="offset points", va="bottom", fontsize=9,
             ha="left" if loudest < 0.6 * len(values) else "right",
         )  # fmt: skip
         ax.set(title=name, xlim=(-2, len(values) + 1), ylabel="largest |x|")
+        ax.set_ylim(0, 1.2 * values.max())
         told.append(f"{name}: channel {loudest} {values[loudest] / middle:.0f} times the median")
     axes[-1, 0].set_xlabel("channel")
     return fig, "A few channels are far louder than the others. " + "; ".join(told) + "."
@@ -64,14 +71,14 @@ def cosines(
         at = [n for n, name in enumerate(names) if b in rows[name]]
         values = [rows[names[n]][b] for n in at]
         ax.plot(values, at, SHAPES[i], color=COLORS[2 * i], label=f"{b} bits", markersize=7)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [_named(name) for name in names])
     ax.invert_yaxis()
     ax.grid(axis="x", color="#dddddd", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.set(xlabel="mean cosine to the FP32 vector (1: the same)", xlim=(None, 1.01))
     if guess is not None:
         guess.draw(ax, "x")
-    ax.legend(fontsize=9, loc="lower left")
+    ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(bits))
     told = "; ".join(
         f"{name} {', '.join(f'{v:.3f} at {b} bits' for b, v in row.items())}"
         for name, row in rows.items()
@@ -121,7 +128,7 @@ def accuracies(rows: Mapping[str, Mapping[int, float]], fp32: float) -> tuple[Fi
                       hatch=["", "//"][i % 2], edgecolor="white")  # fmt: skip
         ax.bar_label(bars, [f"{v:.0f}" for v in values], fontsize=9, padding=1)
     ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
-    ax.set_xticks(range(len(rows)), list(rows))
+    ax.set_xticks(range(len(rows)), [_named(name) for name in rows])
     ax.set(ylabel="top-1 accuracy (%)", ylim=(0, 112))
     ax.legend(fontsize=9, ncols=2, loc="upper left", title=f"dashed: FP32 {fp32:.1f} %")
     told = "; ".join(
