@@ -105,6 +105,14 @@ def test_the_record_is_complete_and_its_intervals_are_ordered():
         assert not in_band(0.5, network, "GPTQ", 8)
 
 
+def test_the_third_network_is_recorded_without_groups():
+    for way in ("nearest", "clustering", "AWQ", "GPTQ", "AdaRound"):
+        assert list(by_bits("efficientnet", way, (8, 4, 3, 2))) == [8, 4, 3, 2]
+    names = [name for name in recorded()["techniques"] if name.startswith("efficientnet")]
+    assert not [name for name in names if "groups" in name]
+    assert len(entry("efficientnet", "GPTQ", 4, 4)["accuracy"]) == 3
+
+
 def test_stored_bits_count_scales():
     model = nn.Sequential(nn.Linear(32, 4, bias=False))
     config = QConfig(weight_bits=4, activation_bits=None, weight_granularity=8)
