@@ -65,7 +65,7 @@ def test_formats_and_widths():
     assert places_of(fig.axes[0]) == [-1.0, 0.0, 1.0]
     assert "x 12.0 dB at 4.50 bits" in alt
     fig, alt = figures.widths({"mixed": {"a": 2, "b": 8}}, {"a": 300, "b": 100})
-    sizes = [bar.get_bbox().size.tolist() for bar in rectangles(fig.axes[0])]
+    sizes = [list(bar.get_bbox().size) for bar in rectangles(fig.axes[0])]
     assert sizes == [[75.0, 2.0], [25.0, 8.0]]
     assert "mixed: a 2, b 8" in alt
 
