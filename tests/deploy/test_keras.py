@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import zipfile
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def scrambled(model, seed=0):
     return model
 
 
-def outputs(model, seed=0, layout="channels_first"):
+def outputs(model, seed=0, layout: Any = "channels_first"):
     """(what Keras predicts, what the module computes), channels last, for inputs at random."""
     rng = np.random.default_rng(seed)
     inputs = [
@@ -432,7 +433,7 @@ def test_models_that_cannot_be_read():
     with pytest.raises(QuantizationError, match=r"takes a keras\.Model or a path, got Linear"):
         from_keras(torch.nn.Linear(2, 2))
     with pytest.raises(QuantizationError, match="layout"):
-        from_keras(keras.Sequential([keras.Input((2,)), L.Dense(2)]), "NHWC")
+        from_keras(keras.Sequential([keras.Input((2,)), L.Dense(2)]), cast(Any, "NHWC"))
 
 
 def test_an_absent_keras_or_backend_is_said(tmp_path, monkeypatch):
@@ -464,7 +465,7 @@ def test_a_keras_file_becomes_an_int8_file(tmp_path):
     run = session(path)
     of_keras = (model.predict(pictures, verbose=0).argmax(1) == labels).mean()
     of_int8 = (run(x).argmax(1).numpy() == labels).mean()
-    assert 0.8 < of_keras < 0.995, "neither too easy nor untrained, or the comparison says nothing"
+    assert 0.75 < of_keras < 0.99, "neither too easy nor untrained, or the comparison says nothing"
     assert of_int8 >= of_keras - 0.01
     assert run.operators["QLinearConv"] == 6
     assert "Conv" not in run.operators
