@@ -23,6 +23,8 @@ from ptq_course.deploy.onnx import export  # noqa: E402
 from ptq_course.deploy.session import session  # noqa: E402
 from ptq_course.errors import MissingExtraError  # noqa: E402
 
+h5py = pytest.importorskip("h5py")
+
 L = keras.layers
 # Keras's own, under NumPy 2 and Hypothesis.
 pytestmark = [
@@ -325,6 +327,33 @@ def test_files(tmp_path, nested, ending):
     x = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     for got, wanted in zip(from_keras(path)(*x), from_keras(nested)(*x), strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def as_keras_2(part):
+    """A description as tf.keras 2 wrote it: no modules, strings for types, batch_input_shape."""
+    if isinstance(part, list):
+        return [as_keras_2(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("class_name") == "DTypePolicy":
+        return part["config"]["name"]
+    renamed = {"batch_shape": "batch_input_shape"}
+    dropped = ("module", "registered_name", "build_config", "optional")
+    kept = {k: v for k, v in part.items() if k not in dropped}
+    return {renamed.get(name, name): as_keras_2(value) for name, value in kept.items()}
+
+
+def test_a_file_of_keras_2(tmp_path):
+    path = tmp_path / "old.h5"
+    model = alone(L.Conv2D(4, 3, strides=2, padding="same", activation="relu"))
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        written = as_keras_2(json.loads(str(file.attrs["model_config"])))
+        assert "registered_name" not in json.dumps(written)
+        file.attrs["model_config"] = json.dumps(written)
+        file.attrs["keras_version"] = "2.15.0"
+    x = torch.randn(2, 6, 9, 8)
+    assert torch.equal(from_keras(path)(x), from_keras(model)(x))
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
