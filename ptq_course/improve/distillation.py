@@ -4,8 +4,8 @@ Rounding has gradient zero almost everywhere, so nothing could be learned throug
 straight-through estimator takes 1 instead where the value is inside the grid, and 0 where it is
 clipped (Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons
 for Conditional Computation", 2013). A scale learns through the same formula (Esser, McKinstry,
-Bablani, Appuswamy, Modha, "Learned Step Size Quantization", 2020). The teacher is the float network:
-its answers to unlabelled data are softer than labels, and there are as many as there are data
+Bablani, Appuswamy, Modha, "Learned Step Size Quantization", 2020). The teacher is the float
+network: its answers to unlabelled data are softer than labels, and as many as there are data
 (Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015).
 
 Batch norm is folded before all this, so nothing here has a training mode.

@@ -32,9 +32,7 @@ def two_weights(w: Any, x: Any) -> tuple[Figure, str]:
     height = np.einsum("hwi,ij,hwj->hw", d, moments, d)
     ax.contour(a, b, height, levels=np.sort(errors)[:3] * 1.0001, colors=GREY, linewidths=0.9)
     ax.plot(*w, "x", color="black", markersize=9, markeredgewidth=2)
-    ax.annotate(
-        "w", w, xytext=(-9, -3), textcoords="offset points", fontsize=10, ha="right"
-    )
+    ax.annotate("w", w, xytext=(-9, -3), textcoords="offset points", fontsize=10, ha="right")
     for i, (point, error) in enumerate(zip(points, errors, strict=True)):
         chosen = {nearest: (COLORS[2], "s"), best: (COLORS[0], "o")}.get(i, (GREY, "D"))
         ax.plot(*point, chosen[1], color=chosen[0], markersize=10 if i in (nearest, best) else 6)
