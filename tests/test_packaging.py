@@ -157,9 +157,7 @@ def test_what_the_code_imports_is_declared(project, root):
     assert libraries(of_keras) <= base | names(extras["keras"])
     assert libraries(plots) <= base | {"matplotlib"}
     classroom = set((root / "ptq_classroom").rglob("*.py"))
-    brought = (
-        extras["onnx"] + extras["course"] + extras["keras"]
-    )  # of chapter 15, where it is there
+    brought = extras["onnx"] + extras["course"] + extras["keras"]  # chapter 15
     assert libraries(classroom) <= base | names(brought)
 
 

@@ -294,10 +294,12 @@ def test_a_shared_layer_that_must_pad_differently_keeps_one_weight():
 
 def test_an_application_of_keras():
     """MobileNetV2 of random weights, as its users build it: 53 convolutions, ten residual adds."""
-    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
+    keras.utils.set_random_seed(0)
+    shape, head = (32, 32, 3), {"classes": 5, "classifier_activation": None}
+    model = keras.applications.MobileNetV2(shape, alpha=0.35, weights=None, **head)
     for layer in model.layers:
         if isinstance(layer, L.BatchNormalization):  # or the numbers fade away in so many layers
-            layer.moving_variance.assign(layer.moving_variance * 0.05)
+            layer.moving_variance.assign(layer.moving_variance * 0.1)
     assert_equal(model)
 
 
