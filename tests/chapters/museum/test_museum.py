@@ -61,6 +61,7 @@ def test_codes_lose_decibels_beyond_the_range(weights):
 
 
 def test_the_range_of_a_tensor_far_from_zero(weights):
+    """A construction: real activations, moved by 4."""
     x = weights[0] + 4
 
     def decoded(pipeline):
@@ -82,6 +83,7 @@ def test_a_folded_convolution(net):
 
 
 def test_a_transposed_convolution(net):
+    """A construction: weights of a convolution, with output channels spread from 0.1 to 10."""
     source = net.layer1.conv1.weight.detach()
     layer = nn.ConvTranspose2d(source.shape[0], source.shape[1], 3, bias=False)
     spread = torch.logspace(-1, 1, source.shape[1])[:, None, None]
@@ -103,6 +105,7 @@ def test_the_last_layer_in_integers(weights):
 
 
 def test_one_scale_for_quiet_and_loud_batches(weights):
+    """A construction: real activations, three batches of four made quieter."""
     x = weights[0]
     parts = [x[:16] / 8, x[16:32] / 4, x[32:48] / 2, x[48:]]
 
@@ -114,9 +117,15 @@ def test_one_scale_for_quiet_and_loud_batches(weights):
 
 
 def with_rounded_inputs(net: nn.Module, peaks: dict[str, float]) -> nn.Module:
-    """A copy whose layers get inputs on 8-bit grids that reach up to these peaks."""
+    """A copy whose layers get inputs on 8-bit grids that reach up to these peaks.
+
+    The pictures stay as they are: a few loud pixels make min-max of the first input costly, which
+    is a matter of the range rule (chapter 02) and would hide what the repair does.
+    """
     net = copy.deepcopy(net)
     for name, peak in peaks.items():
+        if name == "conv":
+            continue
         scale = peak / 127
         net.get_submodule(name).register_forward_pre_hook(
             lambda _, x, s=scale: ((x[0] / s).round().clamp(-127, 127) * s,)
@@ -130,19 +139,25 @@ def test_peaks_cost_accuracy(net, test_set, batches):
         rounded = with_rounded_inputs(net, pipeline(net, batches))
         right.append(correct(logits(rounded, test_set), test_set.labels).double())
     broken, repaired, variant = right
+    floating = correct(logits(net, test_set), test_set.labels).double()
     assert paired_bootstrap(broken, repaired)[1] > 0
+    assert paired_bootstrap(floating, repaired)[1] > -0.06, "the repair leaves a large loss"
     assert abs(repaired.mean() - variant.mean()) < 0.01
 
 
-def test_ranges_leave_the_network_another_one(net, test_set, batches):
+def test_ranges_leave_the_network_another_one(net, test_set):
+    """Small batches, as memory often asks for: with 32 pictures each the loss is much smaller."""
+    small = [x for x, *_ in loader(load_split("calibration"), batch_size=4, limit=64)]
+    floating = correct(logits(net, test_set), test_set.labels).double()
     right = []
     for pipeline in versions("ranges"):
         patient = copy.deepcopy(net)
-        pipeline(patient, [batches[0][:4] * 2] * 20)
+        pipeline(patient, small)
         right.append(correct(logits(patient, test_set), test_set.labels).double())
     broken, repaired, variant = right
     assert paired_bootstrap(broken, repaired)[1] > 0
-    assert repaired.equal(variant)
+    assert repaired.equal(floating)
+    assert variant.equal(floating)
 
 
 @EACH
