@@ -74,13 +74,13 @@ def onnxruntimes(
     return session(path)
 
 
-def nncfs(model: nn.Module, batches: list, fast: bool) -> nn.Module:
+def nncfs(model: nn.Module, batches: list) -> nn.Module:
     """NNCF's post-training quantization of the PyTorch network (8 bits)."""
     import nncf  # pyright: ignore[reportMissingImports]
 
     data = nncf.Dataset([x for x, _ in batches])
     count = sum(len(x) for x, _ in batches)
-    return nncf.quantize(model, data, subset_size=count, fast_bias_correction=fast)
+    return nncf.quantize(model, data, subset_size=count)
 
 
 def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, Way]:
@@ -116,8 +116,7 @@ def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, 
             fp32, batches, weights, activations, method, folder / f"{name}{method.name}.onnx"
         )
     if find_spec("nncf") and name == "W8A8":
-        found["NNCF, fast bias correction"] = lambda: nncfs(model, batches, True)
-        found["NNCF, bias correction"] = lambda: nncfs(model, batches, False)
+        found["NNCF, fast bias correction"] = lambda: nncfs(model, batches)
     return found
 
 

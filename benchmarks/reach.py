@@ -1,6 +1,6 @@
 """`reach` on the shipped networks: what brings a quantized network back, and at which price.
 
-    python benchmarks/reach.py                     all cases, about three minutes on two idle cores
+    python benchmarks/reach.py                     all cases, a few minutes on two idle cores
     python benchmarks/reach.py resnet --drop 0.5   one of them, with another target
 
 resnet: weights of 4 bits, activations of 8. mobilenet: one scale for each tensor at 8 bits.

@@ -95,10 +95,16 @@ class Log:
                     "the mean drop is inside the target, but its interval is not: score more "
                     "examples to decide"
                 )
-        words = f"held-out test part, {self.test_examples} examples: {self.test}"
-        inside = self.test.low is not None and -self.test.low <= self._limit
-        lines.append(f"{words}, {'inside' if inside else 'not shown to be inside'} the target")
+        where = "inside" if self.confirmed else "not shown to be inside"
+        lines.append(
+            f"held-out test part, {self.test_examples} examples: {self.test}, {where} the target"
+        )
         return lines
+
+    @property
+    def confirmed(self) -> bool:
+        """Is the drop inside the target on the held-out part, too, by its interval?"""
+        return self.test.low is not None and -self.test.low <= self._limit
 
     @property
     def _limit(self) -> float:

@@ -54,6 +54,11 @@ class Reached:
     test: Variant
 
     @property
+    def confirmed(self) -> bool:
+        """Is the drop inside the target on the held-out part, too, by its interval?"""
+        return self.log.confirmed
+
+    @property
     def line(self) -> str:
         """Python that makes the network by hand."""
         return self.recipe.line

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import zipfile
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from ptq_course.deploy.keras import from_keras  # noqa: E402
 from ptq_course.deploy.onnx import export  # noqa: E402
 from ptq_course.deploy.session import session  # noqa: E402
 from ptq_course.errors import MissingExtraError  # noqa: E402
+
+h5py = pytest.importorskip("h5py")
 
 L = keras.layers
 # Keras's own, under NumPy 2 and Hypothesis.
@@ -47,7 +50,7 @@ def scrambled(model, seed=0):
     return model
 
 
-def outputs(model, seed=0, layout="channels_first"):
+def outputs(model, seed=0, layout: Any = "channels_first"):
     """(what Keras predicts, what the module computes), channels last, for inputs at random."""
     rng = np.random.default_rng(seed)
     inputs = [
@@ -326,6 +329,33 @@ def test_files(tmp_path, nested, ending):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
+def as_keras_2(part):
+    """A description as tf.keras 2 wrote it: no modules, strings for types, batch_input_shape."""
+    if isinstance(part, list):
+        return [as_keras_2(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("class_name") == "DTypePolicy":
+        return part["config"]["name"]
+    renamed = {"batch_shape": "batch_input_shape"}
+    dropped = ("module", "registered_name", "build_config", "optional")
+    kept = {k: v for k, v in part.items() if k not in dropped}
+    return {renamed.get(name, name): as_keras_2(value) for name, value in kept.items()}
+
+
+def test_a_file_of_keras_2(tmp_path):
+    path = tmp_path / "old.h5"
+    model = alone(L.Conv2D(4, 3, strides=2, padding="same", activation="relu"))
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        written = as_keras_2(json.loads(str(file.attrs["model_config"])))
+        assert "registered_name" not in json.dumps(written)
+        file.attrs["model_config"] = json.dumps(written)
+        file.attrs["keras_version"] = "2.15.0"
+    x = torch.randn(2, 6, 9, 8)
+    assert torch.equal(from_keras(path)(x), from_keras(model)(x))
+
+
 @pytest.mark.parametrize("ending", ["keras", "h5"])
 def test_a_lambda_layer_is_refused_before_keras_opens_the_file(tmp_path, ending, monkeypatch):
     model = keras.Sequential(
@@ -432,7 +462,7 @@ def test_models_that_cannot_be_read():
     with pytest.raises(QuantizationError, match=r"takes a keras\.Model or a path, got Linear"):
         from_keras(torch.nn.Linear(2, 2))
     with pytest.raises(QuantizationError, match="layout"):
-        from_keras(keras.Sequential([keras.Input((2,)), L.Dense(2)]), "NHWC")
+        from_keras(keras.Sequential([keras.Input((2,)), L.Dense(2)]), cast(Any, "NHWC"))
 
 
 def test_an_absent_keras_or_backend_is_said(tmp_path, monkeypatch):
@@ -464,7 +494,7 @@ def test_a_keras_file_becomes_an_int8_file(tmp_path):
     run = session(path)
     of_keras = (model.predict(pictures, verbose=0).argmax(1) == labels).mean()
     of_int8 = (run(x).argmax(1).numpy() == labels).mean()
-    assert 0.8 < of_keras < 0.995, "neither too easy nor untrained, or the comparison says nothing"
+    assert 0.75 < of_keras < 0.99, "neither too easy nor untrained, or the comparison says nothing"
     assert of_int8 >= of_keras - 0.01
     assert run.operators["QLinearConv"] == 6
     assert "Conv" not in run.operators

@@ -35,7 +35,7 @@ def test_a_file_in_floating_point_gives_the_same_numbers(files):
 
 def test_an_integer_file_gives_nearly_the_same_numbers_from_integer_kernels(files):
     x, _, int8 = files
-    run = session(int8, runtime="openvino")
+    run = OpenVINOSession(int8)
     ours, theirs = session(int8)(x), run(x)
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.99
     assert run.precisions["Convolution", "u8"] == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +122,7 @@ def test_scores_of_the_test_part_decide_nothing(rescued, uneven, evaluate):
         (s.line, s.change, s.kept) for s in rescued.log
     ]
     assert other.test.score == 0.0
+    assert (other.reached, other.confirmed) == (True, False)
     assert "not shown to be inside" in str(other)
 
 
@@ -142,15 +143,16 @@ def test_each_line_makes_the_network_by_hand(rescued, low, uneven, network, scor
 
 
 def test_gains_are_against_the_best_before_and_what_is_kept_is_higher(low):
-    best = cast(Any, None)
+    kept: list[Any] = []
     for step in low.log:
-        if best is None:
-            assert step.gained is None
-        else:
-            gain = step.change.score - best.change.score
+        if kept:
+            gain = step.change.score - kept[-1].change.score
             assert step.gained.difference == pytest.approx(gain, abs=1e-9)
+        else:
+            assert step.gained is None
         if step.kept:
-            best = step
+            kept.append(step)
+    best = kept[-1]
     assert best is low.log.best
     assert low.validation == best.change
 
@@ -388,7 +390,8 @@ def test_several_outputs_are_widened_in_the_order_of_execution(scored):
     config = QConfig(weight_bits=2)
     result = reach(model, CALIBRATION, evaluate, drop=0, config=config, **QUIET)
     assert "several outputs" in str(result)
-    widened = [s.recipe.config.layer_bits for s in result.log if s.recipe.config.layer_bits]
+    recipes: list[Any] = [step.recipe for step in result.log]
+    widened = [recipe.config.layer_bits for recipe in recipes if recipe.config.layer_bits]
     assert [name for name, _ in widened[0]] == ["first"]
     assert [name for name, _ in widened[1]] == ["first", "one"]
 

@@ -33,7 +33,7 @@ def two_weights(w: Any, x: Any) -> tuple[Figure, str]:
     ax.contour(a, b, height, levels=np.sort(errors)[:3] * 1.0001, colors=GREY, linewidths=0.9)
     ax.plot(*w, "x", color="black", markersize=9, markeredgewidth=2)
     ax.annotate(
-        "the weights", w, xytext=(-9, -3), textcoords="offset points", fontsize=9, ha="right"
+        "w", w, xytext=(-9, -3), textcoords="offset points", fontsize=10, ha="right"
     )
     for i, (point, error) in enumerate(zip(points, errors, strict=True)):
         chosen = {nearest: (COLORS[2], "s"), best: (COLORS[0], "o")}.get(i, (GREY, "D"))

@@ -294,7 +294,7 @@ def _leaves_the_given_alone(probe: Any) -> None:
 def _with_new_graph(onnx_model: ModelProto, scales: Mapping[str, float]) -> ModelProto:
     old, nodes = onnx_model.graph, []
     constants = list(old.initializer)
-    zero = numpy_helper.from_array(np.int8(0), "zero_of_the_sum")
+    zero = numpy_helper.from_array(np.array(0, np.int8), "zero_of_the_sum")
     decoded = {n.output[0] for n in old.node if n.op_type == "DequantizeLinear"}
     for old_node in old.node:
         node = onnx.NodeProto()
@@ -303,7 +303,7 @@ def _with_new_graph(onnx_model: ModelProto, scales: Mapping[str, float]) -> Mode
             for name in dict.fromkeys(node.input):
                 if name in decoded:
                     continue
-                constants += [numpy_helper.from_array(np.float32(scales[name]), f"s_{name}")]
+                constants += [numpy_helper.from_array(np.array(scales[name], "f4"), f"s_{name}")]
                 constants += [zero] if zero not in constants else []
                 nodes += [
                     helper.make_node(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptq_course.graph.layer_types import bias_of, weight_of
 from ptq_course.grids.affine import IntGrid
 from ptq_course.simulation.bias import quantize_bias
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
@@ -59,7 +60,7 @@ def _part(module: nn.Module, node: Any) -> nn.Module | None:
 
 
 def _fill(layer: QuantizedLayer, input_scale: Any, quantize: Any, channel_scales: Any) -> None:
-    weight: Any = layer.float_layer.weight.detach()
+    weight: Any = weight_of(layer.float_layer).detach()
     grid = IntGrid(8, narrow=True)
     scales = torch.as_tensor(channel_scales(weight, 0), dtype=torch.float32).flatten()
     rows = [
@@ -68,6 +69,6 @@ def _fill(layer: QuantizedLayer, input_scale: Any, quantize: Any, channel_scales
     layer.weight_codes = torch.stack(rows).to(layer.weight_codes.dtype)
     assert layer.weight_scale is not None
     layer.weight_scale = scales.reshape(layer.weight_scale.shape)
-    bias: Any = layer.float_layer.bias
+    bias: Any = bias_of(layer.float_layer)
     if bias is not None:
         layer.bias_codes, layer.bias_scale = quantize_bias(bias.detach(), input_scale, scales)

@@ -84,7 +84,7 @@ def _described(path: Path) -> Any:
                 raise ValueError("its description is too long")
             return json.loads(archive.read("config.json"))
     with h5py.File(path, "r") as file:
-        text = file.attrs["model_config"]
+        text: Any = file.attrs["model_config"]
     return json.loads(text)
 
 

@@ -60,7 +60,7 @@ def _normalized(call: Call, mean: Any, var: Any, eps: float, gamma: Any, beta: A
 
 def normalization(call: Call) -> fx.Node:
     """Normalization by constants: a batch norm that nothing absorbs."""
-    layer, channels = call.layer, call.shape[-1]
+    layer, channels = call.layer, int(call.shape[-1] or 1)
     mean, var = (tensor(value).flatten() for value in (layer.mean, layer.variance))
     if mean.numel() not in (1, channels) or layer.invert:
         raise call.refusal("does not normalize the last axis")
@@ -72,7 +72,7 @@ def layer_norm(call: Call) -> fx.Node:
     """LayerNormalization over the last axes of Keras, which are the last while it computes."""
     layer, rank = call.layer, len(call.shape)
     axes = sorted(a % rank for a in ([layer.axis] if isinstance(layer.axis, int) else layer.axis))
-    sizes = tuple(call.shape[a] for a in axes)
+    sizes: Any = tuple(call.shape[a] for a in axes)
     if axes != list(range(rank - len(axes), rank)) or None in sizes:
         raise call.refusal(f"normalizes the axes {axes}", "normalize the last axes, of fixed size")
     if getattr(layer, "rms_scaling", False):

@@ -65,7 +65,7 @@ def test_formats_and_widths():
     assert places_of(fig.axes[0]) == [-1.0, 0.0, 1.0]
     assert "x 12.0 dB at 4.50 bits" in alt
     fig, alt = figures.widths({"mixed": {"a": 2, "b": 8}}, {"a": 300, "b": 100})
-    sizes = [bar.get_bbox().size.tolist() for bar in rectangles(fig.axes[0])]
+    sizes = [list(bar.get_bbox().size) for bar in rectangles(fig.axes[0])]
     assert sizes == [[75.0, 2.0], [25.0, 8.0]]
     assert "mixed: a 2, b 8" in alt
 
@@ -103,6 +103,14 @@ def test_the_record_is_complete_and_its_intervals_are_ordered():
             )
             assert in_band(found["accuracy"][0], network, way, 3)
         assert not in_band(0.5, network, "GPTQ", 8)
+
+
+def test_the_third_network_is_recorded_without_groups():
+    for way in ("nearest", "clustering", "AWQ", "GPTQ", "AdaRound"):
+        assert list(by_bits("efficientnet", way, (8, 4, 3, 2))) == [8, 4, 3, 2]
+    names = [name for name in recorded()["techniques"] if name.startswith("efficientnet")]
+    assert not [name for name in names if "groups" in name]
+    assert len(entry("efficientnet", "GPTQ", 4, 4)["accuracy"]) == 3
 
 
 def test_stored_bits_count_scales():
