@@ -37,6 +37,18 @@ CAUSES = (
     "too few calibration pictures",
 )
 
+# Public threads that report the same kind of mistake. Averaging has none: toolkits offer it as a
+# rule of its own (microsoft/onnxruntime #10753), so only the promise of the exhibit makes it wrong.
+SIGHTINGS = {
+    "peaks": "pytorch/pytorch #28951: observers without data, which return a default scale",
+    "codes": "huggingface/sentence-transformers #3847: a cast to int8 without clipping",
+    "affine": "pytorch/pytorch #23838: the observer's range need not contain zero",
+    "folding": "es-ude/elastic-ai.creator #396: a float batch norm merged into fixed-point weights",
+    "channels": "microsoft/onnxruntime #19694: ConvTranspose quantized along axis 0",
+    "linear": "IntelLabs/distiller #11: the bias's scale factor was written upside down",
+    "ranges": "openvinotoolkit/nncf #1828: range statistics collected in train mode",
+}
+
 
 @dataclass(frozen=True)
 class Exhibit:
