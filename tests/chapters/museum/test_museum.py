@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def batches() -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def weights(net: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def weights(net: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Input, weight and bias of the last layer of the network, on pictures."""
     kept = []
     hook = net.fc.register_forward_pre_hook(lambda _, x: kept.append(x[0]))
@@ -190,7 +191,9 @@ def test_a_test_of_another_exhibit_does_not_pass(name: str):
 
 @EACH
 def test_a_file_is_short_and_does_not_name_its_bug(name: str):
-    source = inspect.getsource(inspect.getmodule(EXHIBITS[name].broken))
+    module = inspect.getmodule(EXHIBITS[name].broken)
+    assert module is not None
+    source = inspect.getsource(module)
     assert len(source.splitlines()) <= 40
     assert EXHIBITS[name].cause not in source
     assert "bug" not in source.lower()
