@@ -69,7 +69,7 @@ def inputs_of(
 
     hooks = [
         module.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, name=name: keep(name, inputs[0])
+            lambda _, inputs, name=name: keep(str(name), inputs[0])
         )
         for name in names
     ]

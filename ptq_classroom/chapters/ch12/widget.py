@@ -39,10 +39,10 @@ def sides(title: str, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
     x, w = layer(title)
     factors = smoothing_factors(x.abs().amax(0), w.abs().amax(0), alpha)
     small, large = x / factors, w * factors
-    reach = [(v.abs().amax(0) / v.abs().amax(0).median()).numpy() for v in (small, large)]
+    left, right = ((v.abs().amax(0) / v.abs().amax(0).median()).numpy() for v in (small, large))
     rounded = fake_quantize(small, choose_qparams(*block_minmax(small), GRID))
     rows = choose_qparams(*block_minmax(large, (1, -1)), WEIGHTS, True, (1, -1))
-    return *reach, snr_pooled(x @ w.T, rounded @ fake_quantize(large, rows).T)
+    return left, right, snr_pooled(x @ w.T, rounded @ fake_quantize(large, rows).T)
 
 
 class Smoothing:

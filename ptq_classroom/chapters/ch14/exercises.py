@@ -135,8 +135,8 @@ def _logits() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _loss_of_torch(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-    log = (F.log_softmax(v.double() / T, dim=-1) for v in (student, teacher))
-    return F.kl_div(*log, reduction="batchmean", log_target=True) * T * T
+    log_q, log_p = (F.log_softmax(v.double() / T, dim=-1) for v in (student, teacher))
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * T * T
 
 
 def _loss_by_cross_entropy(student: Tensor, teacher: Tensor, T: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,31 +14,36 @@ from ptq_course.grids.affine import IntGrid
 from ptq_course.improve.distillation import distillation_loss, round_through
 
 
+def axes_of(fig: Any) -> list[Any]:
+    """The panels; what they hold has more attributes than matplotlib's types say."""
+    return list(fig.axes)
+
+
 def test_through_says_where_the_gradient_is():
     x = np.linspace(-2, 2, 9)
     fig, alt = figures.through(x, x.round().clip(-1, 1), (abs(x) <= 1).astype(float))
-    assert list(fig.axes[1].lines[0].get_ydata()) == [0, 0, 1, 1, 1, 1, 1, 0, 0]
+    assert list(axes_of(fig)[1].lines[0].get_ydata()) == [0, 0, 1, 1, 1, 1, 1, 0, 0]
     assert "1 from -1 to 1 and 0 outside" in alt
     assert "3 steps" in alt
 
 
 def test_answers_are_in_percent():
     fig, alt = figures.answers(["cat", "dog"], {"label": [1, 0], "T = 2": [0.7, 0.3]}, "cat")
-    assert [bar.get_width() for bar in fig.axes[1].patches] == pytest.approx([70, 30])
+    assert [bar.get_width() for bar in axes_of(fig)[1].patches] == pytest.approx([70, 30])
     assert "T = 2 cat 70, dog 30" in alt
 
 
 def test_learning_starts_where_the_training_did():
     curves, bands = {"labels": [82.0, 86.0]}, {"labels": [[81, 85], [83, 87]]}
     fig, alt = figures.learning([50, 100], curves, bands, 80.0, 93.5)
-    assert list(fig.axes[0].lines[0].get_ydata()) == [80, 82, 86]
-    assert list(fig.axes[0].lines[0].get_xdata()) == [0, 50, 100]
+    assert list(axes_of(fig)[0].lines[0].get_ydata()) == [80, 82, 86]
+    assert list(axes_of(fig)[0].lines[0].get_xdata()) == [0, 50, 100]
     assert "from 80.0 % to labels 86.0 after 100 steps" in alt
 
 
 def test_accuracies_are_drawn_in_percent():
     fig, alt = figures.accuracies({"a": (0.5, 0.4, 0.6)}, 0.935)
-    assert [bar.get_width() for bar in fig.axes[0].patches] == pytest.approx([50])
+    assert [bar.get_width() for bar in axes_of(fig)[0].patches] == pytest.approx([50])
     assert "a 50.0 %" in alt
 
 
