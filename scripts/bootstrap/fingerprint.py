@@ -28,6 +28,9 @@ LIBRARIES = (
     "ipython",
     "ipywidgets",
     "tqdm",
+    "tokenizers",
+    "keras",
+    "openvino",
 )
 # Sums depend on how many threads share them, and sets of strings on the hash seed. Figures are made
 # for readers of a page, not for the lab (ptq_classroom/kit/show.py).
