@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptq_classroom.chapters.museum.exhibits.affine import scale_and_zero_point
-from ptq_classroom.chapters.museum.exhibits.channels import quantized_weight
-from ptq_classroom.chapters.museum.exhibits.codes import to_int8
-from ptq_classroom.chapters.museum.exhibits.collecting import activation_scale
-from ptq_classroom.chapters.museum.exhibits.folding import quantized_conv
-from ptq_classroom.chapters.museum.exhibits.linear import integer_linear
-from ptq_classroom.chapters.museum.exhibits.peaks import peaks
-from ptq_classroom.chapters.museum.exhibits.ranges import output_range
+from ptq_classroom.chapters.ch16.exhibits.affine import scale_and_zero_point
+from ptq_classroom.chapters.ch16.exhibits.channels import quantized_weight
+from ptq_classroom.chapters.ch16.exhibits.codes import to_int8
+from ptq_classroom.chapters.ch16.exhibits.collecting import activation_scale
+from ptq_classroom.chapters.ch16.exhibits.folding import quantized_conv
+from ptq_classroom.chapters.ch16.exhibits.linear import integer_linear
+from ptq_classroom.chapters.ch16.exhibits.peaks import peaks
+from ptq_classroom.chapters.ch16.exhibits.ranges import output_range
 from ptq_classroom.kit.mutation import mutation
 
 Pipeline = Callable[..., Any]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptq_classroom import load_model, load_split, loader, logits
-from ptq_classroom.chapters.museum import museum
-from ptq_classroom.chapters.museum.museum import CAUSES, EXHIBITS, judge
+from ptq_classroom.chapters.ch16 import museum
+from ptq_classroom.chapters.ch16.museum import CAUSES, EXHIBITS, judge
 from ptq_course.grids.metrics import correct, paired_bootstrap, snr_pooled
 
 EACH = pytest.mark.parametrize("name", EXHIBITS)

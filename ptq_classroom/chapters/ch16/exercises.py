@@ -1,0 +1,96 @@
+"""Checks of chapter 16: a diagnosis is a cause, and a test that fails on the bug alone.
+
+Each exercise asks for a function that returns (cause, test); `museum.judge` runs the test on the
+broken pipeline and on two right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ptq_classroom.chapters.ch16.museum import CAUSES, EXHIBITS, Pipeline, judge
+from ptq_classroom.kit.exercises import Exercise
+from ptq_classroom.kit.expect import Failure
+
+PASSES = "the test passes on everything: it does not see the bug"
+FAILS = "the test fails on everything, also where the bug is repaired"
+OTHER = "the test is right, the cause is another one"
+STOPPED = "the test stopped with ZeroDivisionError: return False instead"
+ORDER = {
+    "codes": ("Codes", "the largest code of a value far beyond the range, and the smallest"),
+    "peaks": ("Peaks", "one layer and one batch, whose largest value you choose"),
+    "ranges": ("Ranges", "what the network is like afterwards"),
+    "affine": ("Affine", "a range that lies wholly above zero"),
+    "linear": ("Linear", "an input that the weights ignore: what is left is the bias"),
+    "collecting": ("Collecting", "two batches, one of them much louder"),
+    "folding": ("Folding", "a batch norm that enlarges one channel and shrinks another"),
+    "channels": ("Channels", "a layer with 3 channels in and 5 out: how many scales?"),
+}
+
+
+WANTED = "(cause, test): one of CAUSES, and a function of a pipeline"
+
+
+def _checked(name: str) -> Callable[[Any], None]:
+    def refused(headline: str, got: Any, cause: str = "") -> Failure:
+        failure = Failure(headline, cause=cause, expected=WANTED, got=got)
+        failure.inputs = {"exhibit": name}
+        return failure
+
+    def check(answer: Callable[..., Any]) -> None:
+        got = answer()
+        pair = isinstance(got, (tuple, list)) and len(got) == 2
+        if not pair or not isinstance(got[0], str) or not callable(got[1]):
+            raise refused("this is no diagnosis", got)
+        if said := judge(EXHIBITS[name], *got):
+            raise refused("the diagnosis does not hold", got[0], said)
+
+    return check
+
+
+def _made(cause: str, test: Callable[[Pipeline], bool]) -> Callable[[], tuple]:
+    return lambda: (cause, test)
+
+
+def _in_other_words(name: str) -> Callable[[], list]:
+    """The same diagnosis as a list, its test answering 1 or 0."""
+    exhibit = EXHIBITS[name]
+    return lambda: [exhibit.cause, lambda pipeline: int(exhibit.test(pipeline))]
+
+
+def _twice(name: str) -> Callable[[], tuple]:
+    """A test that asks twice."""
+    exhibit = EXHIBITS[name]
+    return _made(exhibit.cause, lambda p: exhibit.test(p) and exhibit.test(p))
+
+
+def _exercise(number: int, name: str) -> Exercise:
+    exhibit, (title, look) = EXHIBITS[name], ORDER[name]
+    function = f"diagnose_{name}"
+    reference = _made(exhibit.cause, exhibit.test)
+    reference.__name__ = function
+    wrong_cause = next(c for c in CAUSES if c != exhibit.cause)
+    return Exercise(
+        id=f"16.{number}", title=title, minutes=8, difficulty=3, signature=f"{function}()",
+        reference=reference, check=_checked(name), returns="the diagnosis",
+        accepted=(_in_other_words(name), _twice(name)),
+        diagnoses=(
+            (_made(exhibit.cause, lambda pipeline: True), PASSES),
+            (_made(exhibit.cause, lambda pipeline: False), FAILS),
+            (_made(wrong_cause, exhibit.test), OTHER),
+            (_made(exhibit.cause, lambda pipeline: 1 / 0 == 1), STOPPED),
+            (_made("a bug", exhibit.test),
+             "'a bug' is none of the causes: choose one of CAUSES"),
+        ),
+        hints=(
+            ("What does it promise?",
+             "Read the docstring. Each exhibit breaks one sentence of it."),
+            ("What do I test it on?", f"On {look}."),
+            ("My test fails on everything",
+             "Run it on a right pipeline of your own. Test the promise, not the way it is kept."),
+        ),
+    )  # fmt: skip
+
+
+EXERCISES = [_exercise(number, name) for number, name in enumerate(ORDER, start=1)]
