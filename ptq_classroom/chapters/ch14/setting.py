@@ -16,11 +16,12 @@ from ptq_classroom.pictures.datasets import Split, load_split, loader
 from ptq_classroom.pictures.evaluate import logits
 from ptq_classroom.pictures.generator import EmojiGenerator
 from ptq_classroom.pictures.models import load_model
-from ptq_course import PTQQuantizer, QConfig
 from ptq_course.grids.metrics import correct
 from ptq_course.improve.gptq import GPTQ
 from ptq_course.improve.walk import improved
+from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
+from ptq_course.simulation.quantizer import PTQQuantizer
 
 CONFIG = replace(QConfig.onnxruntime(), weight_bits=2)
 STEPS, EVERY, BATCH, RATE = 200, 50, 64, 2e-4
