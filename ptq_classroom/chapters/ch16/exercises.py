@@ -1,15 +1,32 @@
 """Checks of chapter 16: a diagnosis is a cause, and a test that fails on the bug alone.
 
 Each exercise asks for a function that returns (cause, test); `museum.judge` runs the test on the
-broken pipeline and on two right ones.
+broken pipeline and on two right ones. The last one is a decision: which repairs have to go out?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ptq_classroom.chapters.ch16.museum import CAUSES, EXHIBITS, Pipeline, judge
+from ptq_classroom.kit.cheapest import (
+    HINTS,
+    WRONG_CHOICES,
+    by_standard_error,
+    first_that_fits,
+)
+from ptq_classroom.kit.decisions import (
+    WRONG_INTERVALS,
+    Scores,
+    cheapest_within,
+    defended,
+    interval,
+    made_scores,
+    same_decision,
+    unpaired,  # noqa: F401  (a wrong answer of WRONG_INTERVALS calls it)
+)
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import Failure
 
@@ -27,8 +44,6 @@ ORDER = {
     "folding": ("Folding", "a batch norm that enlarges one channel and shrinks another"),
     "channels": ("Channels", "a layer with 3 channels in and 5 out: how many scales?"),
 }
-
-
 WANTED = "(cause, test): one of CAUSES, and a function of a pipeline"
 
 
@@ -93,4 +108,42 @@ def _exercise(number: int, name: str) -> Exercise:
     )  # fmt: skip
 
 
-EXERCISES = [_exercise(number, name) for number, name in enumerate(ORDER, start=1)]
+# 16.9 ------------------------------------------------------------------------------------------
+
+
+def choose_repairs(scores: Scores, baseline: str) -> tuple[str, float, float]:
+    """The fewest repairs that surely leave at most five points lost, and their interval."""
+    limit = 0.05
+    for choice in scores:
+        low, high = interval(scores[baseline], scores[choice])
+        if low >= -limit:
+            return choice, low, high
+    raise ValueError("the baseline is one of the options")
+
+
+def _releases() -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each release loses against FP32, in accuracy; many pictures, and few."""
+    names = ("as it is", "one repair", "both repairs", "FP32")
+    for number, (label, pictures, lost) in enumerate((
+        ("two bugs that both cost", 4_000, (0.85, 0.4, 0.02)),
+        ("the second one hardly costs", 4_000, (0.8, 0.01, 0.0)),
+        ("none of them costs much", 4_000, (0.02, 0.01, 0.0)),
+        ("too few pictures to promise anything", 150, (0.5, 0.045, 0.01)),
+        ("few pictures, and a loss that may be chance", 100, (0.6, 0.07, 0.02)),
+        ("the network is better without a repair", 4_000, (-0.03, 0.0, 0.0)),
+        ("a third bug that nobody has found", 4_000, (0.8, 0.4, 0.15)),
+    )):  # fmt: skip
+        shares = {name: 0.92 - loss for name, loss in zip(names, (*lost, 0.0), strict=True)}
+        yield label, {"scores": made_scores(pictures, shares, 1690 + number), "baseline": "FP32"}
+
+
+REPAIRS = Exercise(
+    id="16.9", title="Decide: which repairs have to go out?", minutes=8, difficulty=3,
+    signature="choose_repairs(scores, baseline)", reference=choose_repairs, cases=_releases,
+    compare=functools.partial(defended, objection=cheapest_within(0.05)), agree=same_decision,
+    accepted=(first_that_fits(0.05), by_standard_error(0.05)),
+    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+)  # fmt: skip
+
+
+EXERCISES = [*(_exercise(number, name) for number, name in enumerate(ORDER, start=1)), REPAIRS]

@@ -7,25 +7,36 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from ptq_classroom.kit.show import COLORS, figure
+from ptq_classroom.kit.show import COLORS, GREY, figure, ink
+
+AXES = {"%": ("accuracy (%)", 110), "dB": ("signal-to-noise ratio (dB)", 65)}
 
 
 def symptoms(rows: Mapping[str, tuple[float, float, str]]) -> tuple[Figure, str]:
-    """rows: exhibit -> (broken, repaired, unit), as bars that begin at the broken pipeline's."""
-    fig, ax = figure(7.6, 0.9 + 0.42 * len(rows))
-    names = list(rows)
-    broken, repaired = (np.array([row[i] for row in rows.values()]) for i in (0, 1))
-    places = np.arange(len(rows))
-    ax.barh(places, repaired - broken, left=broken, height=0.5, color=COLORS[0])
-    ax.plot(broken, places, "x", color=COLORS[2], markersize=8, markeredgewidth=2, label="broken")
-    ax.plot(repaired, places, "o", color=COLORS[0], markersize=7, label="repaired")
-    for place, (low, high, unit) in enumerate(rows.values()):
-        ax.text(
-            max(low, high) + 2, place, f"{low:.1f} to {high:.1f} {unit}", va="center", fontsize=9
-        )
-    ax.set_yticks(places, names)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 125), xlabel="accuracy in percent, or signal-to-noise ratio in dB")
-    ax.legend(fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    """rows: exhibit -> (broken, repaired, unit); a line leads from one to the other."""
+    units = [unit for unit in AXES if any(row[2] == unit for row in rows.values())]
+    groups = {
+        unit: {name: row[:2] for name, row in rows.items() if row[2] == unit} for unit in units
+    }
+    heights = [len(group) + 1 for group in groups.values()]
+    fig, axes = figure(
+        7.6, 1.2 + 0.42 * sum(heights), len(units), 1, squeeze=False, height_ratios=heights
+    )
+    for ax, (unit, group) in zip(axes[:, 0], groups.items(), strict=True):
+        title, end = AXES[unit]
+        places = np.arange(len(group))
+        broken, repaired = (np.array(column) for column in zip(*group.values(), strict=True))
+        ax.hlines(places, broken, repaired, color=GREY, linewidth=3)
+        ax.plot(broken, places, "X", color=COLORS[1], markersize=9, label="broken")
+        ax.plot(repaired, places, "o", color=COLORS[0], markersize=9, label="repaired")
+        for place, low, high in zip(places, broken, repaired, strict=True):
+            for value, side in ((low, -1), (high, 1)):
+                ax.annotate(
+                    f"{value:.1f}", (value, place), (9 * side, 0), textcoords="offset points",
+                    ha="left" if side > 0 else "right", va="center", fontsize=9, color=ink(GREY),
+                )  # fmt: skip
+        ax.set_yticks(places, list(group))
+        ax.set(xlim=(-end * 0.08, end), xlabel=title, ylim=(len(group) - 0.4, -0.6))
+    axes[0, 0].legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     told = "; ".join(f"{n} {low:.1f} to {high:.1f} {unit}" for n, (low, high, unit) in rows.items())
     return fig, f"Each repair brings back what its exhibit had lost: {told}."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptq_classroom.chapters.ch16.museum import Pipeline
+from ptq_classroom.chapters.ch16.museum import EXHIBITS, Pipeline
 from ptq_classroom.pictures.datasets import Split, load_split, loader
 from ptq_classroom.pictures.evaluate import logits
 from ptq_classroom.pictures.models import load_model
@@ -56,9 +56,9 @@ def right(model: nn.Module) -> Tensor:
     return correct(logits(model, test()), test().labels).double()
 
 
-def with_rounded_inputs(peaks: dict[str, float]) -> nn.Module:
+def with_rounded_inputs(peaks: dict[str, float], source: nn.Module | None = None) -> nn.Module:
     """The network with the inputs of its layers, but for the pictures, on grids up to the peaks."""
-    model = copy.deepcopy(net())
+    model = copy.deepcopy(net() if source is None else source)
     for name, peak in peaks.items():
         if name != "conv":
             scale = peak / 127
@@ -78,6 +78,21 @@ def accuracy_after_ranges(pipeline: Pipeline) -> float:
     model = copy.deepcopy(net())
     pipeline(model, list(torch.cat(batches()).split(4)))
     return 100 * right(model.eval()).mean().item()
+
+
+def released(*repairs: str) -> Tensor:
+    """Right answers of an INT8 network that went through "ranges" and "peaks", with these repairs.
+
+    A float pass over the outputs first, four pictures at a time, then the peaks of what it left.
+    """
+
+    def pipeline(name: str) -> Pipeline:
+        exhibit = EXHIBITS[name]
+        return exhibit.repaired if name in repairs else exhibit.broken
+
+    model = copy.deepcopy(net())
+    pipeline("ranges")(model, list(torch.cat(batches()).split(4)))
+    return right(with_rounded_inputs(pipeline("peaks")(model.eval(), list(batches())), model))
 
 
 def decibels_of_codes(pipeline: Pipeline) -> float:
