@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 
 from ptq_course.diagnosis.ablation import decided_rule, observed
 from ptq_course.diagnosis.allocation import Option, Options, filled, path, total
-from ptq_course.diagnosis.recipes import code
 from ptq_course.diagnosis.scores import UNPAIRED, Evaluate, Scores, Variant, against, score, shown
 from ptq_course.diagnosis.sensitivity import switched
 from ptq_course.diagnosis.sizes import SIZE_NOT_SPEED, fp16_bytes, layer_bytes
@@ -93,7 +92,7 @@ class MixedPrecision:
     def line(self) -> str:
         """Python that makes the chosen network by hand."""
         return (
-            f"PTQQuantizer(model, config={code(self.config)}).observe(calibration)"
+            f"PTQQuantizer(model, config={self.config.as_code()}).observe(calibration)"
             f".compute_qparams({self.ranges}).convert()"
         )
 

@@ -8,17 +8,10 @@ where a recipe says ``x``. Chapters 00 to 15.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 from ptq_course.simulation.qconfig import QConfig
 
 START = "from ptq_course import PTQQuantizer, QConfig"
-
-
-def code(config: QConfig) -> str:
-    """Python that makes this config: only what differs from the default is written."""
-    changed = [f for f in fields(config) if getattr(config, f.name) != f.default]
-    return f"QConfig({', '.join(f'{f.name}={getattr(config, f.name)!r}' for f in changed)})"
 
 
 def drop(config: QConfig) -> str:
@@ -26,7 +19,7 @@ def drop(config: QConfig) -> str:
     return f"""\
 {START}
 from ptq_course.grids.metrics import paired_bootstrap
-config = {code(config)}
+config = {config.as_code()}
 quantized = PTQQuantizer(model, config=config).observe(calibration).compute_qparams().convert()
 before, after = evaluate(model.eval()), evaluate(quantized)
 change, low, high = paired_bootstrap(before, after)
@@ -58,7 +51,7 @@ import torch
 {START}
 from ptq_course.deploy.onnx import export, session
 from ptq_course.grids.metrics import snr_median
-config = {code(config)}
+config = {config.as_code()}
 quantized = PTQQuantizer(model, config=config).observe(calibration).compute_qparams().convert()
 batch = next(iter(calibration))
 x = batch if isinstance(batch, torch.Tensor) else batch[0]
@@ -74,7 +67,7 @@ def ablation(config: QConfig) -> str:
     """Weights alone, activations alone, both."""
     return f"""\
 from ptq_course import QConfig, ablate
-config = {code(config)}
+config = {config.as_code()}
 table = ablate(model, calibration, evaluate, config=config, more=True)
 print(table)"""
 
@@ -84,7 +77,7 @@ def float_layers(config: QConfig, names: Sequence[str]) -> str:
     return f"""\
 from dataclasses import replace
 {START}, compare
-config = {code(config)}
+config = {config.as_code()}
 config = replace(config, float_layers={tuple(names)!r})
 quantized = PTQQuantizer(model, config=config).observe(calibration).compute_qparams().convert()
 print(compare(model, quantized, calibration).by_damage())
@@ -95,7 +88,7 @@ def range_rule(config: QConfig, arguments: str = '"search"') -> str:
     """All range rules from the same statistics, and the one to keep."""
     return f"""\
 {START}
-config = {code(config)}
+config = {config.as_code()}
 quantizer = PTQQuantizer(model, config=config).observe(calibration)  # one pass over the data
 quantizer.compute_qparams("search")
 print(quantizer.searched)  # no labels needed: how near do the outputs come to FP32's?

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from ptq_course.diagnosis.recipes import code
 from ptq_course.graph import plain_module
 from ptq_course.improve.adaround import AdaRound
 from ptq_course.improve.bias_correction import CorrectBias
@@ -71,7 +70,7 @@ class Recipe:
         rule = ", ".join([repr(self.rule), *(f"{n}={v!r}" for n, v in self.options)])
         config = replace(self.config, activation_range=SEARCH)  # the rule is named at its place
         quantizer = (
-            f"PTQQuantizer({model}, config={code(config)}{steps})"
+            f"PTQQuantizer({model}, config={config.as_code()}{steps})"
             f".observe(calibration).compute_qparams({rule})"
         )
         if not self.steps:

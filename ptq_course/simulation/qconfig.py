@@ -6,7 +6,7 @@ Chapters 05, 06 and 15.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ptq_course.errors import QuantizationError, flag, whole
@@ -158,6 +158,11 @@ class QConfig:
             weight_bits=None if self.weight_bits is None else bits,
             activation_bits=None if self.activation_bits is None else bits,
         )
+
+    def as_code(self) -> str:
+        """Python that makes this config: only what differs from the default is written."""
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"QConfig({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     @classmethod
     def onnxruntime(cls) -> QConfig:
