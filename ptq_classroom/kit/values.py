@@ -90,10 +90,14 @@ def same(a: Any, b: Any, rtol: float = 1e-6) -> bool:
 def like(example: Any, value: Any, given: Collection[torch.dtype] = ()) -> Any:
     """`value` as an array, tensor, list, tuple or number: whichever `example` is.
 
-    A floating-point tensor gets the type of the example, unless it has the type of an input.
+    A floating-point tensor gets the type of the example, unless it has the type of an input. A list
+    of whole numbers, which has no type, gets that of the example where it holds them.
     """
     if isinstance(example, torch.Tensor):
         tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(as_array(value))
+        whole = not (tensor.is_floating_point() or example.is_floating_point())
+        if isinstance(value, (list, tuple)) and whole and tensor.equal(tensor.to(example.dtype)):
+            return tensor.to(example.dtype)
         floating = tensor.is_floating_point() and example.is_floating_point()
         return tensor.to(example.dtype) if floating and tensor.dtype not in given else tensor
     if isinstance(example, np.ndarray):

@@ -141,7 +141,7 @@ def interval(fp_right: Tensor, q_right: Tensor) -> tuple[float, float]:
 
 def _rights() -> Iterator[tuple[str, dict[str, Any]]]:
     rng = np.random.default_rng(2)
-    shapes = ((800, 0.90, 0.06, 0.02), (600, 0.80, 0.02, 0.08), (1000, 0.70, 0.05, 0.05))
+    shapes = ((3200, 0.90, 0.06, 0.02), (2400, 0.80, 0.02, 0.08), (4000, 0.70, 0.05, 0.05))
     for n, accuracy, lost, gained in shapes:
         before = rng.random(n) < accuracy
         chance = rng.random(n)
