@@ -23,7 +23,7 @@ def release(tmp_path_factory):
 
 
 def test_what_is_not_given_is_marked_as_open(release):
-    card = release_card("net", *release, (-0.01, -0.02, 0.0))
+    card = release_card("net", release[0], release[1], (-0.01, -0.02, 0.0))
     assert open_points(card) == ["Calibration data", "Acceptance rule", "Known weaknesses"]
     assert f"by ptq_course {__version__}" in card
     assert "Against FP32 -1.0 points, 95 % interval -2.0 to +0.0, on 32 examples" in card
@@ -32,7 +32,7 @@ def test_what_is_not_given_is_marked_as_open(release):
 @pytest.mark.parametrize(("limit", "word"), [(0.02, "kept"), (0.01, "**broken**")])
 def test_the_rule_is_applied(release, limit, word):
     card = release_card(
-        "net", *release, (-0.01, -0.02, 0.0), limit=limit, calibration="32 pictures",
+        "net", release[0], release[1], (-0.01, -0.02, 0.0), limit=limit, calibration="32 pictures",
         weaknesses="none known", by_mode=[("night", 8, -0.1, -0.2, 0.0)],
     )  # fmt: skip
     assert open_points(card) == []
@@ -43,5 +43,5 @@ def test_the_rule_is_applied(release, limit, word):
 
 
 def test_an_interval_that_is_none_is_refused(release):
-    with pytest.raises(QuantizationError, match="no \\(mean, low, high\\)"):
-        release_card("net", *release, (0.0, 0.1, 0.2))
+    with pytest.raises(QuantizationError, match=r"no \(mean, low, high\)"):
+        release_card("net", release[0], release[1], (0.0, 0.1, 0.2))
