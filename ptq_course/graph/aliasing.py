@@ -56,12 +56,15 @@ def unalias(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         for source in node.all_input_nodes:
             node.replace_input_with(source, latest.get(same[source], source))
-        first = node.all_input_nodes[0] if node.all_input_nodes else None
-        changes = first is not None and _in_place(traced, node)
+        same[node] = memory[node] = node
+        if not node.all_input_nodes:
+            continue
+        first, changes = node.all_input_nodes[0], _in_place(traced, node)
         passes = KINDS.get(operation_of(traced, node)) is Kind.INHERIT or node.target is getattr
-        same[node] = same[first] if changes else node
-        memory[node] = memory[first] if first is not None and (changes or passes) else node
+        if changes or passes:
+            memory[node] = memory[first]
         if changes:
+            same[node] = same[first]
             latest[same[node]] = node
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
@@ -74,7 +77,7 @@ def unalias(traced: fx.GraphModule) -> None:
 def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Does an operation change its first input? add_, F.relu(x, inplace=True), nn.ReLU(True)."""
     if node.op == "call_module":
-        return bool(getattr(traced.get_submodule(node.target), "inplace", False))
+        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
     if not node.op.startswith("call"):
         return False
     name = getattr(node.target, "__name__", str(node.target))

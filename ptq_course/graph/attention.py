@@ -9,9 +9,11 @@ All You Need", 2017, section 3.2). Dropout is left out: it does nothing in evalu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import functional as F
 
 from ptq_course.graph.masks import AttentionMask, DotProductMask, MaskedSoftmax
@@ -19,6 +21,10 @@ from ptq_course.graph.masks import AttentionMask, DotProductMask, MaskedSoftmax
 
 class Attention(nn.Module):
     """nn.MultiheadAttention with its projections as layers: q_proj, k_proj, v_proj, out_proj."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
 
     def __init__(self, original: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -71,6 +77,11 @@ class Attention(nn.Module):
         return output, weights.mean(-3) if average_attn_weights else weights
 
 
+def _proxies(given: dict[str, Any], tracer: GraphAppendingTracer) -> list[Any]:
+    """Query, key and value; a proxy stands for a tensor, which types do not know."""
+    return [fx.Proxy(given[name], tracer) for name in ("query", "key", "value")]
+
+
 def expand_dot_product_attention(traced: fx.GraphModule) -> None:
     """Write F.scaled_dot_product_attention, in place, as two products and a softmax."""
     for node in list(traced.graph.nodes):
@@ -81,9 +92,9 @@ def expand_dot_product_attention(traced: fx.GraphModule) -> None:
         if given.get("enable_gqa") or isinstance(given.get("is_causal"), fx.Node):
             continue
         mask, is_causal = given.get("attn_mask"), bool(given.get("is_causal", False))
-        tracer = fx.proxy.GraphAppendingTracer(traced.graph)
+        tracer = GraphAppendingTracer(traced.graph)
         with traced.graph.inserting_before(node):
-            query, key, value = (fx.Proxy(given[n], tracer) for n in ("query", "key", "value"))
+            query, key, value = _proxies(given, tracer)
             scale = given.get("scale")
             scale = query.size(-1) ** -0.5 if scale is None else scale
             scores = torch.matmul(query, key.transpose(-2, -1)) * scale
@@ -94,10 +105,10 @@ def expand_dot_product_attention(traced: fx.GraphModule) -> None:
                 inputs = (scores.node,) if mask is None else (scores.node, mask)
                 masked = traced.graph.call_module(path, inputs)
                 softmax = traced.graph.call_module(f"{node.name}_softmax", (masked,))
-                weights = fx.Proxy(softmax, tracer)
+                weights: Any = fx.Proxy(softmax, tracer)
             else:
                 weights = torch.softmax(scores, dim=-1)
-            output = torch.matmul(weights, value)
+            output: Any = torch.matmul(weights, value)
         node.replace_all_uses_with(output.node)
         traced.graph.erase_node(node)
 

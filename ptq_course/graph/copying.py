@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +24,7 @@ def plain_module(model: nn.Module) -> nn.Module:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         else:
             break
     problem = ""
@@ -145,7 +146,9 @@ def _compute_parametrizations(module: nn.Module) -> None:
 
     torch's remove_parametrizations changes the class, which the user's model shares.
     """
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    values = {
+        name: getattr(module, name).detach().clone() for name in cast(Any, module).parametrizations
+    }
     del module.parametrizations
     module.__class__ = type(module).__bases__[0]
     for name, value in values.items():

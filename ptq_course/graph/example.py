@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.fx.proxy import TraceError
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.aliasing import InPlaceProxy
@@ -21,6 +23,8 @@ from ptq_course.graph.reading import attribute
 
 class AnsweringProxy(InPlaceProxy):
     """Knows what its node gives on the example, where Python must have a number."""
+
+    tracer: ExampleTracer
 
     def __len__(self) -> int:
         return len(self.tracer.values[self.node])
@@ -64,7 +68,7 @@ class ExampleTracer(fx.Tracer):
         """
         value = self.values[proxy.node]
         if isinstance(value, Tensor):
-            raise fx.proxy.TraceError(f"Python asks for the value of the tensor {proxy.node}")
+            raise TraceError(f"Python asks for the value of the tensor {proxy.node}")
         self.create_proxy("call_function", same_answer, (proxy, kind(value), str(proxy.node)), {})
         return kind(value)
 
@@ -74,7 +78,8 @@ class ExampleTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator:
         if self.example is None:
             return super().iter(obj)
-        return iter([obj[i] for i in range(len(self.values[obj.node]))])
+        items: Any = obj
+        return iter([items[i] for i in range(len(self.values[obj.node]))])
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(*args, **kwargs)
@@ -88,17 +93,17 @@ class ExampleTracer(fx.Tracer):
         return proxy
 
     def _run(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, self.values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
+        args = map_arg(node.args, self.values.__getitem__)
+        kwargs = map_arg(node.kwargs, self.values.__getitem__)
         if node.op == "placeholder":
-            return args[0] if args else self.example.pop(0)
+            return args[0] if args else cast(list, self.example).pop(0)
         if node.op == "get_attr":
             return attribute(self.root, str(node.target))
         if node.op == "call_module":
             return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+        return cast(Callable, node.target)(*args, **kwargs)
 
     @property
     def _records(self) -> bool:

@@ -7,15 +7,17 @@ whose weight depends on the network's input is left, and the plan says why.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
-from ptq_course.graph.layer_types import LAYER_TYPES
+from ptq_course.graph.layer_types import LAYER_TYPES, LayerType
 from ptq_course.graph.reading import attribute
 
-_LAYERS = {row.function: row for row in LAYER_TYPES.values()}
+_LAYERS: dict[Any, LayerType] = {row.function: row for row in LAYER_TYPES.values()}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
 
@@ -78,15 +80,15 @@ def constant(traced: fx.GraphModule, value: Any) -> Tensor | None:
     known = {n: constant(traced, n) for n in value.all_input_nodes}
     if not known or any(tensor is None for tensor in known.values()):
         return None
-    args = fx.node.map_arg(value.args, known.__getitem__)
-    kwargs = fx.node.map_arg(value.kwargs, known.__getitem__)
+    args = map_arg(value.args, known.__getitem__)
+    kwargs = map_arg(value.kwargs, known.__getitem__)
     with torch.no_grad():
         if value.op == "call_module":
-            result = traced.get_submodule(value.target)(*args, **kwargs)
+            result = traced.get_submodule(str(value.target))(*args, **kwargs)
         elif value.op == "call_method":
-            result = getattr(args[0], value.target)(*args[1:], **kwargs)
+            result = getattr(args[0], str(value.target))(*args[1:], **kwargs)
         else:
-            result = value.target(*args, **kwargs)
+            result = cast(Callable, value.target)(*args, **kwargs)
     return result if isinstance(result, Tensor) else None
 
 

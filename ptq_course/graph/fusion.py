@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +17,14 @@ from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
 from ptq_course.graph.functional import constant
-from ptq_course.graph.layer_types import channel_axis, layer_type, output_channels, row_repeats
+from ptq_course.graph.layer_types import (
+    bias_of,
+    channel_axis,
+    layer_type,
+    output_channels,
+    row_repeats,
+    weight_of,
+)
 from ptq_course.graph.tracing import SECOND_CALL
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -116,7 +123,7 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
         batch_norm = _batch_norm_at(module, node)
         if batch_norm is None or not _can_absorb(module, batch_norm):
             continue
-        _fold_into(module.get_submodule(batch_norm.source.target), batch_norm)
+        _fold_into(module.get_submodule(str(batch_norm.source.target)), batch_norm)
         node.replace_all_uses_with(batch_norm.source)
         module.graph.erase_node(node)
     for node in list(module.graph.nodes):
@@ -135,7 +142,7 @@ def _remove_training_only(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         dropped = node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS
         if node.op == "call_module":
-            dropped = isinstance(module.get_submodule(node.target), TRAINING_ONLY)
+            dropped = isinstance(module.get_submodule(str(node.target)), TRAINING_ONLY)
         elif dropped and _argument(node, 2, "training", node.target in _ON_BY_DEFAULT) is True:
             warnings.warn(
                 f"{node.name}: dropout is called without training=self.training and would drop "
@@ -163,7 +170,7 @@ class _BatchNorm(NamedTuple):
 
 def _batch_norm_at(module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
     if node.op == "call_module":
-        norm = module.get_submodule(node.target)
+        norm = module.get_submodule(str(node.target))
         if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
             return None
         source, eps = node.all_input_nodes[0], norm.eps
@@ -179,10 +186,11 @@ def _batch_norm_at(module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
         source, eps = _argument(node, 0, "input", None), _argument(node, 7, "eps", 1e-5)
     else:
         return None
-    return _BatchNorm(source, *(None if t is None else t.detach() for t in found), eps)
+    mean, var, gamma, beta = (None if t is None else t.detach() for t in found)
+    return _BatchNorm(source, cast(Tensor, mean), cast(Tensor, var), gamma, beta, eps)
 
 
-def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
+def _argument(node: fx.Node, position: int, name: str, default: object) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
@@ -191,7 +199,7 @@ def _can_absorb(module: fx.GraphModule, batch_norm: _BatchNorm) -> bool:
     before = batch_norm.source
     if before.op != "call_module" or len(before.users) != 1:
         return False
-    layer = module.get_submodule(before.target)
+    layer = module.get_submodule(str(before.target))
     kind = layer_type(layer)
     if kind is None or not kind.foldable:
         return False
@@ -207,7 +215,7 @@ def _write_as_convolution(module: fx.GraphModule, node: fx.Node, batch_norm: _Ba
     """Replace a batch norm, in place, by a depthwise convolution with 1x1 kernels."""
     if node.op != "call_module":
         return
-    kind = _POINTWISE.get(type(module.get_submodule(node.target)))
+    kind = _POINTWISE.get(type(module.get_submodule(str(node.target))))
     if kind is None:
         return
     channels = len(batch_norm.mean)
@@ -223,9 +231,10 @@ def _write_as_convolution(module: fx.GraphModule, node: fx.Node, batch_norm: _Ba
 
 
 def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:
+    old, bias = weight_of(layer), bias_of(layer)
     weight, bias = fold_batch_norm(
-        layer.weight.detach(),
-        None if layer.bias is None else layer.bias.detach(),
+        old.detach(),
+        None if bias is None else bias.detach(),
         batch_norm.mean,
         batch_norm.var,
         batch_norm.gamma,
@@ -234,8 +243,8 @@ def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:
         channel_axis=channel_axis(layer),
         groups=row_repeats(layer),
     )
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+    layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    layer.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
     for name, value in {"gamma": batch_norm.gamma, "beta": batch_norm.beta}.items():
         kept = None if value is None else value.clone()
         layer.register_buffer(f"folded_{name}", kept, persistent=False)

@@ -130,7 +130,7 @@ KINDS: dict[Operation, Kind] = {
 }
 
 # Their results are shapes and numbers, never a tensor that could be quantized.
-NOT_TENSORS = {torch._assert, torch._shape_as_tensor, len, int, float} | every_form(
+NOT_TENSORS = {torch._assert, vars(torch)["_shape_as_tensor"], len, int, float} | every_form(
     "size dim ndim numel stride floordiv item tolist is_floating_point"
 )
 # x.T is a tensor, x.shape is not
@@ -194,7 +194,7 @@ def refusal(module: nn.Module, node: fx.Node) -> str | None:
     given = len(node.args) + len(node.kwargs)
     if kind is Kind.WEIGHTED and given != 1:
         return f"{_name(operation)} is called with more than its input (output_size?)"
-    if kind is Kind.WEIGHTED and rescales(module.get_submodule(node.target)):
+    if kind is Kind.WEIGHTED and rescales(module.get_submodule(str(node.target))):
         return f"{_name(operation)} with max_norm rescales its weight at run time"
     if operation in RESIZING and "cubic" in str(_setting(module, node, "mode", 3, "nearest")):
         return "bicubic interpolation leaves the range of its input"
@@ -210,7 +210,7 @@ def refusal(module: nn.Module, node: fx.Node) -> str | None:
 def _setting(module: nn.Module, node: fx.Node, name: str, position: int, default: Any) -> Any:
     """A setting of a module, or an argument of a function by keyword or position."""
     if node.op == "call_module":
-        return getattr(module.get_submodule(node.target), name, default)
+        return getattr(module.get_submodule(str(node.target)), name, default)
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)

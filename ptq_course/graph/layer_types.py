@@ -46,7 +46,7 @@ def _convolution(
 ) -> LayerType:
     return LayerType(
         module, function, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-        lambda layer, x, w, b: layer._conv_forward(x, w, b),
+        lambda layer, x, w, b: cast(Any, layer)._conv_forward(x, w, b),
         lambda shape, groups: (shape[1] * groups, shape[0], shape[2:]),
         token_dimensions=dims + 1, integer=integer,
     )  # fmt: skip
@@ -79,7 +79,7 @@ LAYER_TYPES: dict[type[nn.Module], LayerType] = {
         # x holds indices, which nothing quantizes; a row of the table is a channel.
         LayerType(
             nn.Embedding, F.embedding, ("input", "weight", "padding_idx", "max_norm"),
-            lambda layer, x, w, b: F.embedding(x, w, layer.padding_idx),
+            lambda layer, x, w, b: F.embedding(x, w, cast(Any, layer).padding_idx),
             lambda shape, groups: shape, foldable=False,
         ),
     )

@@ -36,7 +36,7 @@ from ptq_course.graph.kernels import (
     kernel_of,
 )
 from ptq_course.graph.kinds import ADDRESSING, ALWAYS_FUSED, Kind, averages, operation_of
-from ptq_course.graph.reading import Reading, read, source_of
+from ptq_course.graph.reading import Reading, read, source_of, the_source
 from ptq_course.graph.recurrent import GATES
 
 NOT_READ = "no integer kernel of {} reads its result"
@@ -107,8 +107,8 @@ def plan(
     owner: dict[fx.Node, str] = {}  # node -> name of the value whose scale it carries
     for node, kind in reading.kinds.items():
         inherits = kind is Kind.INHERIT and node not in kept.nodes
-        if inherits and source_of(node) in owner:
-            owner[node] = owner[source_of(node)]
+        if inherits and (held := owner.get(the_source(node))) is not None:
+            owner[node] = held
             if averages(traced, node) and node in demand.wanted:
                 result.values[owner[node]].inherited_by.append(node.name)
         elif node in demand.wanted:
@@ -119,11 +119,12 @@ def plan(
                 names[node], node.name, known, [], asked, node not in demand.read
             )
         if node.op.startswith("call") and (why := demand.why_float(node)):
-            result.left_in_float[node.target if node.op == "call_module" else node.name] = why
+            place = str(node.target) if node.op == "call_module" else node.name
+            result.left_in_float[place] = why
         if (family := demand.rounds_inside(node)) is not None:
             result.inner[node.name] = family
         if kind is Kind.WEIGHTED:
-            source = owner.get(source_of(node)) if demand.reads_codes(node) else None
+            source = owner.get(the_source(node)) if demand.reads_codes(node) else None
             path = str(node.target)
             result.layers[path] = LayerSite(path, node.name, source, node in kept.nodes)
         if parts := parts_of(traced, node):
@@ -208,7 +209,8 @@ class _Demand:
             # conv, pool, ReLU: the pooling separates the clamp from the layer it could merge into
             asks = user in self.wanted and self.reading.kinds[node] is Kind.INHERIT
             return self.wanted[user][0] if asks else ""
-        return self.kernel(user).name if self.reads_codes(user) else ""
+        kernel = self.kernel(user) if self.reads_codes(user) else None
+        return "" if kernel is None else kernel.name
 
     def why_float(self, node: fx.Node) -> str:
         """Why an operation computes in floating point; "" where it does not."""

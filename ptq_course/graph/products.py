@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.graph.functional import constant, insert_layer
 from ptq_course.graph.kinds import ADDITIONS
-from ptq_course.graph.layer_types import LAYER_TYPES, layer_type, swap_last
+from ptq_course.graph.layer_types import LAYER_TYPES, layer_type, swap_last, weight_of
 
 _MATMUL = (torch.matmul, operator.matmul, operator.imatmul, "matmul", torch.mm, "mm", torch.mv,
            "mv", torch.dot, "dot")  # fmt: skip
@@ -89,7 +90,8 @@ def rewrite_products(traced: fx.GraphModule) -> None:
     for node in calls:
         layer = traced.get_submodule(str(node.target))
         if layer_type(layer) is _LINEAR and layer.bias is None and counts[node.target] == 1:
-            _absorb_added_constant(traced, node, layer, "n", {"n": layer.out_features})
+            free = {"n": len(weight_of(layer))}
+            _absorb_added_constant(traced, node, layer, "n", free)
 
 
 def _layer(product: _Product, alpha: float) -> nn.Module:
@@ -115,15 +117,17 @@ def _matmul(traced: fx.GraphModule, a: Any, b: Any) -> _Product | None:
         if right.dim() == 1:
             return _Product(a, right.unsqueeze(0), b, [], squeezed, "", {})
         return _Product(a, right.t(), b, [], [], "n", {"n": right.shape[1]})
+    assert left is not None  # one of the two is a constant
     if left.dim() == 1:
         return _Product(b, left.unsqueeze(0), a, swapped, squeezed, "", {})
     return _Product(b, left, a, swapped, swapped, "mn", {"m": left.shape[0]})
 
 
-def _matrix(traced: fx.GraphModule, node: fx.Node, dims: tuple[int, ...] = (1, 2)) -> Tensor | None:
+def _matrix(traced: fx.GraphModule, node: fx.Node, dims: Container[int] = (1, 2)) -> Tensor | None:
     found = constant(traced, node)
-    usable = found is not None and found.is_floating_point() and found.dim() in dims
-    return found if usable and found.numel() else None
+    if found is None or not found.is_floating_point() or found.dim() not in dims:
+        return None
+    return found if found.numel() else None
 
 
 def _einsum(traced: fx.GraphModule, node: fx.Node) -> _Product | None:
@@ -144,6 +148,7 @@ def _contraction(traced: fx.GraphModule, equation: str, *operands: Any) -> _Prod
         return None
     which = 0 if constants[0] is not None else 1
     weight, letters, mine = constants[which], terms[1 - which], terms[which]
+    assert weight is not None  # one of the two is
     dots = letters.startswith("...")
     if dots != out.startswith("...") or len(mine) != weight.dim():
         return None

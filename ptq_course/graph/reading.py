@@ -63,6 +63,11 @@ def source_of(node: fx.Node) -> fx.Node | None:
     return node.all_input_nodes[0] if node.all_input_nodes else None
 
 
+def the_source(node: fx.Node) -> fx.Node:
+    """The first input of a node that is known to have one."""
+    return node.all_input_nodes[0]
+
+
 def read(module: fx.GraphModule, fused_activations: Collection[str] = ALWAYS_FUSED) -> Reading:
     """Read the nodes of ``module`` in order; see `Reading`.
 
@@ -104,7 +109,7 @@ class _Reader:
         self.result.floats.add(node)
         kind, why = self._kind(node, operation)
         self.result.kinds[node] = kind
-        if operation in CONVERSIONS and self._is_input(source_of(node)):
+        if operation in CONVERSIONS and self._is_input(the_source(node)):
             self.result.conversions.add(node)
         if kind is Kind.FLOAT and node.op.startswith("call"):
             self.result.why[node] = why
@@ -153,7 +158,7 @@ class _Reader:
             if self.result.kinds[node] is Kind.CURVE:
                 self.result.kinds[node] = Kind.FLOAT
                 self.result.why[node] = "prepares a mask of very large numbers"
-            node = source_of(node)
+            node = the_source(node)
 
     def _classify_constant(self, node: fx.Node) -> None:
         self.constants.add(node)
@@ -227,7 +232,7 @@ class _Reader:
 
     def _is_input(self, node: fx.Node) -> bool:
         while self.result.kinds[node] is Kind.INHERIT:
-            node = source_of(node)
+            node = the_source(node)
         return node.op == "placeholder"
 
 
@@ -273,7 +278,7 @@ def _ancestors_of_indices(module: fx.GraphModule) -> set[fx.Node]:
     pending: list[fx.Node] = []
     for node in module.graph.nodes:
         layer = _submodule(module, node)
-        kind = layer_type(getattr(layer, "float_layer", layer))
+        kind = None if layer is None else layer_type(getattr(layer, "float_layer", layer))
         if (kind and not kind.token_dimensions) or isinstance(layer, nn.EmbeddingBag):
             pending += node.all_input_nodes
         elif node.op.startswith("call") and node.target in _INDEXED:
@@ -297,7 +302,8 @@ _COMPUTING = (Kind.WEIGHTED, Kind.SOFTMAX)
 
 def _picks_indices(node: fx.Node) -> bool:
     """h.topk(2)[1] or h.topk(2).indices."""
-    return source_of(node) is not None and source_of(node).target in CHOOSING
+    source = source_of(node)
+    return source is not None and source.target in CHOOSING
 
 
 # Position of the argument that holds indices.
@@ -312,7 +318,7 @@ _INDEXED = {
 
 
 def _submodule(module: nn.Module, node: fx.Node) -> nn.Module | None:
-    return module.get_submodule(node.target) if node.op == "call_module" else None
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def attribute(module: nn.Module, path: str) -> object:
@@ -334,5 +340,6 @@ def _is_negative(argument: object) -> bool:
 
 
 def _is_mask_number(argument: object) -> bool:
-    number = isinstance(argument, (int, float)) and not isinstance(argument, bool)
-    return number and (argument <= MASK_BELOW or argument == float("inf"))
+    if isinstance(argument, bool) or not isinstance(argument, (int, float)):
+        return False
+    return argument <= MASK_BELOW or argument == float("inf")

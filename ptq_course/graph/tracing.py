@@ -224,7 +224,8 @@ def _name_subtractions(traced: fx.GraphModule) -> None:
     """x - 3 is x + (-3), to the bit; runtimes have kernels for sums."""
     for node in traced.graph.nodes:
         number = node.args[1] if len(node.args) == 2 and not node.kwargs else None
-        if node.target in (operator.sub, torch.sub, "sub") and type(number) in (int, float):
+        number = number if type(number) in (int, float) else None
+        if node.target in (operator.sub, torch.sub, "sub") and isinstance(number, (int, float)):
             node.op, node.target, node.args = "call_function", operator.add, (node.args[0], -number)
 
 

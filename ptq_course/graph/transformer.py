@@ -21,6 +21,12 @@ from ptq_course.graph.recurrent import GRU, LSTM, RNN
 class EncoderLayer(nn.Module):
     """nn.TransformerEncoderLayer without its fast path; the layers keep their names."""
 
+    self_attn: nn.Module
+    linear1: nn.Module
+    linear2: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+
     def __init__(self, original: nn.TransformerEncoderLayer) -> None:
         super().__init__()
         for name in ("self_attn", "linear1", "linear2", "norm1", "norm2"):
@@ -46,6 +52,14 @@ class EncoderLayer(nn.Module):
 
 class DecoderLayer(nn.Module):
     """nn.TransformerDecoderLayer; the layers keep their names."""
+
+    self_attn: nn.Module
+    multihead_attn: nn.Module
+    linear1: nn.Module
+    linear2: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+    norm3: nn.Module
 
     def __init__(self, original: nn.TransformerDecoderLayer) -> None:
         super().__init__()
