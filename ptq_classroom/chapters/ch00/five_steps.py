@@ -14,7 +14,7 @@ from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 
 STEPS = (
     ("1 · Prepare", "a trained FP32 network,\nits layers put in order"),
-    ("2 · Choose data", "some hundred typical\npictures, no labels"),
+    ("2 · Choose data", "a few hundred typical\npictures, no labels"),
     ("3 · Calibrate", "watch the activations,\nchoose their ranges"),
     ("4 · Quantize, convert", "real numbers become\nintegers of 8 bits"),
     ("5 · Validate", "on test pictures: what\nwas lost, what was won"),
