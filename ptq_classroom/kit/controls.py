@@ -2,9 +2,10 @@
 
 What ipywidgets 8 lets Python say decides their form. A number box is a native <input> with a
 <label>: it has a name, speaks its value as it is written, and takes the arrow keys. A slider's
-handle has neither a name nor a unit, and nothing in Python can give it one (explorer.js does); so the
-box comes first, and the slider is there for the hand. Radio buttons are native too and say which one is chosen,
-where a dropdown gives its arrow keys to the notebook and toggle buttons only change their colour.
+handle has neither a name nor a unit, and nothing in Python can give it one (explorer.js does): the
+box comes first, and the slider is there for the hand. Radio buttons are native too and say which
+one is chosen, where toggle buttons only change their colour; explorer.js makes them one group and
+keeps their arrow keys, as the slider's, from the notebook.
 """
 
 from __future__ import annotations

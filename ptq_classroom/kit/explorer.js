@@ -5,7 +5,6 @@
   const script = document.currentScript;
   const home = (script && script.closest(".jp-OutputArea, .output")) || document.body;
   const written = new WeakMap(); // element -> the value that we gave it
-
   const set = (element, name, value) => {
     if (element && element.getAttribute(name) !== value) element.setAttribute(name, value);
   };
@@ -15,7 +14,6 @@
     const places = log ? Math.max(0, digits - 1 - Math.floor(Math.log10(value))) : digits;
     return String(Number(value.toFixed(places))) + (unit ? ` ${unit}` : "");
   };
-
   // A slider writes its bare number at each move: 1.2999999999999998, or a logarithm.
   const speak = (handle, slider) => {
     const now = handle.getAttribute("aria-valuetext");
@@ -23,7 +21,6 @@
     written.set(handle, said(slider, parseFloat(now)));
     set(handle, "aria-valuetext", written.get(handle));
   };
-
   const improve = (box) => {
     set(box, "role", "group");
     set(box, "aria-label", title);
@@ -32,29 +29,32 @@
     set(status, "aria-atomic", "true");
     box.querySelectorAll(".noUi-handle").forEach((handle, i) => {
       set(handle, "aria-label", sliders[i].label);
-      set(handle, "data-lm-suppress-shortcuts", "true"); // its keys are not the notebook's
       speak(handle, sliders[i]);
     });
     box.querySelectorAll(".widget-radio").forEach((choice, i) => {
       const [label, group] = choice.children;
       set(group, "role", "radiogroup");
-      set(group, "aria-label", label.textContent);
-      choice.querySelectorAll("input").forEach((radio) => {
-        set(radio, "name", `${mark}-${i}`); // one group: the arrow keys choose in it
-        set(radio, "data-lm-suppress-shortcuts", "true");
-      });
+      set(group, "aria-label", label && label.textContent);
+      const radios = choice.querySelectorAll("input"); // one group: the arrow keys choose in it
+      radios.forEach((radio) => set(radio, "name", `${mark}-${i}`));
     });
     box.querySelectorAll('[title="null"]').forEach((label) => label.removeAttribute("title"));
   };
-
   const look = () => {
     const boxes = [...home.querySelectorAll(`.${mark}`)];
     boxes.forEach(improve);
     const alive = boxes.some((box) => !box.classList.contains("jupyter-widgets-disconnected"));
     home.querySelectorAll(`.${note}`).forEach((element) => { element.hidden = alive; });
   };
-
-  const watched = { attributes: true, attributeFilter: ["aria-valuetext", "class"] };
-  new MutationObserver(look).observe(home, { ...watched, childList: true, subtree: true });
+  // These keys move the control that has the focus, not the notebook's selected cell.
+  const keys = ({ target, key, ctrlKey, metaKey }) => {
+    const moved = target.closest && target.closest(".noUi-handle, input[type=radio]");
+    if (!moved || !moved.closest(`.${mark}`)) return;
+    const ours = /^(Arrow|Page|Home|End)/.test(key) && !ctrlKey && !metaKey;
+    moved.toggleAttribute("data-lm-suppress-shortcuts", ours);
+  };
+  window.addEventListener("keydown", keys, true); // before JupyterLab, on document
+  const what = { childList: true, subtree: true, attributeFilter: ["aria-valuetext", "class"] };
+  new MutationObserver(look).observe(home, what);
   look();
 })();
