@@ -1,6 +1,7 @@
-"""Run by each kernel that `course.py lab` starts: a name that is missing says "run the first cell".
+"""Run by each kernel of the course: a name that is missing says "run the first cell".
 
-PYTHONSTARTUP names this file. Standard library only; without a notebook it does nothing, and it
+`course.py lab` names this file in PYTHONSTARTUP, and `setup` puts a copy where the kernels of .venv
+find it however they are started. Standard library only; without a notebook it does nothing, and it
 leaves no name of its own behind.
 """
 
