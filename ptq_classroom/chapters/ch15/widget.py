@@ -19,7 +19,7 @@ from ptq_course.deploy.validate import Kernels
 
 BEHIND = {"ReLU": "Relu", "GELU": "Gelu", "residual sum": "Add"}
 BATCHES = (1, 8, 32)
-KINDS = ("in integers", "in floating point", "Q and DQ")
+KINDS = ("integers", "floating point", "Q and DQ")
 HUES = (COLORS[0], COLORS[2], COLORS[3])
 MOST_TIME = 3.0  # of FP32's, in the picture
 
