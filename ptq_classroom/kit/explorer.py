@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import html
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as w
@@ -35,7 +35,7 @@ class Explorer:
     def __init__(
         self,
         fig: Figure,
-        controls: list[Slider | Choice],
+        controls: Sequence[Slider | Choice],
         frame: Callable[..., tuple[str, str]],
         title: str = "",
     ):
@@ -94,7 +94,7 @@ class Explorer:
         self.redraws += 1
         return readout, alt
 
-    def static(self, settings: list[dict[str, Any]]) -> list[tuple[bytes, str, str]]:
+    def static(self, settings: Sequence[dict[str, Any]]) -> list[tuple[bytes, str, str]]:
         """The frames of several settings: (PNG bytes, readout, alt text) of each."""
         before, frames = self.values, []
         for setting in settings:
@@ -103,7 +103,7 @@ class Explorer:
         self.frame(**before)
         return frames
 
-    def show(self, static: list[dict[str, Any]] = ()) -> None:
+    def show(self, static: Sequence[dict[str, Any]] = ()) -> None:
         """Display the live widget and, in a notebook that is committed, frames of some settings.
 
         Under a live widget the frames would only repeat it.

@@ -11,6 +11,7 @@ import io
 from typing import Any
 
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -20,12 +21,14 @@ HARDLY, WELL = 1, 9  # how hard zlib tries: a picture on the page is soon replac
 
 
 class Redraw:
-    """A figure with an Agg canvas, as PNG bytes.
+    """A figure with an Agg canvas, as PNG bytes; TypeError for another canvas.
 
     The layout is computed at the first picture and then kept.
     """
 
     def __init__(self, fig: Figure) -> None:
+        if not isinstance(fig.canvas, FigureCanvasAgg):
+            raise TypeError(f"a redraw needs an Agg canvas, as figure() makes it, not {fig.canvas}")
         self.fig, self.canvas = fig, fig.canvas
         self._kept: dict[Axis, tuple[tuple[Any, ...], Image.Image, tuple[int, int]]] = {}
         self._laid_out = False

@@ -51,9 +51,9 @@ def measure(rounds: int = 5) -> dict[tuple[str, bool], Found]:
             for directly in (True, False):
                 kernels = Kernels.of(files[str(directly)].operators)
                 counts = (kernels.integer, kernels.floating, kernels.boundary)
-                nodes = tuple(sum(kind.values()) for kind in counts)
+                integer, floating, boundary = (sum(kind.values()) for kind in counts)
                 times = {n: t[str(directly)] / t["FP32"] for n, t in took.items()}
-                found[title, directly] = Found(nodes, times)
+                found[title, directly] = Found((integer, floating, boundary), times)
     return found
 
 

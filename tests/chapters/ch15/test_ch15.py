@@ -210,12 +210,14 @@ def test_the_widget_draws_what_was_found():
         for directly, counts in nodes.items()
     }
     made = widget.explorer(found)
+    artists = made.artists
+    assert isinstance(artists, widget.OneRow)
     readout, alt = made.set(behind="GELU", directly=False, batch=32)
-    assert [bar.get_width() for bar in made.artists.nodes] == [0, 12, 20]
-    assert made.artists.time.get_width() == widget.MOST_TIME  # the number beside it is the time
-    assert made.artists.told.get_text().strip() == "9.0 times"
+    assert [bar.get_width() for bar in artists.nodes] == [0, 12, 20]
+    assert artists.time.get_width() == widget.MOST_TIME  # the number beside it is the time
+    assert artists.told.get_text().strip() == "9.0 times"
     assert "0 nodes in integers, 12 in floating point, 20 Q and DQ" in readout
     assert "~9.0 times FP32's time" in alt
     made.set(directly=True, batch=1)
-    assert [bar.get_width() for bar in made.artists.nodes] == [6, 6, 14]
-    assert made.artists.time.get_width() == 0.5
+    assert [bar.get_width() for bar in artists.nodes] == [6, 6, 14]
+    assert artists.time.get_width() == 0.5
