@@ -10,8 +10,9 @@ Pictures get the alt text of their metadata, which nbconvert's template leaves o
 
 from __future__ import annotations
 
+from typing import Any
+
 from nbconvert.exporters import HTMLExporter
-from traitlets import default
 
 TEMPLATE = """\
 {%- extends 'lab/index.html.j2' -%}
@@ -58,6 +59,6 @@ class FoldedHTML(HTMLExporter):
 
     export_from_notebook = None  # not in JupyterLab's menu
 
-    @default("raw_template")
-    def _folding(self) -> str:
-        return TEMPLATE
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.raw_template = TEMPLATE
