@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,21 @@ def restart_kernel(page: Any) -> None:
     page.locator(DIALOG).click()
 
 
+VALUE = """() => {
+  const control = document.activeElement;
+  return [control.value, control.getAttribute('aria-valuetext')].join();
+}"""
+
+
 def moved(page: Any, cell: Any, keys: tuple[str, ...]) -> float:
     """Press each key until one changes the picture; milliseconds from that key to the picture."""
     for key in keys:  # a control at one end of its range moves in one direction only
         for _ in range(20):  # a small step may be less than a pixel
-            old = cell.locator(PICTURE).get_attribute("src")
+            old, value = cell.locator(PICTURE).get_attribute("src"), page.evaluate(VALUE)
             page.keyboard.press(key)
-            with suppress(Exception):  # at its end: nothing was drawn
-                page.wait_for_function("() => clock.took !== null", timeout=1500)
-            if page.evaluate("() => clock.took") is None:
+            if page.evaluate(VALUE) == value:
                 break
+            page.wait_for_function("() => clock.took !== null")
             if cell.locator(PICTURE).get_attribute("src") != old:
                 return page.evaluate("() => clock.took")
     raise AssertionError(f"{page.evaluate('document.activeElement.outerHTML')}: no other picture")
