@@ -50,9 +50,11 @@ def in_the_kernel(name: str) -> float:
 
 
 def positions(main) -> list:
+    """Places of a control from its first to its last."""
     if hasattr(main, "options"):
         return [value for _, value in main._options_full]
-    steps = [main.min + (main.max - main.min) * i / (TURNS - 1) for i in range(TURNS)]
+    marks = round((main.max - main.min) / main.step)  # of the slider, which stands on one of them
+    steps = [main.min + main.step * round(marks * i / (TURNS - 1)) for i in range(TURNS)]
     base = getattr(main, "base", None)
     return [type(main.value)(step if base is None else base**step) for step in steps]
 
