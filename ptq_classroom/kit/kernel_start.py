@@ -11,7 +11,8 @@ def _start():
 
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
-    names = "check hint solution reset predict show term learner np torch nn Tensor IntGrid"
+    names = "check hint solution reset predict quiz show term points learner figures"
+    names += " np torch nn Tensor IntGrid"
     first = frozenset(names.split())  # what the first cells of the chapters import
 
     def explain(shell, kind, error, trace, tb_offset=None):  # noqa: ANN001
