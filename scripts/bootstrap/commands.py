@@ -40,7 +40,8 @@ JupyterLab:
     python course.py lab --no-browser --port 8899
 
     --from BUNDLE   set up without a network, from the folder that
-                    `python course.py bundle` made (`test` and `setup` take it too)
+                    `python course.py bundle` made (`test` and `setup` take
+                    it too)
 
 All of JupyterLab's own options: python course.py lab --help-all
 """,
