@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from . import pins, setup
 from .environment import ROOT, Environment, pyproject, requirements
@@ -156,7 +157,7 @@ def variables(folder: Path) -> dict[str, str]:
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": (folder / "wheels").as_uri()}
 
 
-def known(folder: Path) -> dict[str, list[str] | dict[str, str]]:
+def known(folder: Path) -> dict[str, Any]:
     """What a bundle's list says; empty where there is none, or none that can be read."""
     try:
         listed = json.loads((folder / LIST).read_text(encoding="utf-8"))

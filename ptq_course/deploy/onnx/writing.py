@@ -241,6 +241,7 @@ def _to_onnx(module: nn.Module, given: tuple, shapes: tuple, opset: int) -> ir.M
         ) from error
     finally:
         logging.disable(level)
+    assert program is not None  # dynamo=True returns one
     return program.model
 
 
