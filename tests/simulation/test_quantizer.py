@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import ptq_course
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.metrics import sqnr_db
 from ptq_course.ranges.calibrators import MinMaxCalibrator
@@ -259,6 +260,8 @@ def test_the_report_prints_and_plots():
     text = str(report)
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["stem", "a", "b", "fc"]
     assert "<table>" in report._repr_html_()
+    assert report.version == ptq_course.__version__
+    assert f"ptq_course {report.version}" in report._repr_html_()
     decibels = [layer.weight_sqnr_db for layer in report.layers]
     assert report.worst_weights(1)[0].weight_sqnr_db == min(decibels)
     ax = report.plot()
