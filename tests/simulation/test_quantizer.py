@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -449,3 +450,17 @@ def test_a_batch_norm_over_another_axis_is_refused_also_without_data():
         assert sqnr_db(model(torch.ones(3, 4)), quantized(torch.ones(3, 4))) > 25
         with pytest.raises(UnsupportedError, match=r"layer '0'.*batch norm.*\(3, 4, 4\)"):
             quantized(torch.randn(3, 4, 4))
+
+
+def test_a_value_that_was_always_zero_is_named():
+    """Its scale says nothing: in use, its values would be rounded to whole numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.constant_(model[0].bias, -100)
+    quantizer = PTQQuantizer(model)
+    with pytest.warns(UserWarning, match="^1: 0 in all calibration data"):
+        quantizer.calibrate([torch.randn(8, 4)], ranges="minmax")
+    quantizer.observe([torch.full((8, 4), 1000.0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantizer.compute_qparams("minmax")
