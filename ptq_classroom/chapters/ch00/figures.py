@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ptq_classroom.kit.names import rule_name
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
+from ptq_classroom.kit.show import COLORS, DPI, GREY, color, figure, ink
 from ptq_classroom.pictures.camera import MEAN, STD, light_of_codes, respond
 from ptq_classroom.pictures.classes import CLASS_NAMES, GROUPS
 
@@ -27,7 +27,7 @@ def classes(split: Any, columns: int = 8) -> Shown:
     """The first ordinary picture of each class in `split`, under the class's name."""
     labels, ordinary = split.labels.numpy(), np.asarray(split.modes) == "normal"
     first = [int(np.flatnonzero((labels == k) & ordinary)[0]) for k in range(len(CLASS_NAMES))]
-    fig, axes = _wall(len(first), columns, width=9.6, row=1.32)
+    fig, axes = _wall(len(first), columns, times=3, gap=24)
     for ax, place, name in zip(axes, first, CLASS_NAMES, strict=True):
         ax.imshow(_picture(split.images[place]))
         ax.set_title(_two_lines(name), fontsize=8, loc="center", pad=3)
@@ -79,7 +79,7 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
     labels, before, after = split.labels.numpy(), fp.argmax(1).numpy(), q.argmax(1).numpy()
     chosen = [int(i) for i in places]
     gains = {i: gain for i in chosen if (gain := _gain(_light(split.images[i]))) > 1}
-    fig, axes = _wall(len(chosen) + len(gains), columns, width=9.6, row=2.05)
+    fig, axes = _wall(len(chosen) + len(gains), columns, times=4, gap=40)
     told, cells = [], iter(axes)
     for i in chosen:
         was, now = before[i] == labels[i], after[i] == labels[i]
@@ -249,11 +249,19 @@ def _guesses(parts: tuple, guesses: Sequence[Any]) -> list[float | None]:
     return [None if g is None else convert(g) for g, convert in zip(made, turn, strict=True)]
 
 
-def _wall(count: int, columns: int, width: float, row: float) -> tuple[Figure, list[Any]]:
-    rows = -(-count // columns)
-    fig, axes = figure(width, rows * row, rows, columns, squeeze=False)
-    for ax in axes.flat:
+def _wall(count: int, columns: int, times: int, gap: int) -> tuple[Figure, list[Any]]:
+    """Axes for pictures of 48 pixels, each exactly `times` dots wide, under titles of two lines.
+
+    Whole dots compress well: noise that is resampled unevenly makes the notebook a third larger.
+    """
+    side, title, rows = 48 * times, 46, -(-count // columns)
+    wide, high = columns * (side + gap), rows * (side + title)
+    fig, axes = figure(wide / DPI, high / DPI, rows, columns, squeeze=False)
+    fig.set_layout_engine("none")
+    for i, ax in enumerate(axes.flat):
         ax.axis("off")
+        x, y = i % columns * (side + gap) + gap // 2, high - (i // columns + 1) * (side + title)
+        ax.set_position((x / wide, y / high, side / wide, side / high))
     return fig, list(axes.flat[:count])
 
 

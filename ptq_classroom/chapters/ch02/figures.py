@@ -58,7 +58,7 @@ def loss_of_the_bulk(
     )
     ax.set(xscale="log", xlabel="largest value (standard deviations of the bulk)")
     ax.set_ylabel("signal-to-noise ratio of the bulk (dB)")
-    ax.margins(x=0.28)
+    ax.margins(x=0.42)
     ax.set_ylim(bottom=min(rule[-1], 0) - 6)  # room for the label below the end of the rule
     if guess is not None and isinstance(guess.guess, int | float):
         Prediction(guess.id, before - guess.guess, guess.unit).draw(ax, "y")
