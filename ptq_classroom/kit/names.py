@@ -1,6 +1,6 @@
 """Range rules and networks as figures and sentences call them."""
 
-RULES = {"minmax": "min-max", "kl": "KL", "mse": "MSE", "p99.9": "99.9 %", "p99": "99 %"}
+RULES = {"minmax": "min-max", "kl": "KL", "mse": "MSE"}
 NETWORKS = {"resnet": "ResNet", "mobilenet": "MobileNet"}
 
 

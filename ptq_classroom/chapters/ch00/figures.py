@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ptq_classroom.kit.names import rule_name
 from ptq_classroom.kit.show import COLORS, DPI, GREY, color, figure, ink
-from ptq_classroom.pictures.camera import MEAN, STD, light_of_codes, respond
+from ptq_classroom.pictures.brighten import developed, gain_of, light_of
+from ptq_classroom.pictures.camera import MEAN, STD
 from ptq_classroom.pictures.classes import CLASS_NAMES, GROUPS
 
 Shown = tuple[Figure, str]
@@ -20,7 +20,6 @@ LOST, GAINED = ink(COLORS[2]), ink(COLORS[0])
 WHITE = "white"
 MARK = {True: "✓", False: "✗"}
 NAMED = 9  # changed answers that an alt text names before it says how many more there are
-DIM, LIFTED = 0.15, 0.8  # light that 95 % of a picture stay below: of a dark one, of its copy
 
 
 def classes(split: Any, columns: int = 8) -> Shown:
@@ -78,7 +77,7 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
     """
     labels, before, after = split.labels.numpy(), fp.argmax(1).numpy(), q.argmax(1).numpy()
     chosen = [int(i) for i in places]
-    gains = {i: gain for i in chosen if (gain := _gain(_light(split.images[i]))) > 1}
+    gains = {i: gain for i in chosen if (gain := gain_of(light_of(split.images[i]))) > 1}
     fig, axes = _wall(len(chosen) + len(gains), columns, times=4, gap=40)
     told, cells = [], iter(axes)
     for i in chosen:
@@ -89,7 +88,7 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
         )
         _show(next(cells), _picture(split.images[i]), said, tint)
         if i in gains:
-            copy = developed(_light(split.images[i]) * gains[i])
+            copy = developed(light_of(split.images[i]) * gains[i])
             _show(next(cells), _picture(copy), f"the same,\n{gains[i]}x the light", "black")
         told.append(f"{CLASS_NAMES[before[i]]} to {CLASS_NAMES[after[i]]}")
     lost, gained = (
@@ -113,7 +112,7 @@ def seen(rows: Mapping[str, Tensor], kinds: Sequence[str]) -> Shown:
     lights = {name: (inputs * STD + MEAN).clamp(min=0) for name, inputs in rows.items()}
     columns: list[tuple[int, int]] = []  # (picture, how many times its light)
     for i, light in enumerate(next(iter(lights.values()))):
-        gain = _gain(light)
+        gain = gain_of(light)
         columns += [(i, 1)] if gain == 1 else [(i, 1), (i, gain)]
     fig, axes = figure(9.6, 0.95 * len(rows) + 0.4, len(rows), len(columns), squeeze=False)
     for line, (name, light) in zip(axes, lights.items(), strict=True):
@@ -270,22 +269,6 @@ def _show(ax: Any, picture: np.ndarray, title: str, tint: str) -> None:
     ax.axis("off")
     if title:
         ax.set_title(title, fontsize=8, loc="center", pad=3, color=tint)
-
-
-def _light(image: Tensor) -> Tensor:
-    """Linear light, float64, of a picture uint8."""
-    return torch.from_numpy(light_of_codes())[image.int()]
-
-
-def _gain(light: Tensor) -> int:
-    """How many times the light a dark picture has to have for us to see it; 1 if it is not dark."""
-    high = float(light.double().quantile(0.95))
-    return 1 if high > DIM else round(LIFTED / max(high, 0.01))
-
-
-def developed(light: Tensor) -> Tensor:
-    """Bytes of a picture from its linear light, as the camera writes them."""
-    return respond(light).round().clamp(0, 255).to(torch.uint8)
 
 
 def _by_kind(kinds: Sequence[str], counts: Sequence[int]) -> str:

@@ -165,7 +165,8 @@ def spread_of_layers(spreads: dict[str, dict[str, tuple[float, float]]]) -> tupl
         grew = int((after > 1.1 * before).sum())
         told.append(
             f"{network_name(network)}: the spread of {grew} of {len(layers)} layers grows by more "
-            f"than a tenth, most of all that of {list(layers)[worst]}, from {before[worst]:.1f} to {after[worst]:.1f}"
+            f"than a tenth, most of all that of {list(layers)[worst]}, from "
+            f"{before[worst]:.1f} to {after[worst]:.1f}"
         )
     ax = axes[0, -1]
     for number, (text, c) in enumerate((("○ before folding", 0), ("● after folding", 2))):
