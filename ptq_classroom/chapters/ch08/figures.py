@@ -41,8 +41,9 @@ def patch(xq: Tensor, wq: Tensor, zx: int) -> tuple[Figure, str]:
         ax.set_title(name, fontsize=10)
     total = int(rows["products"].sum())
     return fig, (
-        f"Codes of a patch of {x.shape[0]} channels from {x.min()} to {x.max()}, zero point {zx}, "
-        f"weight codes from {w.min()} to {w.max()}; their {x.size} products add up to {total}."
+        f"{x.size} products of codes add up to {total}. A table of the patch's codes in "
+        f"{x.shape[0]} channels, from {x.min()} to {x.max()}, their differences from the zero point "
+        f"{zx}, the weight codes from {w.min()} to {w.max()}, and the products."
     )
 
 
@@ -80,10 +81,10 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
     worst = int(whole.argmax())
     n = text_number
     return fig, (
-        f"Codes that differ from the simulation, {len(names)} operations: each alone at most "
-        f"{n(100 * alone.max())} percent; in the whole network from {n(100 * whole[0])} percent at "
-        f"{names[0]} to {n(100 * whole[-1])} percent at {names[-1]}, most at {names[worst]} with "
-        f"{n(100 * whole[worst])} percent."
+        f"Alone, each of {len(names)} operations differs from the simulation in at most "
+        f"{n(100 * alone.max())} percent of its codes; in the whole network from "
+        f"{n(100 * whole[0])} percent at {names[0]} to {n(100 * whole[-1])} percent at {names[-1]}, "
+        f"most at {names[worst]} with {n(100 * whole[worst])} percent. Two lines over operations."
     )
 
 
@@ -110,9 +111,10 @@ def accumulator_bits(
         guess.draw(ax, "x")
     widest = int(bits.argmax())
     return fig, (
-        f"Bits of accumulator by layer: from {bits.min()} to {bits.max()}, the widest "
-        f"{rows[widest].name} with {rows[widest].terms} products. 16 bits are too few for "
-        f"{int((bits > 16).sum())} of {len(bits)}, 32 are enough for {int((bits <= 32).sum())}."
+        f"16 bits are too few for {int((bits > 16).sum())} of {len(bits)} layers, 32 are enough "
+        f"for {int((bits <= 32).sum())}. Bars of the accumulator's bits by layer: from "
+        f"{bits.min()} to {bits.max()}, the widest {rows[widest].name} with "
+        f"{rows[widest].terms} products."
     )
 
 
