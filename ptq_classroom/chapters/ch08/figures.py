@@ -42,8 +42,8 @@ def patch(xq: Tensor, wq: Tensor, zx: int) -> tuple[Figure, str]:
     total = int(rows["products"].sum())
     return fig, (
         f"{x.size} products of codes add up to {total}. A table of the patch's codes in "
-        f"{x.shape[0]} channels, from {x.min()} to {x.max()}, their differences from the zero point "
-        f"{zx}, the weight codes from {w.min()} to {w.max()}, and the products."
+        f"{x.shape[0]} channels, from {x.min()} to {x.max()}, their differences from the zero "
+        f"point {zx}, the weight codes from {w.min()} to {w.max()}, and the products."
     )
 
 
@@ -62,7 +62,7 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
     for number, (values, label) in enumerate(((alone, "each alone"), (whole, "whole network"))):
         style = color(number)
         ax.plot(np.maximum(values, LOWEST_SHARE), place, "os"[number], markersize=5, **style)
-        last = len(names) - 2
+        last = len(names) - 1
         ax.annotate(
             label, (max(values[last], LOWEST_SHARE), last), xytext=(9, 0),
             textcoords="offset points", va="center", fontsize=9, color=ink(COLORS[number]),
@@ -83,8 +83,9 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
     return fig, (
         f"Alone, each of {len(names)} operations differs from the simulation in at most "
         f"{n(100 * alone.max())} percent of its codes; in the whole network from "
-        f"{n(100 * whole[0])} percent at {names[0]} to {n(100 * whole[-1])} percent at {names[-1]}, "
-        f"most at {names[worst]} with {n(100 * whole[worst])} percent. Two lines over operations."
+        f"{n(100 * whole[0])} percent at {names[0]} to {n(100 * whole[-1])} percent at "
+        f"{names[-1]}, most at {names[worst]} with {n(100 * whole[worst])} percent. Two lines "
+        f"over the operations."
     )
 
 
