@@ -36,8 +36,8 @@ def rules_over_bits(
             ax.errorbar(values[:, 0], place, xerr=error, fmt="o", color=COLORS[0], markersize=4,
                         ecolor="black", elinewidth=1, capsize=2)  # fmt: skip
             for y, value in enumerate(values[:, 0]):
-                ax.annotate(f"{value:+.1f}", (value, y), xytext=(0, 4), ha="center", fontsize=8,
-                            textcoords="offset points")  # fmt: skip
+                ax.annotate(f"{value:+.1f}", (value, y), xytext=(0, 5), ha="center", fontsize=8,
+                            textcoords="offset points", bbox=BEHIND)  # fmt: skip
             ax.axvline(0, color=GREY, linestyle=":", linewidth=1.2)
             ax.margins(x=0.16)
             ax.set_title(f"{network_name(network)}, {bits} bits", fontsize=10)
