@@ -129,7 +129,8 @@ def codes_used(x: Tensor, choices: dict[str, QParams]) -> Shown:
         empty = counts.nonzero()[0].item()
         if empty > grid.levels // 4:
             ax.axvspan(grid.qmin, grid.qmin + empty, color=ORANGE, alpha=0.25, linewidth=0)
-            ax.text(grid.qmin + empty / 2, 30, "never used", ha="center", fontsize=9)
+            ax.text(grid.qmin + empty / 2, 0.4, "never used", ha="center", fontsize=9,
+                    transform=ax.get_xaxis_transform())  # fmt: skip
         title = f"{name}: {used[name]} of {grid.levels} codes"
         ax.set(title=title, xlabel="code", yscale="log", ylim=(0.8, None))
     axes[0, 0].set_ylabel("values")
