@@ -43,7 +43,7 @@ def ruler(values: Tensor, qparams: QParams) -> Shown:
     return fig, (
         f"{len(values)} values move to their nearest mark, the farthest by {n(moved)}; code "
         f"{int(qparams.zero_point)} stands at 0 exactly. Number line with {len(marks)} marks from "
-        f"{n(marks[0])} to {n(marks[-1])}, {n(qparams.scale)} apart."
+        f"{n(float(marks[0]))} to {n(float(marks[-1]))}, {n(float(qparams.scale))} apart."
     )
 
 
@@ -71,7 +71,8 @@ def saturation(scale: float, grid: IntGrid, at: float) -> Shown:
     axes[0].set_ylabel("value that comes back")
     n = text_number
     return fig, (
-        f"{n(at)} comes back as {n(kept[here])} where codes saturate, as {n(wrapped[here])} where "
+        f"{n(at)} comes back as {n(float(kept[here]))} where codes saturate, as "
+        f"{n(float(wrapped[here]))} where "
         f"they are cast at once. Two curves of the value that comes back over the value put in, "
         f"codes {grid.qmin} to {grid.qmax}: the left one is flat beyond the ends, the right one a "
         f"sawtooth."
@@ -194,7 +195,7 @@ def weights(w: Tensor, choices: dict[str, QParams], ratios: dict[str, float]) ->
             _window(ax, values, marks, float(qparams.scale))
     axes[0, 0].set_ylabel("count")
     listed = "; ".join(
-        f"{name} keep {ratios[name]:.1f} dB with marks {text_number(q.scale)} apart"
+        f"{name} keep {ratios[name]:.1f} dB with marks {text_number(float(q.scale))} apart"
         for name, q in choices.items()
     )
     n = text_number

@@ -91,7 +91,7 @@ def ablation(table: Variants, guess: Prediction | None = None) -> tuple[Figure, 
     )
     worst = rows[int(values[:, 0].argmin())]
     return fig, (
-        f"Most is lost with {worst.name}, {text_number(100 * worst.difference)} points. "
+        f"Most is lost with {worst.name}, {text_number(values[:, 0].min())} points. "
         f"Change of top-1 in points against FP32, with intervals: {told}."
     )
 

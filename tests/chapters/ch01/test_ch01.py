@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 
 from ptq_classroom.chapters.ch01 import figures, widget
 from ptq_classroom.kit.prediction import Prediction
@@ -127,9 +128,10 @@ def test_weights_shows_the_marks_of_each_grid():
         fig.axes, (("8 bits", 255), ("4 bits", 15)), (40, 15), strict=True
     ):
         few = ax if marks == 15 else ax.child_axes[0]  # 255 marks: a band, and some in a window
-        drawn = [segment[0][0] for segment in few.collections[0].get_segments()]
+        lines = next(c for c in few.collections if isinstance(c, LineCollection))
+        drawn = torch.tensor([float(segment[0][0]) for segment in lines.get_segments()])
         assert len(drawn) == (15 if marks == 15 else 11)
-        assert set(np.float32(drawn)) <= set(figures.levels(choices[name]).numpy())
+        assert torch.isin(drawn, figures.levels(choices[name])).all()
         assert ax.get_title(loc="left") == f"{name}: {marks} marks, {db}.0 dB"
         assert ax.patches[0].get_data().values.sum() == w.numel()
         assert min(ax.get_yticks()) == 0

@@ -79,7 +79,8 @@ def test_accuracy_over_size_has_a_panel_for_each_line_and_shows_what_lies_below(
     assert [[t.get_text() for t in ax.texts] for ax in fig.axes] == [["8", "3\n▼"], ["8", "3"]]
     for ax, name in zip(fig.axes, points["a"], strict=True):
         assert ax.get_title(loc="left") == f"a, {name}"
-        assert list(ax.lines[0].get_xdata()) == [size for size, _ in points["a"][name].values()]
+        sizes = [size for size, _ in points["a"][name].values()]
+        np.testing.assert_array_equal(ax.lines[0].get_xdata(), sizes)
         fig.canvas.draw()
         boxes = [t.get_window_extent() for t in ax.texts]
         assert not boxes[0].overlaps(boxes[1])

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import ErrorbarContainer
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
@@ -34,7 +35,8 @@ def test_rules_over_bits_plots_changes_with_their_intervals():
     fig, alt = figures.rules_over_bits({"net": table})
     eight, four = fig.axes
     for ax, bits in ((eight, 8), (four, 4)):
-        drawn = ax.containers[0]
+        (drawn,) = ax.containers
+        assert isinstance(drawn, ErrorbarContainer)
         values = [100 * table[rule, bits][0] for rule in ("minmax", "kl")]
         assert list(drawn.lines[0].get_xdata()) == pytest.approx(values)
         caps = sorted(x for line in drawn.lines[1] for x in line.get_xdata())

@@ -71,8 +71,7 @@ def test_by_samples_draws_means_and_the_worst_and_best_draw():
         [92, 94],
         [90, 90],
     ]
-    pale = fig.axes[0].lines[-2]
-    assert list(pale.get_ydata()) == [84, 92, 89]
+    np.testing.assert_array_equal(fig.axes[0].lines[-2].get_ydata(), [84, 92, 89])  # pale
     assert "mean of 2 orders; bars: worst to best" in fig.get_suptitle()
     assert "night: a 55.0, 63.0, 60.0, b 55.0, 63.0, 60.0" in alt
     assert "falls by 3.0 points from its best size" in alt
