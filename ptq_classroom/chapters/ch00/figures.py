@@ -167,7 +167,7 @@ def difference(
         f"{rule_name(name)} {a:+.1f} points, from {b:+.1f} to {c:+.1f}"
         for name, (a, b, c) in zip(rows, values.tolist(), strict=True)
     )
-    return fig, f"Change of accuracy against FP32 with 95 percent intervals: {told}."
+    return fig, f"{told}: changes of accuracy against FP32, with 95 percent intervals."
 
 
 def scoreboard(
@@ -235,8 +235,13 @@ def fewer_bits(bits: Sequence[int], rows: Mapping[str, Sequence[float]], referen
     ax.set(xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
     ax.set_xticks(place, list(map(str, bits)))
     ax.set(ylim=(0, 108), xlim=(-0.2, place[-1] + 0.75))
+    last = {rule_name(name): float(row[-1]) for name, row in rows.items()}
+    best, worst = max(last, key=last.__getitem__), min(last, key=last.__getitem__)
     said = "; ".join(told)
-    return fig, f"Top-1 accuracy in percent over bits. {said}. FP32 {reference:.1f}."
+    return fig, (
+        f"With {bits[-1]} bits {best} keeps {last[best]:.1f} percent, {worst} {last[worst]:.1f}. "
+        f"Lines of top-1 accuracy in percent over bits. {said}. FP32 {reference:.1f}."
+    )
 
 
 def _guesses(parts: tuple, guesses: Sequence[Any]) -> list[float | None]:

@@ -160,7 +160,7 @@ def decibels(bits: Sequence[int], curves: dict[str, Sequence[float]]) -> Shown:
         f"last bit {v[-1] - v[-2]:.1f}"
         for name, v in ((k, list(c)) for k, c in curves.items())
     )
-    return fig, f"Signal-to-noise ratio over bits, and the gain of each bit: {listed}."
+    return fig, f"{listed}. Lines of the signal-to-noise ratio over bits, and of each bit's gain."
 
 
 def _end_labels(ax: Any, x: float, ends: list[tuple[float, str]]) -> None:
