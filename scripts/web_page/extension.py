@@ -1,0 +1,118 @@
+"""Sphinx's part of the page: docstrings, terms that explain themselves, tables without empty heads."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from ptq_classroom.kit.glossary import Term, terms
+from web_page.docstrings import converted
+from web_page.pages import slug
+
+# Where a mention is none, or where a link would not do.
+SKIPPED = (
+    nodes.literal, nodes.literal_block, nodes.reference, nodes.title, nodes.math, nodes.math_block,
+    nodes.raw, nodes.target, nodes.caption, nodes.comment, nodes.Admonition, nodes.problematic,
+)  # fmt: skip
+NO_TERMS = ("glossary", "CHANGELOG", "CONTRIBUTING", "api/", "docs/recipes")  # beginnings of pages
+
+
+class term_mention(nodes.Inline, nodes.TextElement):  # noqa: N801  (as docutils names nodes)
+    """The first mention of a term on a page."""
+
+
+@cache
+def forms() -> tuple[re.Pattern[str], dict[str, Term]]:
+    """A pattern of every form of every term, longest first, and the term of each form.
+
+    A plural counts as its term.
+    """
+    known = {plain(name): entry for entry in reversed(terms()) for name in entry.names}
+    names = sorted((n for entry in terms() for n in entry.names), key=len, reverse=True)
+    words = "|".join(re.escape(name).replace(r"\ ", r"[\s-]+") for name in names)
+    return re.compile(rf"(?<![\w-])(?:{words})(?=s?(?![\w-]))", re.IGNORECASE), known
+
+
+def plain(word: str) -> str:
+    """A form of a term without case, hyphens and line ends."""
+    return re.sub(r"[\s-]+", " ", word).lower()
+
+
+def mark_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Replace the first mention of each term on a page by a link that explains it."""
+    if docname.startswith(NO_TERMS):
+        return
+    pattern, known = forms()
+    seen: set[str] = set()
+    for text in [t for t in doctree.findall(nodes.Text) if not inside(t, SKIPPED)]:
+        made: list[nodes.Node] = []
+        at, content = 0, text.astext()
+        for match in pattern.finditer(content):
+            entry = known[plain(match[0])]
+            if entry.term in seen or (entry.term.isupper() and not match[0].isupper()):
+                continue
+            seen.add(entry.term)
+            made.append(nodes.Text(content[at : match.start()]))
+            made.append(term_mention(match[0], match[0], term=slug(entry.term)))
+            at = match.end()
+        if made:
+            text.parent.replace(text, [*made, nodes.Text(content[at:])])
+
+
+def inside(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
+    """Whether a node stands in one of these kinds."""
+    parent = node.parent
+    while parent is not None:
+        if isinstance(parent, kinds):
+            return True
+        parent = parent.parent
+    return False
+
+
+def open_term(self: Any, node: term_mention) -> None:
+    """A link to the glossary, so that it serves without scripts, on a phone, and by keyboard."""
+    page = self.builder.get_relative_uri(self.docnames[0] if self.docnames else "", "glossary")
+    term = node["term"]
+    self.body.append(f'<a class="term" data-term="{term}" href="{page}#term-{term}">')
+
+
+def close_term(self: Any, node: term_mention) -> None:
+    """The end of the link."""
+    self.body.append("</a>")
+
+
+def drop_empty_heads(app: Sphinx, doctree: nodes.document) -> None:
+    """A table of two columns written in Markdown has an empty head: it is none."""
+    for head in list(doctree.findall(nodes.thead)):
+        if not head.astext().strip():
+            head.parent.remove(head)
+
+
+def convert_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """autodoc hands over the lines of a docstring and takes them back changed."""
+    lines[:] = converted(lines)
+
+
+def definitions() -> str:
+    """The script that knows what every term means."""
+    known = {
+        slug(entry.term): {"term": entry.term, "zh": entry.zh, "says": entry.definition}
+        for entry in terms()
+    }
+    return f"window.courseTerms = {json.dumps(known, ensure_ascii=False)};\n"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.add_node(term_mention, html=(open_term, close_term))
+    app.connect("doctree-resolved", mark_terms)
+    app.connect("doctree-read", drop_empty_heads)
+    app.connect("autodoc-process-docstring", convert_docstring)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
