@@ -106,7 +106,7 @@ def stage_all(root: Path, source: Path, live: bool) -> None:
         raise PageError(findings)
     from ptq_classroom.kit.glossary import terms
 
-    texts["index.md"] = pages.contents(texts["index.md"], names)
+    texts["index.md"] = pages.contents(texts["index.md"], names, root / "ptq_course")
     texts["glossary.rst"] = pages.glossary(terms(), names)
     texts["widgets.md"] = pages.widget_page(widgets)
     texts["docs/recipes.md"] = pages.recipes(sorted((root / "recipes").glob("*.py")))

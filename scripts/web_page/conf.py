@@ -25,11 +25,13 @@ myst_links_external_new_tab = False
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of PyTorch are its own
 autodoc_typehints = "signature"
+viewcode_follow_imported_members = False  # else a copy of Python's own functools
 add_module_names = False
 toc_object_entries = False  # the list of modules is long enough, and a page builds twice as fast
-python_maximum_signature_line_length = 88
 copybutton_selector = "div.cell_input pre, div.highlight-python pre, div.highlight-sh pre"
-nb_ipywidgets_js = {}
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}
+if (SCRIPTS / "html-manager").is_dir():
+    nb_ipywidgets_js = {"npm/html-manager/dist/embed.js": {"defer": "defer"}}
 mathjax_path = "npm/none.js"
 if (SCRIPTS / "mathjax").is_dir():
     mathjax_path = "npm/mathjax/es5/tex-chtml.js"
@@ -38,6 +40,7 @@ if (SCRIPTS / "mathjax").is_dir():
 
 html_theme = "furo"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["course.css"]
 html_js_files = ["terms.js", "course.js"]
 html_show_copyright = False

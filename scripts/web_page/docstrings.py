@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import textwrap
 
-ITEM = re.compile(r"^([A-Za-z][\w ,/.*()-]{0,40}):\s+(\S.*)$")
+ITEM = re.compile(r"^([*a-z_][\w*.]*(?:(?:,| and| or) [*a-z_][\w*.]*)*):\s+(\S.*)$")
+NEXT = re.compile(r"(?<=[.;]) (?=[a-z_]\w*: )")  # "bits: 2 to 16. signed: ..." are two items
 CODE = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
 
 
@@ -17,33 +18,40 @@ def converted(lines: list[str]) -> list[str]:
     """A docstring's lines as reStructuredText."""
     text = textwrap.dedent("\n".join(lines)).strip("\n")
     made: list[str] = []
-    for block in re.split(r"\n\s*\n", text):
+    for number, block in enumerate(re.split(r"\n\s*\n", text)):
         if block.strip():
-            made += [*_block(block.splitlines()), ""]
+            made += [*_block(block.splitlines(), first=not number), ""]
     return made
 
 
-def _block(lines: list[str]) -> list[str]:
-    """One block: prose, a list, text laid out in columns, or prose and an example under it."""
+def _block(lines: list[str], first: bool) -> list[str]:
+    """One block: prose, a list, or text laid out in columns; first: it begins with the summary."""
     deep = [len(line) - len(line.lstrip()) for line in lines]
     if min(deep) >= 2 or any(re.search(r"\S {3,}\S", line) for line in lines):
-        return ["::", "", *(f"    {line}" for line in lines)]
+        return [".. code-block:: text", "", *(f"    {line}" for line in lines)]
     made: list[str] = []
     in_list = False
     paragraph: list[str] = []
 
     def flush() -> None:
-        if paragraph:
-            made.append(("- " if in_list else "") + escaped(" ".join(paragraph)))
-            made.append("")
-            paragraph.clear()
+        if not paragraph:
+            return
+        text = " ".join(paragraph)
+        for item in NEXT.split(text) if in_list else [text]:
+            named = ITEM.match(item) if in_list else None
+            if named:
+                made.append(f"- ``{named[1]}``: {escaped(named[2])}")
+            else:
+                made.append(("- " if in_list else "") + escaped(item))
+        made.append("")
+        paragraph.clear()
 
     for k, line in enumerate(lines):
         item, bullet = ITEM.match(line), re.match(r"^[-*] +(.*)$", line)
-        if item and (k == 0 or in_list or _ends(lines[k - 1])):
+        if item and not (first and k == 0) and (k == 0 or in_list or _ends(lines[k - 1])):
             flush()
             in_list = True
-            paragraph.append(f"``{item[1]}``: {item[2]}")
+            paragraph.append(line)
         elif bullet:
             flush()
             in_list = True

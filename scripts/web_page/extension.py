@@ -22,6 +22,15 @@ SKIPPED = (
 NO_TERMS = ("glossary", "CHANGELOG", "CONTRIBUTING", "api/", "docs/recipes")  # beginnings of pages
 
 
+MENDED = {
+    "furo_navigation_tree": [('role="heading"', 'role="heading" aria-level="2"')],
+    "body": [
+        (' aria-label="Toggle hidden content"', ""),  # it would hide what the line says
+        ("</li>\n<ul>", "\n<ul>"),  # a list inside a list is part of an item
+    ],
+}
+
+
 class term_mention(nodes.Inline, nodes.TextElement):  # noqa: N801  (as docutils names nodes)
     """The first mention of a term on a page."""
 
@@ -100,6 +109,14 @@ def convert_docstring(
     lines[:] = converted(lines)
 
 
+def tidy(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Mend what the theme and the extensions leave in a page that a screen reader stumbles over."""
+    for part, changes in MENDED.items():
+        for old, new in changes:
+            if part in context:
+                context[part] = context[part].replace(old, new)
+
+
 def definitions() -> str:
     """The script that knows what every term means."""
     known = {
@@ -113,6 +130,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_node(term_mention, html=(open_term, close_term))
     app.connect("doctree-resolved", mark_terms)
+    app.connect("html-page-context", tidy, priority=900)  # after the theme
     app.connect("doctree-read", drop_empty_heads)
     app.connect("autodoc-process-docstring", convert_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -89,6 +89,8 @@ def stage(file: Path, root: Path, target: Path, live: bool) -> list[Widget]:
     if findings:
         raise PageError(findings)
     notebook["cells"] = cells
+    if not (live and widgets):  # what the widgets' script would draw
+        notebook["metadata"].pop("widgets", None)
     out = target / name
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
@@ -113,6 +115,7 @@ def code_cell(cell: Cell, place: str, target: Path, live: bool) -> None:
             outputs.append(note(IN_THE_LAB if live else STATES_ONLY, title))
             if not live:
                 continue
+            output = frozen(output)
         elif "image/png" in data:
             alt = output["metadata"].get("image/png", {}).get("alt", "")
             if not alt.strip():
@@ -129,6 +132,15 @@ def code_cell(cell: Cell, place: str, target: Path, live: bool) -> None:
 def is_explorer(output: dict[str, Any]) -> bool:
     """Whether a widget output is one with controls, not a progress bar."""
     return text_of(output["data"].get("text/plain", "")).startswith(WIDGET)
+
+
+def frozen(output: dict[str, Any]) -> dict[str, Any]:
+    """A saved widget that is looked at only: no kernel answers, so nothing of it takes the focus."""
+    view = json.dumps(output["data"][VIEW])
+    shown = f'<div class="lab-widget" inert><script type="{VIEW}">{view}</script></div>'
+    plain = output["data"]["text/plain"]
+    data = {"text/html": shown, "text/plain": plain}
+    return {"output_type": "display_data", "data": data, "metadata": {}}
 
 
 def note(text: str, title: str) -> dict[str, Any]:

@@ -25,29 +25,40 @@ CONTENTS = """
 
 glossary
 widgets
-docs/clinic
-docs/recipes
-docs/claims
-data/README
-api/index
+Clinic <docs/clinic>
+Recipes <docs/recipes>
+Claims, tested <docs/claims>
+Data <data/README>
+Reference <api/index>
 ```
 
 ```{{toctree}}
 :hidden:
 :caption: Teach and contribute
 
-TEACHING
-CONTRIBUTING
-CHANGELOG
+For teachers <TEACHING>
+Change the course <CONTRIBUTING>
+What changed <CHANGELOG>
 ```
 """
 ROOMS = ("grids", "ranges", "graph", "simulation", "improve", "integer", "deploy", "diagnosis")
 
 
-def contents(readme: str, notebooks: Sequence[str]) -> str:
-    """The landing page: README, and the order of all pages."""
+def contents(readme: str, notebooks: Sequence[str], package: Path) -> str:
+    """The landing page: README, its modules led to their reference, and the order of all pages."""
+
+    def module(match: re.Match[str]) -> str:
+        path = match[1].rstrip("/")
+        if not (package / path).exists():
+            return match[0]
+        return f"[{match[0]}](ptq_course.{path.removesuffix('.py').replace('/', '.')})"
+
+    rows = [
+        re.sub(r"`([\w/]+(?:/|\.py))`", module, line) if line.startswith("|") else line
+        for line in readme.splitlines()
+    ]
     chapters = "\n".join(f"notebooks/{name}" for name in notebooks)
-    return readme + CONTENTS.format(chapters=chapters)
+    return "\n".join(rows) + "\n" + CONTENTS.format(chapters=chapters)
 
 
 def slug(term: str) -> str:

@@ -40,6 +40,8 @@
   }
 
   document.addEventListener("DOMContentLoaded", () => {
+    // The widgets' script asks for MathJax 2 where it finds any; formulas are not its business.
+    if (window.MathJax) window.MathJax.Hub ??= { Queue() {} };
     Object.assign(tip, { id: "term-tip", hidden: true });
     tip.setAttribute("role", "tooltip");
     document.body.append(tip);
