@@ -78,11 +78,12 @@ def escaped(text: str) -> str:
         code = " ".join((match[1] or match[2]).split())
         made += [_quoted(text[at : match.start()]), _code(code, text[match.end() :])]
         at = match.end()
-    return "".join([*made, _quoted(text[at:])])
+    # What begins with an escaped space is a paragraph, whatever else it looks like.
+    return "\\ " + "".join([*made, _quoted(text[at:])])
 
 
 def _quoted(text: str) -> str:
-    return re.sub(r"([\\*`|_])", r"\\\1", text)
+    return re.sub(r"([\\*`|_]|:(?=:))", r"\\\1", text)
 
 
 def _code(code: str, after: str) -> str:

@@ -36,15 +36,17 @@ class term_mention(nodes.Inline, nodes.TextElement):  # noqa: N801  (as docutils
 
 
 @cache
-def forms() -> tuple[re.Pattern[str], dict[str, Term]]:
-    """A pattern of every form of every term, longest first, and the term of each form.
+def forms() -> tuple[re.Pattern[str], dict[str, Term], set[str]]:
+    """A pattern of every form of every term, longest first; the term of each form, plain; and the
+    plain forms that are written in capitals only.
 
     A plural counts as its term.
     """
     known = {plain(name): entry for entry in reversed(terms()) for name in entry.names}
     names = sorted((n for entry in terms() for n in entry.names), key=len, reverse=True)
+    capitals = {plain(name) for name in names} - {plain(n) for n in names if not n.isupper()}
     words = "|".join(re.escape(name).replace(r"\ ", r"[\s-]+") for name in names)
-    return re.compile(rf"(?<![\w-])(?:{words})(?=s?(?![\w-]))", re.IGNORECASE), known
+    return re.compile(rf"(?<![\w-])(?:{words})(?=s?(?![\w-]))", re.IGNORECASE), known, capitals
 
 
 def plain(word: str) -> str:
@@ -56,14 +58,15 @@ def mark_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Replace the first mention of each term on a page by a link that explains it."""
     if docname.startswith(NO_TERMS):
         return
-    pattern, known = forms()
+    pattern, known, capitals = forms()
     seen: set[str] = set()
     for text in [t for t in doctree.findall(nodes.Text) if not inside(t, SKIPPED)]:
         made: list[nodes.Node] = []
         at, content = 0, text.astext()
         for match in pattern.finditer(content):
-            entry = known[plain(match[0])]
-            if entry.term in seen or (entry.term.isupper() and not match[0].isupper()):
+            form = plain(match[0])
+            entry = known[form]
+            if entry.term in seen or (form in capitals and not match[0].isupper()):
                 continue
             seen.add(entry.term)
             made.append(nodes.Text(content[at : match.start()]))

@@ -22,7 +22,8 @@ PAGES = {
     "docs/clinic.md": "docs/clinic.md",
     "data/README.md": "data/README.md",
 }
-LINK = re.compile(r"(?<!!)\[((?:[^\[\]`]|`[^`]*`)+)\]\(([^()\s]+)\)")
+# A link, whose label may hold code; or code, whose brackets are no link.
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]`]|`[^`]*`)+)\]\(([^()\s]+)\)|(`+).+?\3")
 
 
 def rewritten(text: str, file: str, root: Path, place: str = "") -> str:
@@ -34,8 +35,8 @@ def rewritten(text: str, file: str, root: Path, place: str = "") -> str:
     findings: list[str] = []
 
     def link(match: re.Match[str]) -> str:
-        label, target = match.groups()
-        if re.match(r"[a-z]+:|#", target):
+        label, target, code = match.groups()
+        if code or re.match(r"[a-z]+:|#", target):
             return match.group(0)
         found = page_of(target, file, root)
         if found is None:
