@@ -1,4 +1,4 @@
-"""The finished pages, read again: every link leads somewhere, every picture is there and has words."""
+"""The finished pages, read again: links lead somewhere, pictures are there and have words."""
 
 from __future__ import annotations
 

@@ -76,16 +76,12 @@ def escaped(text: str) -> str:
     made, at = [], 0
     for match in CODE.finditer(text):
         code = " ".join((match[1] or match[2]).split())
-        made += [_quoted(text[at : match.start()]), _code(code, text[match.end() :])]
-        at = match.end()
+        if code:  # an escaped space on both sides: letters may touch it
+            made += [_quoted(text[at : match.start()]), f"\\ ``{code}``\\ "]
+            at = match.end()
     # What begins with an escaped space is a paragraph, whatever else it looks like.
     return "\\ " + "".join([*made, _quoted(text[at:])])
 
 
 def _quoted(text: str) -> str:
     return re.sub(r"([\\*`|_]|:(?=:))", r"\\\1", text)
-
-
-def _code(code: str, after: str) -> str:
-    """An inline literal; a letter that touches it is set apart, as the notation wants."""
-    return f"``{code}``" + ("\\ " if after[:1].isalnum() else "")

@@ -1,4 +1,4 @@
-"""Sphinx's part of the page: docstrings, terms that explain themselves, tables without empty heads."""
+"""Sphinx's part of the page: docstrings, terms that explain themselves, what is mended."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MENDED = {
 }
 
 
-class term_mention(nodes.Inline, nodes.TextElement):  # noqa: N801  (as docutils names nodes)
+class term_mention(nodes.Inline, nodes.TextElement):
     """The first mention of a term on a page."""
 
 

@@ -57,7 +57,7 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 
 
 def page_of(target: str, file: str, root: Path) -> str | None:
-    """Where a link from `file` leads on the site; "" for a file without a page, None for nowhere."""
+    """Where a link from `file` leads on the site; "" for a file without a page, None: nowhere."""
     path, _, anchor = target.partition("#")
     here = posixpath.dirname(PAGES.get(file, file))
     full = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))

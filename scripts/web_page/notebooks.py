@@ -26,8 +26,8 @@ FOLDED = {  # by tag: what the line says that opens a folded cell
     "quiz-answers": "Show the answers",
 }
 IN_THE_LAB = (
-    "These controls move in the lab (`python course.py lab`), where Python runs. Here they show how "
-    "it looks there; the pictures below show some of its states."
+    "These controls move in the lab (`python course.py lab`), where Python runs. Here they show "
+    "how it looks there; the pictures below show some of its states."
 )
 STATES_ONLY = (
     "In the lab (`python course.py lab`) this is a picture with controls. The pictures below show "
@@ -46,7 +46,7 @@ class State:
 
 @dataclass(frozen=True)
 class Widget:
-    """A widget of a chapter: its notebook, title, the text before it, and pictures of its states."""
+    """A widget of a chapter: its notebook, title, the text before it, pictures of its states."""
 
     notebook: str
     chapter: str
@@ -135,7 +135,7 @@ def is_explorer(output: dict[str, Any]) -> bool:
 
 
 def frozen(output: dict[str, Any]) -> dict[str, Any]:
-    """A saved widget that is looked at only: no kernel answers, so nothing of it takes the focus."""
+    """A saved widget to look at: no kernel would answer, so nothing of it takes the focus."""
     view = json.dumps(output["data"][VIEW])
     shown = f'<div class="lab-widget" inert><script type="{VIEW}">{view}</script></div>'
     plain = output["data"]["text/plain"]

@@ -9,6 +9,8 @@ import functools
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,12 +31,12 @@ NAMES = [file.stem for file in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 CHAPTERS = [*(n for n in NAMES if n.startswith("prep")), *(n for n in NAMES if n[0].isdigit())]
 WIDE, NARROW = 1280, 400
 # Lazy pictures are fetched first; then what is looked at on every page, and axe's serious faults.
-LOOK = """async ([width, where]) => {
+LOOK = """async ([width, rules]) => {
   const images = [...document.images];
   for (const image of images) image.loading = 'eager';
   await Promise.all(images.map(image => image.decode().catch(() => null)));
-  const faults = !where ? [] : (await axe.run(where, {
-    preload: false, resultTypes: ['violations'],
+  const faults = !rules ? [] : (await axe.run({
+    preload: false, resultTypes: ['violations'], rules,
   })).violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(
     v => `${v.id}: ${v.nodes.length} times, as in ${v.nodes[0].html.slice(0, 200)}`);
   return {
@@ -78,12 +80,13 @@ def site(tmp_path_factory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def axe() -> str:
-    """The source of axe-core, by the same way as MathJax."""
+def axe(site: Site) -> str:
+    """The address of axe-core, fetched as MathJax is and served beside the page."""
     folder = npm.fetch(npm.AXE, CACHE)
     if folder is None:
         pytest.skip("axe-core could not be fetched from npm's registry")
-    return (folder / "axe.min.js").read_text(encoding="utf-8")
+    shutil.copy(folder / "axe.min.js", site.folder)
+    return f"{site.address}axe.min.js"
 
 
 class Tab:
@@ -141,11 +144,11 @@ def look(tab: Tab, names: list[str], axe: str = "") -> list[str]:
     found: list[str] = []
     for name in names:
         tab.open(name)
+        # Colours of code are looked at once for all (below): a module has thousands of words.
+        rules = {"color-contrast": {"enabled": not name.startswith("_modules/ptq_course")}}
         if axe:
-            tab.page.evaluate(axe)
-        # What stands around the code of a module is what stands around every other page.
-        where = "article" if name.startswith("_modules/ptq_course") else "html"
-        seen = tab.page.evaluate(LOOK, [tab.width, axe and where])
+            tab.page.add_script_tag(url=axe)
+        seen = tab.page.evaluate(LOOK, [tab.width, rules if axe else None])
         if seen.pop("wider") > 0:
             found.append(f"{name}: wider than {tab.width} pixels")
         found += [f"{name}: {kind}: {one}" for kind, many in seen.items() for one in many]
@@ -163,6 +166,28 @@ def test_every_page_is_whole_and_open_to_everyone(wide, axe, site):
 
 def test_every_page_is_whole_on_a_telephone(narrow, site):
     assert look(narrow, pages(site, code=False)) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_colour_of_code_can_be_read(chromium, site, axe, scheme):
+    """One word of each kind that the highlighting tells apart on any page."""
+    text = "".join((site.folder / name).read_text(encoding="utf-8") for name in pages(site))
+    kinds = sorted(set(re.findall(r'<span class="([a-z]{1,2}[a-z0-9]?)">', text)))
+    assert len(kinds) > 20
+    tab = Tab(chromium, site, WIDE, color_scheme=scheme)
+    tab.open("_modules/ptq_course/grids/affine.html")
+    tab.page.add_script_tag(url=axe)
+    faults = tab.page.evaluate(
+        """kinds => {
+          document.querySelector('.highlight pre').innerHTML =
+            kinds.map(kind => `<span class="${kind}">${kind}</span>`).join(' ');
+          return axe.run('article', {preload: false, runOnly: ['color-contrast']}).then(
+            r => r.violations.flatMap(v => v.nodes.map(n => n.html)));
+        }""",
+        kinds,
+    )
+    assert faults == []
+    tab.context.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(WIDE, "dark"), (NARROW, "light")])
@@ -241,7 +266,7 @@ def test_a_term_explains_itself_by_keyboard(chromium, site, axe, scheme):
     for words in (known.term, known.zh, known.definition):
         assert words in tip.inner_text()
     assert term.get_attribute("aria-describedby") == "term-tip"
-    page.evaluate(axe)
+    page.add_script_tag(url=axe)
     contrast = "axe.run('#term-tip', {runOnly: ['color-contrast']}).then(r => r.violations.length)"
     assert page.evaluate(contrast) == 0
     page.keyboard.press("Escape")

@@ -93,7 +93,7 @@ def test_every_broken_link_and_mute_picture_is_named_with_its_cell(staged):
 @pytest.mark.parametrize(
     ("file", "target", "page"),
     [
-        ("notebooks/01_a.ipynb", "../README.md#chapters-and-modules", "../index.md#chapters-and-modules"),
+        ("notebooks/01_a.ipynb", "../README.md#chapters", "../index.md#chapters"),
         ("notebooks/01_a.ipynb", "../ptq_course/grids/affine.py", "ptq_course.grids.affine"),
         ("notebooks/01_a.ipynb", "../ptq_course/deploy/onnx", "ptq_course.deploy.onnx"),
         ("notebooks/01_a.ipynb", "../ptq_course/grids/__init__.py", "ptq_course.grids"),

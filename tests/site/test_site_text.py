@@ -14,9 +14,10 @@ from web_page.docstrings import converted
 from web_page.errors import PageError
 
 PIECES = (
-    "word", "a_b_", "*args", "**kw", "`code`", "``more``", "|x|", "bits: 2 to 16.", "q = x / s", "-1",
-    "- item", "\\alpha", "`open", "x_", "(1, -1)", "Raises ValueError", "e.g.:", "1.", "::", "[1]_",
-    "scale   [C]", "#. x", ".. note::", "a`b`c", ":role:`x`", "`x`s", "<a_>", "+---+", "====", ">>> x",
+    "word", "a_b_", "*args", "**kw", "`code`", "``more``", "|x|", "bits: 2 to 16.", "q = x / s",
+    "-1", "- item", "\\alpha", "`open", "x_", "(1, -1)", "Raises ValueError", "e.g.:", "1.", "::",
+    "[1]_", "scale   [C]", "#. x", ".. note::", "a`b`c", ":role:`x`", "`x`s", "<a_>", "+---+",
+    "====", ">>> x",
 )  # fmt: skip
 LINES = st.lists(
     st.tuples(st.sampled_from(("", "", "", "    ")), st.lists(st.sampled_from(PIECES), max_size=4)),
