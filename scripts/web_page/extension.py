@@ -54,7 +54,7 @@ def plain(word: str) -> str:
     return re.sub(r"[\s-]+", " ", word).lower()
 
 
-def mark_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+def mark_terms(app: Sphinx | None, doctree: nodes.document, docname: str) -> None:
     """Replace the first mention of each term on a page by a link that explains it."""
     if docname.startswith(NO_TERMS):
         return

@@ -82,7 +82,7 @@ def stage(file: Path, root: Path, target: Path, live: bool) -> list[Widget]:
             else:
                 code_cell(cell, place, target, live)
                 before = cells[-1] if cells else {"source": ""}
-                widgets += widgets_of(cell, before, notebook, name)
+                widgets += widgets_of(cell, before, notebook, name, place)
         except PageError as problem:
             findings += problem.findings
         cells.append(cell)
@@ -165,7 +165,9 @@ def picture(output: dict[str, Any], alt: str, target: Path) -> str:
     )
 
 
-def widgets_of(cell: Cell, before: Cell, notebook: dict[str, Any], name: str) -> list[Widget]:
+def widgets_of(
+    cell: Cell, before: Cell, notebook: dict[str, Any], name: str, place: str
+) -> list[Widget]:
     """The widget that a staged cell shows, with the pictures of its states, if it shows one."""
     title, states, readout = "", [], ""
     for output in cell["outputs"]:
@@ -177,7 +179,11 @@ def widgets_of(cell: Cell, before: Cell, notebook: dict[str, Any], name: str) ->
         elif title and 'class="picture"' in shown and readout:
             states.append(State(readout, output["metadata"]["alt"], shown))
             readout = ""
-    if not title or not states:
+    if not title:
         return []
+    if not states:
+        raise PageError(
+            [f"{place}: the widget {title!r} has no pictures of its states; use show(static=[...])"]
+        )
     chapter = notebook["metadata"]["ptq"]["chapter"]
     return [Widget(name, chapter, title, text_of(before["source"]), tuple(states))]

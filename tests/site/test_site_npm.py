@@ -56,6 +56,7 @@ def asked(monkeypatch):
 def test_what_is_wanted_of_a_package_is_fetched_once(asked, tmp_path):
     for _ in range(2):
         folder = npm.fetch(package(), tmp_path / "cache")
+        assert folder
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         assert found == ["LICENSE", "es5/a.js", "es5/fonts/b.woff"]
     assert asked == ["https://registry.example/npm/@scope/thing/-/thing-1.2.3.tgz"]

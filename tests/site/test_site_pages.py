@@ -31,11 +31,11 @@ NAMES = [file.stem for file in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 CHAPTERS = [*(n for n in NAMES if n.startswith("prep")), *(n for n in NAMES if n[0].isdigit())]
 WIDE, NARROW = 1280, 400
 # Lazy pictures are fetched first; then what is looked at on every page, and axe's serious faults.
-LOOK = """async ([width, rules]) => {
+LOOK = """async ([width, where, rules]) => {
   const images = [...document.images];
   for (const image of images) image.loading = 'eager';
   await Promise.all(images.map(image => image.decode().catch(() => null)));
-  const faults = !rules ? [] : (await axe.run({
+  const faults = !rules ? [] : (await axe.run(where, {
     preload: false, resultTypes: ['violations'], rules,
   })).violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(
     v => `${v.id}: ${v.nodes.length} times, as in ${v.nodes[0].html.slice(0, 200)}`);
@@ -144,11 +144,15 @@ def look(tab: Tab, names: list[str], axe: str = "") -> list[str]:
     found: list[str] = []
     for name in names:
         tab.open(name)
-        # Colours of code are looked at once for all (below): a module has thousands of words.
-        rules = {"color-contrast": {"enabled": not name.startswith("_modules/ptq_course")}}
+        # A module's code has thousands of words, whose colours are looked at once for all (below),
+        # and what stands around it stands around every page.
+        code = name.startswith("_modules/ptq_course")
+        rules = {"color-contrast": {"enabled": not code}}
         if axe:
             tab.page.add_script_tag(url=axe)
-        seen = tab.page.evaluate(LOOK, [tab.width, rules if axe else None])
+        seen = tab.page.evaluate(
+            LOOK, [tab.width, "article" if code else "html", rules if axe else None]
+        )
         if seen.pop("wider") > 0:
             found.append(f"{name}: wider than {tab.width} pixels")
         found += [f"{name}: {kind}: {one}" for kind, many in seen.items() for one in many]

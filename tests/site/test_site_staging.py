@@ -172,6 +172,11 @@ def test_a_widget_is_shown_for_what_it_is(staged, live):
     assert "The first state" in page
 
 
+def test_a_widget_without_pictures_of_its_states_is_named(staged):
+    with pytest.raises(PageError, match=r"cell 2: the widget 'A slider' has no pictures"):
+        staged(text("Try it"), code(outputs=(widget(), figure())))
+
+
 def test_the_reference_has_every_public_module_and_no_private_one():
     made = pages.reference(ROOT / "ptq_course")
     named = {
