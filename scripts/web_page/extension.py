@@ -46,7 +46,7 @@ def forms() -> tuple[re.Pattern[str], dict[str, Term], set[str]]:
     names = sorted((n for entry in terms() for n in entry.names), key=len, reverse=True)
     capitals = {plain(name) for name in names} - {plain(n) for n in names if not n.isupper()}
     words = "|".join(re.escape(name).replace(r"\ ", r"[\s-]+") for name in names)
-    return re.compile(rf"(?<![\w-])(?:{words})(?=s?(?![\w-]))", re.IGNORECASE), known, capitals
+    return re.compile(rf"(?<![\w-])(?:{words})s?(?![\w-])", re.IGNORECASE), known, capitals
 
 
 def plain(word: str) -> str:
@@ -65,8 +65,10 @@ def mark_terms(app: Sphinx | None, doctree: nodes.document, docname: str) -> Non
         at, content = 0, text.astext()
         for match in pattern.finditer(content):
             form = plain(match[0])
+            if form not in known:  # a plural
+                form = form.removesuffix("s")
             entry = known[form]
-            if entry.term in seen or (form in capitals and not match[0].isupper()):
+            if entry.term in seen or (form in capitals and not match[0][: len(form)].isupper()):
                 continue
             seen.add(entry.term)
             made.append(nodes.Text(content[at : match.start()]))
@@ -98,11 +100,18 @@ def close_term(self: Any, node: term_mention) -> None:
     self.body.append("</a>")
 
 
-def drop_empty_heads(app: Sphinx, doctree: nodes.document) -> None:
-    """A table of two columns written in Markdown has an empty head: it is none."""
+def mend_tables(app: Sphinx | None, doctree: nodes.document) -> None:
+    """A table of two columns written in Markdown has an empty head: it is none.
+
+    A number stays with its percent sign, in a narrow column too.
+    """
     for head in list(doctree.findall(nodes.thead)):
         if not head.astext().strip():
             head.parent.remove(head)
+    for cell in doctree.findall(nodes.entry):
+        for text in list(cell.findall(nodes.Text)):
+            if (kept := text.replace(" %", "\N{NO-BREAK SPACE}%")) != text:
+                text.parent.replace(text, nodes.Text(kept))
 
 
 def convert_docstring(
@@ -134,6 +143,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_node(term_mention, html=(open_term, close_term))
     app.connect("doctree-resolved", mark_terms)
     app.connect("html-page-context", tidy, priority=900)  # after the theme
-    app.connect("doctree-read", drop_empty_heads)
+    app.connect("doctree-read", mend_tables)
     app.connect("autodoc-process-docstring", convert_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

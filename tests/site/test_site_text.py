@@ -80,10 +80,25 @@ quantization, Batch norms, awqs and unquantizedness; GPTQ.
     assert marked(text) == [
         ("zero point", "zero-point"),
         ("per-channel\nquantization", "per-channel-quantization"),
-        ("Batch norm", "batch-norm"),
+        ("Batch norms", "batch-norm"),
         ("GPTQ", "GPTQ"),
     ]
     assert marked(text, "glossary") == marked(text, "api/grids") == []
+
+
+def test_a_table_keeps_no_empty_head_and_no_sign_alone():
+    table = """
+====  =====
+{:<6}{}
+====  =====
+a     b 3 %
+====  =====
+"""
+    for first, heads in (("x", 1), ("\\", 0)):
+        document = parsed(table.format(first, "\\"))
+        extension.mend_tables(None, document)
+        assert len(list(document.findall(nodes.thead))) == heads
+        assert "b 3\N{NO-BREAK SPACE}%" in document.astext()
 
 
 def test_every_form_of_every_term_is_found_and_known_to_the_script():
