@@ -8,6 +8,7 @@
     python course.py doctor    say what is installed, what is missing, and what
                                this processor can do
     python course.py setup     only set up
+    python course.py bundle    fetch everything once, for rooms without internet
 
 `python course.py lab --help` says more of a command; so for each of them.
 """

@@ -80,12 +80,10 @@ def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
     With these their outputs can be compared digit by digit. Where one of them has no build for this
     system, and with `latest`, pip takes the newest versions that pyproject.toml allows.
     """
-    versions = {} if latest else fingerprint.library_versions()
+    versions = [] if latest else constraints(environment)
     if versions:
-        lines = [f"{name}=={version}" for name, version in sorted(versions.items())]
-        file = write_list(environment, "constraints.txt", lines)
         try:
-            install(environment, ["-c", file, *rest_arguments()], patient=patient)
+            install(environment, [*versions, *rest_arguments()], patient=patient)
             return
         except NoVersionError:
             say(
@@ -93,6 +91,12 @@ def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
                 "taking the newest that pyproject.toml allows: outputs are not compared then"
             )
     install(environment, rest_arguments(), patient=patient)
+
+
+def constraints(environment: Environment) -> list[str]:
+    """pip's option for the versions that the notebooks were executed with; [] without a record."""
+    lines = [f"{name}=={found}" for name, found in sorted(fingerprint.library_versions().items())]
+    return ["-c", write_list(environment, "constraints.txt", lines)] if lines else []
 
 
 def encoder_arguments() -> list[str]:
