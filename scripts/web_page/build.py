@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shutil
 import sys
 import time
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build" / "site")
     out = parser.parse_args(arguments).out.resolve()
     start = time.monotonic()
+    print("building the page; half a minute on two idle processors", flush=True)
     try:
         number = build(out)
     except PageError as problem:
@@ -124,6 +126,11 @@ def stage_all(root: Path, source: Path, live: bool) -> None:
     shutil.copy(HERE / "conf.py", source)
 
 
+def processes() -> int:
+    """How many read and write pages: elsewhere than on Linux a forked PyTorch may fail."""
+    return min(4, os.cpu_count() or 1) if sys.platform.startswith("linux") else 1
+
+
 def run_sphinx(source: Path, made: Path, doctrees: Path) -> None:
     """Build the pages; every warning is an error, and all of them are named at once."""
     from sphinx.application import Sphinx
@@ -135,7 +142,7 @@ def run_sphinx(source: Path, made: Path, doctrees: Path) -> None:
     with patch_docutils(str(source)), docutils_namespace():
         app = Sphinx(
             str(source), str(source), str(made), str(doctrees), "html",
-            status=said, warning=warned, parallel=2,
+            status=said, warning=warned, parallel=processes(),
         )  # fmt: skip
         app.build(force_all=True)
     lines = [line for line in warned.getvalue().splitlines() if line.strip()]
