@@ -12,12 +12,11 @@ from pathlib import Path
 from . import bundle as packed
 from .environment import EXTRAS, ROOT, Environment, child_variables, current
 from .pip import SetupError
-from .setup import setup
+from .setup import KERNEL_START, setup
 from .words import fitted, meant
 
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
-KERNEL_START = ROOT / "ptq_classroom" / "kit" / "kernel_start.py"
 COPIER = ROOT / "ptq_classroom" / "kit" / "learner_copy.py"
 # Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
 TAKE_A_VALUE = {
