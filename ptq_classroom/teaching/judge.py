@@ -1,0 +1,203 @@
+"""`python -m ptq_classroom.teaching.judge`: grade submissions; JSON lines in, JSON lines out.
+
+It holds the expected values and never runs a line that a student wrote: their functions run in
+processes of their own (`worker.py`), and what those send is only ever compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptq_classroom.kit import exercises
+from ptq_classroom.kit.examine import Result, examine
+from ptq_classroom.teaching import allowed, seeds, submissions
+from ptq_classroom.teaching.remote import Ended, Processes, RemoteProbe, Student
+from ptq_classroom.teaching.sandbox import Limits
+
+OWN_FUNCTION = "the answer calls the course's own function"
+WRITTEN_DOWN = "right on the cases that ship with the course only: were the results written down?"
+NOTHING = ("missing", "not attempted")
+
+
+@dataclass
+class Verdict:
+    """One exercise of one student.
+
+    outcome: passed, failed, not attempted, missing, stopped, refused. cause: the misconception or
+    the reason. cases: "fresh" where the run's own cases were asked too, else "shipped".
+    """
+
+    exercise: str
+    outcome: str
+    cause: str = ""
+    text: str = ""
+    cases: str = "shipped"
+    suspicious: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> int:
+        return int(self.outcome == "passed")
+
+
+class Judge:
+    """Grades with one set of limits and one seed."""
+
+    def __init__(self, limits: Limits, seed: int):
+        self.limits, self.seed = limits, seed
+        self.processes = Processes(limits)
+
+    def scan(self, paths: list[str]) -> dict:
+        """Chapters in a submission, and which of its files cannot be read."""
+        chapters, notes = set(), []
+        for path in map(Path, paths):
+            said = self._reading(path)
+            chapters |= {id.split(".")[0] for id in said.get("exercises", ())}
+            if "refused" in said:
+                notes.append(f"{path.name}: {said['refused']}")
+        return {"chapters": sorted(chapters & {*exercises.chapters()}), "notes": notes}
+
+    def grade(self, paths: list[str], ids: list[str]) -> dict:
+        """A verdict for each exercise."""
+        start = time.monotonic()
+        files = [(path, submissions.read(path)) for path in map(Path, paths)]
+        files.sort(key=lambda pair: (pair[0].suffix != ".ipynb", str(pair[0])))
+        verdicts = [self._exercise(exercises.get(id), files) for id in ids]
+        rows = [{**asdict(verdict), "score": verdict.score} for verdict in verdicts]
+        return {"verdicts": rows, "seconds": round(time.monotonic() - start, 1)}
+
+    def protection(self) -> dict:
+        """What protects, tried in a process like the ones that will follow."""
+        student = self.processes.start()
+        student.end()
+        return {"layers": student.layers, "holds": student.holds}
+
+    def _reading(self, path: Path) -> dict:
+        student = self.processes.start()
+        try:
+            return student.read(_name(path), submissions.read(path))
+        except Ended:
+            return {"refused": "it could not be read"}
+        finally:
+            student.end()
+
+    def _exercise(self, exercise: exercises.Exercise, files: list) -> Verdict:
+        """The best that the files say: a stub in one leaves the word to the next."""
+        best = Verdict(exercise.id, "missing", "nothing to grade was handed in")
+        for path, data in files:
+            verdict = self._try(exercise, path, data)
+            if verdict.outcome not in NOTHING:
+                return verdict
+            if best.outcome == "missing" and (verdict.outcome != "missing" or verdict.cause):
+                best = verdict
+        return best
+
+    def _try(self, exercise: exercises.Exercise, path: Path, data: bytes) -> Verdict:
+        student = self.processes.start()
+        verdict = Verdict(exercise.id, "passed")
+        try:
+            self._judge(exercise, student, path, data, verdict)
+        except Ended as how:
+            verdict.outcome, verdict.cause = "stopped", str(how)
+        left = student.end()
+        if verdict.cause == "time":
+            verdict.cause = f"took longer than {self.limits.seconds:g} s: an endless loop?"
+        elif verdict.cause == "gone":
+            verdict.cause = f"ended its own process: {left or 'it was killed'}"
+        if student.uses and verdict.outcome in ("passed", "failed"):
+            verdict.outcome, verdict.cause = "refused", f"{OWN_FUNCTION}: {student.uses[0]}"
+        return verdict
+
+    def _judge(
+        self, exercise: exercises.Exercise, student: Student, path: Path, data: bytes,
+        verdict: Verdict,
+    ) -> None:  # fmt: skip
+        said = student.define(exercise, _name(path), data, [*allowed.names(exercise.id)])
+        verdict.suspicious = [str(word)[:40] for word in said.get("suspicious", ())][:20]
+        if "refused" in said:
+            reason = str(said["refused"])
+            verdict.outcome = "missing" if reason.startswith("there is no function") else "failed"
+            verdict.cause = reason
+        elif "raised" in said:
+            told = said["raised"]
+            verdict.outcome = "failed"
+            verdict.cause = _memory(told) or (
+                f"stops before its function is defined: {told['type']}: {told['text']}"
+            )
+        else:
+            self._examine(exercise, said["function"], verdict)
+
+    def _examine(self, exercise: exercises.Exercise, function: Any, verdict: Verdict) -> None:
+        self._enter(_examined(exercise, function, None), verdict)
+        if verdict.outcome != "passed":
+            return
+        results = []
+        for seed in seeds.fair(exercise.id, self.seed):
+            verdict.cases = "fresh"
+            results.append(_examined(exercise, function, seed))
+            if results[-1].status == "passed":
+                return
+        if results:  # wrong on every fresh seed: one alone might be a near tie
+            self._enter(results[0], verdict)
+            verdict.cause = f"{WRITTEN_DOWN} {verdict.cause}".strip()
+
+    def _enter(self, result: Result, verdict: Verdict) -> None:
+        verdict.outcome = result.status
+        failure = result.failure
+        if failure is not None:
+            memory = _memory({"type": "", "text": failure.headline}, self.limits.megabytes)
+            verdict.cause = memory or failure.cause or failure.headline
+            try:
+                verdict.text = str(failure)[:4000]
+            except Exception:
+                verdict.text = failure.headline
+
+
+def _memory(told: dict, megabytes: int = 0) -> str:
+    text = f"{told['type']} {told['text']}"
+    asks = "MemoryError" in text or "DefaultCPUAllocator" in text or "allocate memory" in text
+    limit = f" than the limit of {megabytes} MB" if megabytes else " than the limit"
+    return f"asks for more memory{limit}" if asks else ""
+
+
+def _examined(exercise: exercises.Exercise, function: Any, seed: int | None) -> Result:
+    with seeds.fresh(seed), warnings.catch_warnings(action="ignore"):
+        return examine(exercise, function, watch=RemoteProbe)
+
+
+def _name(path: Path) -> str:
+    return "notebook.ipynb" if path.suffix == ".ipynb" else "my_ptq.py"
+
+
+def main() -> None:
+    """Serve the grader: a line with the settings, then one order a line."""
+    import torch
+
+    from ptq_classroom.teaching import linux
+
+    if sys.platform.startswith("linux"):
+        linux.die_with_parent()
+    torch.set_num_threads(1)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # nothing that prints may get between the lines
+    settings = json.loads(sys.stdin.readline())
+    judge = Judge(Limits(settings["seconds"], settings["megabytes"]), settings["seed"])
+    try:
+        print(json.dumps(judge.protection()), file=out, flush=True)
+        for line in sys.stdin:
+            order = json.loads(line)
+            what = order.pop("do")
+            answer = judge.scan(**order) if what == "scan" else judge.grade(**order)
+            print(json.dumps(answer), file=out, flush=True)
+    finally:
+        judge.processes.close()
+
+
+if __name__ == "__main__":
+    main()

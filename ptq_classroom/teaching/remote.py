@@ -1,0 +1,310 @@
+"""The judge's end: start a student's process, and a stand-in for the function that runs there."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptq_classroom.kit import exercises
+from ptq_classroom.kit.examine import NotAttempted, Probe
+from ptq_classroom.kit.expect import Failure
+from ptq_classroom.kit.values import same
+from ptq_classroom.teaching import modules, sandbox, wire
+
+START = 60.0  # seconds that a process may take to begin
+COMMAND = [sys.executable, "-m", "ptq_classroom.teaching.worker"]
+
+
+class Ended(BaseException):
+    """The student's process is late, gone or talks nonsense; no `except Exception` may hide it."""
+
+
+class Processes:
+    """Starts student's processes, all with the same limits."""
+
+    def __init__(self, limits: sandbox.Limits):
+        self.limits = limits
+        self.folder = Path(tempfile.mkdtemp(prefix="ptq-grade-"))
+        self._canary = self.folder / "somebody-elses-answer"
+        self._canary.write_text("secret")
+        self._control: socket.socket | None = None
+        if sys.platform.startswith("linux"):
+            self._control, theirs = socket.socketpair()
+            self._template = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_variables(),
+            )  # fmt: skip
+            theirs.close()
+            self._control.settimeout(START)
+            if self._control.recv(100) != b"ready":
+                raise RuntimeError("the template for student's processes did not start")
+
+    def start(self) -> Student:
+        """A process, shut in and ready."""
+        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix="scratch-"))
+        if self._control is not None:
+            ours, theirs = socket.socketpair()
+            socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
+            theirs.close()
+            process = int(self._control.recv(100))
+            student = Student(wire.Channel(ours), lambda: self._kill(process))
+        else:
+            running = subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_variables()
+            )
+            pipes = (running.stdout.fileno(), running.stdin.fileno())  # type: ignore[union-attr]
+            student = Student(wire.Channel(pipes), lambda: _end(running))
+        user = 60_000 + os.getpid() % 5_000 if _is_root() else None
+        if user is not None:
+            os.chown(scratch, user, user)
+            os.chmod(self.folder, 0o755)
+            os.chmod(self._canary, 0o644)
+        student.begin(self.limits, str(scratch), str(self._canary), user)
+        return student
+
+    def close(self) -> None:
+        """End the template and remove what the processes left."""
+        import shutil
+
+        if self._control is not None:
+            self._control.close()
+            self._template.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _kill(self, process: int) -> int:
+        assert self._control is not None
+        self._control.send(f"kill {process}".encode())
+        return int(self._control.recv(100))
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0 and not sys.platform.startswith("linux")
+
+
+def _variables() -> dict[str, str]:
+    paths = [str(sandbox.COURSE), os.environ.get("PYTHONPATH", "")]
+    return {
+        **{k: v for k, v in os.environ.items() if k in _KEPT},
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+_KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LD_LIBRARY_PATH", "HOME")
+
+
+def _end(running: subprocess.Popen) -> int:
+    running.kill()
+    return running.wait()
+
+
+class Student:
+    """One student's process."""
+
+    def __init__(self, channel: wire.Channel, kill: Callable[[], int]):
+        self._channel, self._kill = channel, kill
+        self._codec = wire.Codec(self._stand_in, describe_modules=True)
+        self._busy = False
+        self.uses: list[str] = []  # functions of the course that the student's code called
+        self.layers: list[str] = []
+        self.holds: dict[str, bool] = {}
+
+    def begin(self, limits: sandbox.Limits, folder: str, canary: str, user: int | None) -> None:
+        """Give the limits; afterwards `layers` and `holds` say what protects."""
+        self._channel.deadline = time.monotonic() + START
+        order = {"seconds": limits.seconds, "megabytes": limits.megabytes}
+        said, _ = self._talk({**order, "folder": folder, "canary": canary, "user": user})
+        self.layers, self.holds = said["layers"], said["holds"]
+        self._channel.deadline = time.monotonic() + limits.seconds
+
+    def read(self, name: str, data: bytes) -> dict:
+        """{"exercises": [...]} or {"refused": why}; nothing of the file is run."""
+        return self._talk({"do": "read", "name": name}, [data])[0]
+
+    def define(self, exercise: exercises.Exercise, name: str, data: bytes, allowed: list) -> dict:
+        """Define the function there: {"function": stand-in, "suspicious": [...]}, or why not."""
+        order = {"do": "define", "name": name, "exercise": exercise.id, "allowed": allowed}
+        first, _ = self._talk({**order, "function": exercise.function}, [data])
+        if "refused" in first:
+            return first
+        second, _ = self._listen()
+        if "made" in second:
+            second["function"] = self._codec.unpack(second["made"], [])
+        return {**first, **second}
+
+    def end(self) -> str:
+        """End the process; what became of it, in words, where it had ended by itself."""
+        status = self._kill()
+        with contextlib.suppress(OSError):
+            self._channel.close()
+        return "" if status in (9, -9) else f"it left with status {status}"
+
+    def call(self, number: int, args: tuple, kwargs: dict) -> Any:
+        """Call what the student's process holds under a number."""
+        packed, blobs = self._codec.pack((args, kwargs))
+        said, blobs = self._talk({"do": "call", "id": number, "given": packed}, blobs)
+        try:
+            while "ask" in said:
+                said, blobs = self._talk(*self._answer(said, blobs))
+            self.uses += [str(name)[:120] for name in said.get("uses", ())][:10]
+            if "raised" in said:
+                raise _rebuilt(said["raised"])
+            split = int(said["split"])
+            value, _ = self._codec.unpack(said["value"], blobs[:split])
+            self._restore(args, said["after"], blobs[split:])
+            _leave_hooks(int(said["hooks"]))
+        except (wire.Unreadable, KeyError, TypeError, ValueError, AttributeError) as error:
+            if hasattr(error, "told"):
+                raise
+            raise Ended("its process sent what is no answer") from error
+        return value
+
+    def _answer(self, said: dict, blobs: list[bytes]) -> tuple[dict, list[bytes]]:
+        """What the function of the judge's that it asks for gives."""
+        args, kwargs = self._codec.unpack(said["given"], blobs)
+        try:
+            value, blobs = self._codec.pack(self._codec.held[said["ask"]](*args, **kwargs))
+            return {"value": value}, blobs
+        except Exception as error:
+            return {"raised": [type(error).__name__, str(error)[:500]]}, []
+
+    def _talk(self, message: dict, blobs: list[bytes] | None = None) -> tuple[dict, list[bytes]]:
+        try:
+            self._channel.send(message, blobs)
+        except (wire.Late, wire.Gone, wire.Unreadable) as error:
+            raise _ended(error) from error
+        return self._listen()
+
+    def _listen(self) -> tuple[dict, list[bytes]]:
+        try:
+            message, blobs = self._channel.receive()
+        except (wire.Late, wire.Gone, wire.Unreadable) as error:
+            raise _ended(error) from error
+        if not isinstance(message, dict):
+            raise Ended("its process sent what is no answer")
+        return message, blobs
+
+    def _stand_in(self, kind: str, number: int, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.call(number, args, kwargs)
+
+        if kind == "function":
+            call.__name__ = call.__qualname__ = name
+            return call
+        return _Network(call, name) if kind == "module" else _Thing(name)
+
+    def _restore(self, args: tuple, after: Any, blobs: list[bytes]) -> None:
+        """Change the arguments as the call has changed them."""
+        for own, there in zip(args, after["v"], strict=True):
+            _bring(own, there, lambda part: self._codec.unpack(part, blobs))
+
+
+class _Network(torch.nn.Module):
+    """A network that stays in the student's process."""
+
+    def __init__(self, call: Callable[..., Any], name: str):
+        super().__init__()
+        self._call, self._name = call, name
+
+    def forward(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __deepcopy__(self, _: dict) -> _Network:
+        return self
+
+
+class _Thing:
+    def __init__(self, name: str):
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"a {self._name}"
+
+
+def _bring(own: Any, there: Any, unpack: Callable[[Any], Any]) -> None:
+    if isinstance(own, torch.nn.Module):
+        modules.restore(own, there, unpack)
+    elif type(own).__name__ == "ModelProto":
+        own.CopyFrom(unpack(there))
+    elif isinstance(own, list | tuple) and len(own) == len(there["v"]):
+        for part, new in zip(own, there["v"], strict=True):
+            if isinstance(part, list | tuple | dict | torch.Tensor | np.ndarray):
+                _bring(part, new, unpack)
+        if isinstance(own, list) and not same(own, new := unpack(there), rtol=0):
+            own[:] = new
+    elif isinstance(own, list | dict | torch.Tensor | np.ndarray):
+        new = unpack(there)
+        if same(own, new, rtol=0):
+            return
+        if isinstance(own, torch.Tensor):
+            own.data = new.data
+        elif isinstance(own, np.ndarray) and own.shape == new.shape:
+            own[...] = new
+        elif isinstance(own, list):
+            own[:] = new
+        elif isinstance(own, dict):
+            own.clear()
+            own.update(new)
+
+
+def _leave_hooks(count: int) -> None:
+    import torch.nn.modules.module as place
+
+    for _ in range(min(count, 10) - len(place._global_forward_hooks)):
+        torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+
+
+def _ended(error: Exception) -> Ended:
+    words = {wire.Late: "time", wire.Gone: "gone"}
+    return Ended(words.get(type(error), "its process sent what is no answer"))
+
+
+def _rebuilt(told: dict) -> Exception:
+    """The error that the student's code raised, as one of this process."""
+    kind, text = str(told["type"]), str(told["text"])
+    found = getattr(builtins, kind, None)
+    if not (isinstance(found, type) and issubclass(found, Exception)):
+        found = type(kind[:60], (Exception,), {})
+    try:
+        error = found(text)
+    except TypeError:  # such as UnicodeDecodeError
+        error = Exception(f"{kind}: {text}")
+    error.told = told  # type: ignore[attr-defined]
+    return error
+
+
+class RemoteProbe(Probe):
+    """A probe around a function of another process: errors were located there."""
+
+    def account(self, error: Exception) -> Exception:
+        told = getattr(error, "told", None)
+        if told is None:
+            return super().account(error)
+        stub = str(told.get("stub") or "")
+        if stub == self.exercise.function:
+            return NotAttempted()
+        if ids := [e.id for e in exercises.everything() if stub and e.function == stub]:
+            return Failure(f"{stub} is still a stub: do {ids[0]} first")
+        failure = Failure(f"raised {type(error).__name__}: {error}")
+        if line := told.get("line"):
+            failure.location = f"line {line[0]} in {line[2]}: {line[1]}"
+        else:
+            failure.headline = f"could not be called as {self.exercise.signature}"
+            failure.expected, failure.got = (
+                self.exercise.signature,
+                f"{type(error).__name__}: {error}",
+            )
+        return failure

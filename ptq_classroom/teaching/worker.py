@@ -1,0 +1,285 @@
+"""The student's process: `python -m ptq_classroom.teaching.worker FD` (Linux: a warm template).
+
+It defines the student's function and answers calls. It holds no expected value, and decides
+nothing: the judge is another process. On Linux a template imports PyTorch once, inside the view
+without anybody's work, and forks a process for each exercise; elsewhere each is started anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import traceback
+import types
+from typing import Any
+
+from ptq_classroom.teaching import linux, sandbox
+
+COURSE = str(sandbox.COURSE)
+OURS = (os.path.join(COURSE, "ptq_course"), os.path.join(COURSE, "ptq_classroom"))
+TEACHING = os.path.join(COURSE, "ptq_classroom", "teaching")
+OWN = ("<cell", "<my_ptq")  # places of what was handed in
+WATCHED_CALLS = 3  # of each function; watching slows loops down
+
+
+def template(control: socket.socket) -> None:
+    """Fork a process for each request: a socket comes over `control`, the process's id goes back.
+
+    `kill N` ends one and answers its exit status.
+    """
+    linux.die_with_parent()
+    sandbox.remember_size()
+    names = sandbox.enter_view()
+    _load()
+    control.send(b"ready")
+    while True:
+        words, handles, _, _ = socket.recv_fds(control, 100, 1)
+        if not words:
+            return
+        what, *rest = words.decode().split()
+        if what == "fork":
+            process = os.fork()
+            if process == 0:
+                control.close()
+                _apart(handles[0], names)
+            os.close(handles[0])
+            control.send(str(process).encode())
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(rest[0]), signal.SIGKILL)
+            control.send(str(os.waitpid(int(rest[0]), 0)[1]).encode())
+
+
+def _apart(handle: int, names: list[str]) -> None:
+    """Serve on `handle` in a process namespace of its own, where there is one; never returns."""
+    linux.die_with_parent()
+    os.setsid()
+    layers = list(names)
+    if names:
+        with contextlib.suppress(OSError):
+            linux.unshare(linux.NEW_PID)
+            layers.append("process")
+            inner = os.fork()
+            if inner:
+                os.close(handle)
+                status = os.waitpid(inner, 0)[1]
+                os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+            linux.die_with_parent()
+    try:
+        serve((handle, handle), layers)
+    except BaseException:
+        os._exit(70)
+    os._exit(0)
+
+
+def _load() -> None:
+    import copy  # noqa: F401
+    import math  # noqa: F401
+    import typing  # noqa: F401
+
+    import numpy  # noqa: F401
+    import torch
+
+    from ptq_classroom.teaching import answers, wire  # noqa: F401
+    from ptq_course.grids import affine, metrics  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def serve(pipes: tuple[int, int], layers: list[str]) -> None:
+    """Shut this process in, say what holds, then answer requests until the channel closes."""
+    from ptq_classroom.teaching import wire
+
+    _silence(pipes)
+    channel = wire.Channel(pipes)
+    order, _ = channel.receive()
+    limits = sandbox.Limits(order["seconds"], order["megabytes"])
+    user = order.get("user")
+    layers = sandbox.shut_in(layers, limits, order["folder"], user)
+    holds = sandbox.holds(layers, limits, order["canary"])
+    channel.send({"layers": layers, "holds": holds})
+    student = _Student(channel)
+    while True:
+        message, blobs = channel.receive()
+        getattr(student, message["do"])(message, blobs)
+
+
+def _silence(keep: tuple[int, int]) -> None:
+    """Prints go nowhere, and no handle of the course stays open."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        if number not in keep:
+            os.dup2(null, number)
+    if os.name == "posix":
+        low = 3
+        for number in sorted({*keep}):
+            os.closerange(low, number)
+            low = number + 1
+        os.closerange(low, 4096)
+
+
+class _Student:
+    """Answers to the judge's requests."""
+
+    def __init__(self, channel: Any):
+        from ptq_classroom.teaching.wire import Codec
+
+        self.channel = channel
+        self.codec = Codec(self._theirs, describe_modules=True, trusts=True)
+        self.allowed: tuple[str, ...] = ()
+        self.uses: list[str] = []
+        self.calls = 0
+
+    def read(self, message: dict, blobs: list[bytes]) -> None:
+        """Which exercises a file holds; nothing of it is run."""
+        from ptq_classroom.teaching import answers
+
+        try:
+            found = answers.exercises_in(answers.read(message["name"], blobs[0]))
+            self.channel.send({"exercises": found})
+        except answers.NoAnswer as reason:
+            self.channel.send({"refused": str(reason)})
+
+    def define(self, message: dict, blobs: list[bytes]) -> None:
+        """Make the function of an exercise; what is suspicious is told before anything runs."""
+        from ptq_classroom.teaching import answers
+
+        self.allowed = tuple(message["allowed"])
+        name = message["name"]
+        try:
+            cells = answers.read(name, blobs[0])
+            alone = not name.endswith(".ipynb")
+            answer = answers.find(cells, message["exercise"], message["function"], alone)
+        except answers.NoAnswer as reason:
+            self.channel.send({"refused": str(reason)})
+            return
+        self.channel.send({"suspicious": answer.suspicious})
+        try:
+            function = answer.run()
+        except Exception as error:
+            self.channel.send({"raised": _account(error)})
+            return
+        if not callable(function):
+            self.channel.send({"refused": f"{message['function']} is no function"})
+            return
+        packed, _ = self.codec.pack(function)
+        self.channel.send({"made": packed})
+
+    def call(self, message: dict, blobs: list[bytes]) -> None:
+        """Call what is held here under a number; the result, and what became of the arguments."""
+        args, kwargs = self.codec.unpack(message["given"], blobs)
+        self.calls += 1
+        try:
+            with self._watched(self.calls <= WATCHED_CALLS):
+                result = self.codec.held[message["id"]](*args, **kwargs)
+            value = self.codec.pack((result, _told(result)), describe=False)
+        except Exception as error:
+            self.channel.send({"raised": _account(error), "uses": self.uses})
+            return
+        after = self.codec.pack(args, describe=True)
+        self.channel.send({"uses": self.uses, "value": value[0], "split": len(value[1]),
+                           "after": after[0], "hooks": _global_hooks()},
+                          [*value[1], *after[1]])  # fmt: skip
+
+    def _theirs(self, kind: str, number: int, name: str) -> Any:
+        """A function or an object of the judge's."""
+
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            packed, blobs = self.codec.pack((args, kwargs))
+            self.channel.send({"ask": number, "given": packed}, blobs)
+            reply, blobs = self.channel.receive()
+            if "raised" in reply:
+                raise _error(*reply["raised"])
+            return self.codec.unpack(reply["value"], blobs)
+
+        if kind == "function":
+            ask.__name__ = ask.__qualname__ = name
+            ask._ptq_theirs = number  # type: ignore[attr-defined]
+            return ask
+        return type(name, (), {"_ptq_theirs": number})()
+
+    @contextlib.contextmanager
+    def _watched(self, really: bool) -> Any:
+        """Note which functions of the course the student's code calls."""
+        if not really:
+            yield
+            return
+
+        def look(frame: types.FrameType, event: str, _: Any) -> None:
+            if event != "call" or not _is_ours(frame):
+                return
+            before = frame.f_back
+            while before and not (_is_ours(before) or _is_own(before)):
+                before = before.f_back
+            if before is not None and _is_ours(before):
+                return
+            name = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
+            if not name.startswith(self.allowed) and name not in self.uses:
+                self.uses.append(name[:120])
+
+        sys.setprofile(look)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+
+def _is_ours(frame: types.FrameType) -> bool:
+    place = frame.f_code.co_filename
+    return place.startswith(OURS) and not place.startswith(TEACHING)
+
+
+def _is_own(frame: types.FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(OWN)
+
+
+def _told(result: Any) -> str:
+    return type(result).__name__
+
+
+def _global_hooks() -> int:
+    import torch.nn.modules.module as place
+
+    return len(place._global_forward_hooks)
+
+
+def _account(error: BaseException) -> dict:
+    """What the judge has to know of an error: never more than text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename.startswith(OWN)]
+    line = [own[-1].lineno, (own[-1].line or "").strip()[:200], own[-1].name] if own else None
+    last = frames[-1] if frames else None
+    stub = isinstance(error, NotImplementedError) and last is not None and last in own
+    return {
+        "type": type(error).__name__,
+        "text": str(error)[:500],
+        "line": line,
+        "stub": last.name if stub and last else "",
+        "defining": not own,
+    }
+
+
+def _error(kind: str, text: str) -> Exception:
+    import builtins
+
+    found = getattr(builtins, kind, None)
+    return found(text) if isinstance(found, type) and issubclass(found, Exception) else Exception(
+        f"{kind}: {text}"
+    )  # fmt: skip
+
+
+def main() -> None:
+    """On Linux the template; elsewhere one process, over its standard input and output."""
+    if sys.argv[1:]:
+        template(socket.socket(fileno=int(sys.argv[1])))
+        return
+    pipes = (os.dup(0), os.dup(1))
+    _load()
+    serve(pipes, [])
+
+
+if __name__ == "__main__":
+    main()
