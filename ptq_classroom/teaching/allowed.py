@@ -12,6 +12,8 @@ from ptq_classroom.kit import exercises
 
 ALWAYS = ("ptq_course.grids.affine.IntGrid", "ptq_course.grids.affine.QParams", "ptq_course.errors")
 BOOTSTRAP = "ptq_course.grids.metrics.paired_bootstrap"
+# Answers to one exercise that another one builds on.
+BUILT_ON = {"08.4": ("ptq_course.integer.fixed_point.", "ptq_course.integer.operations.")}
 QUANTIZER = "ptq_course.simulation.quantizer.PTQQuantizer"
 
 
@@ -22,7 +24,7 @@ def names(id: str) -> tuple[str, ...]:
     An exercise on the quantizer itself may use the whole course; a decision may use the bootstrap.
     """
     exercise = exercises.get(id)
-    found = set(ALWAYS)
+    found = {*ALWAYS, *BUILT_ON.get(id, ())}
     seen: set[Any] = set()
     for answer in (exercise.reference, *exercise.accepted):
         if str(getattr(answer, "__module__", "")).startswith("ptq_classroom.chapters"):
@@ -48,7 +50,7 @@ def _used(fn: Any, seen: set[Any]) -> Iterator[str]:
             continue
         if module.startswith("ptq_classroom.chapters") and isinstance(value, types.FunctionType):
             yield from _used(value, seen)
-        elif module.startswith(("ptq_course", "ptq_classroom")):
+        if module.startswith(("ptq_course", "ptq_classroom")):
             yield f"{module}.{getattr(value, '__qualname__', word)}"
 
 

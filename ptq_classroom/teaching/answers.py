@@ -25,37 +25,20 @@ START = (
 _BLOCK = re.compile(r"^# >>> (\S+)\n(.*?)^# <<< \1\n", re.MULTILINE | re.DOTALL)
 # What an answer hardly needs, and an attack does. Found ones are shown to the teacher.
 _MODULES = frozenset(
-    [
-        "atexit",
-        "builtins",
-        "ctypes",
-        "gc",
-        "importlib",
-        "inspect",
-        "multiprocessing",
-        "os",
-        "pty",
-        "signal",
-        "socket",
-        "subprocess",
-        "sys",
-        "threading",
-    ]
-)
+    (
+        "atexit", "builtins", "ctypes", "gc", "importlib", "inspect", "multiprocessing", "os",
+        "pty", "signal", "socket", "subprocess", "sys", "threading",
+    )
+)  # fmt: skip
 _NAMES = frozenset(
-    ["__import__", "__builtins__", "compile", "eval", "exec", "exit", "globals", "open"]
+    ("__import__", "__builtins__", "compile", "eval", "exec", "exit", "globals", "open")
 )
 _ATTRIBUTES = frozenset(
-    [
-        "__builtins__",
-        "__code__",
-        "__globals__",
-        "__subclasses__",
-        "_getframe",
-        "setprofile",
+    (
+        "__builtins__", "__code__", "__globals__", "__subclasses__", "_getframe", "setprofile",
         "settrace",
-    ]
-)
+    )
+)  # fmt: skip
 _STRINGS = ("ptq_course", "ptq_classroom", *_ATTRIBUTES)
 
 
@@ -134,8 +117,8 @@ class Answer:
             found |= {*_suspicious(node)}
         return sorted(found)
 
-    def run(self) -> Any:
-        """Run the statements; returns the function."""
+    def run(self, learner: Any) -> Any:
+        """Run the statements; returns the function. learner: what that name of the kit is here."""
         space: dict[str, Any] = {"__name__": "answer", "__builtins__": __builtins__}
         _execute(START, "<start>", space)
         for cell, node in self.parts:
@@ -148,6 +131,7 @@ class Answer:
             except Exception:
                 if self.function in _bound(node):
                     raise
+            space["learner"] = learner
         return space[self.function]
 
 
@@ -269,6 +253,7 @@ def _suspicious(node: ast.AST) -> Iterator[str]:
         elif isinstance(part, ast.Import | ast.ImportFrom):
             named = [alias.name for alias in part.names] + [getattr(part, "module", None) or ""]
             yield from (name for name in named if name.split(".")[0] in _MODULES)
-        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
-            if len(part.value) < 60:  # a docstring may say anything
-                yield from (word for word in _STRINGS if word in part.value)
+        elif isinstance(part, ast.Constant):
+            text = part.value if isinstance(part.value, str) else ""
+            short = text if len(text) < 60 else ""  # a docstring may say anything
+            yield from (word for word in _STRINGS if word in short)

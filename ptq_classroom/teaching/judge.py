@@ -63,12 +63,16 @@ class Judge:
                 notes.append(f"{path.name}: {said['refused']}")
         return {"chapters": sorted(chapters & {*exercises.chapters()}), "notes": notes}
 
-    def grade(self, paths: list[str], ids: list[str]) -> dict:
-        """A verdict for each exercise."""
+    def fair(self, id: str) -> dict:
+        """Seeds for fresh cases of an exercise."""
+        return {"fair": seeds.fair(id, self.seed)}
+
+    def grade(self, paths: list[str], fresh: dict[str, list[int]]) -> dict:
+        """A verdict for each exercise. fresh: exercise -> what `fair` has found."""
         start = time.monotonic()
         files = [(path, submissions.read(path)) for path in map(Path, paths)]
         files.sort(key=lambda pair: (pair[0].suffix != ".ipynb", str(pair[0])))
-        verdicts = [self._exercise(exercises.get(id), files) for id in ids]
+        verdicts = [self._exercise(exercises.get(id), files, each) for id, each in fresh.items()]
         rows = [{**asdict(verdict), "score": verdict.score} for verdict in verdicts]
         return {"verdicts": rows, "seconds": round(time.monotonic() - start, 1)}
 
@@ -87,22 +91,24 @@ class Judge:
         finally:
             student.end()
 
-    def _exercise(self, exercise: exercises.Exercise, files: list) -> Verdict:
+    def _exercise(self, exercise: exercises.Exercise, files: list, fresh: list[int]) -> Verdict:
         """The best that the files say: a stub in one leaves the word to the next."""
         best = Verdict(exercise.id, "missing", "nothing to grade was handed in")
         for path, data in files:
-            verdict = self._try(exercise, path, data)
+            verdict = self._try(exercise, path, data, fresh)
             if verdict.outcome not in NOTHING:
                 return verdict
             if best.outcome == "missing" and (verdict.outcome != "missing" or verdict.cause):
                 best = verdict
         return best
 
-    def _try(self, exercise: exercises.Exercise, path: Path, data: bytes) -> Verdict:
+    def _try(
+        self, exercise: exercises.Exercise, path: Path, data: bytes, fresh: list[int]
+    ) -> Verdict:
         student = self.processes.start()
         verdict = Verdict(exercise.id, "passed")
         try:
-            self._judge(exercise, student, path, data, verdict)
+            self._judge(exercise, student, path, data, verdict, fresh)
         except Ended as how:
             verdict.outcome, verdict.cause = "stopped", str(how)
         left = student.end()
@@ -116,7 +122,7 @@ class Judge:
 
     def _judge(
         self, exercise: exercises.Exercise, student: Student, path: Path, data: bytes,
-        verdict: Verdict,
+        verdict: Verdict, fresh: list[int],
     ) -> None:  # fmt: skip
         said = student.define(exercise, _name(path), data, [*allowed.names(exercise.id)])
         verdict.suspicious = [str(word)[:40] for word in said.get("suspicious", ())][:20]
@@ -131,14 +137,16 @@ class Judge:
                 f"stops before its function is defined: {told['type']}: {told['text']}"
             )
         else:
-            self._examine(exercise, said["function"], verdict)
+            self._examine(exercise, said["function"], verdict, fresh)
 
-    def _examine(self, exercise: exercises.Exercise, function: Any, verdict: Verdict) -> None:
+    def _examine(
+        self, exercise: exercises.Exercise, function: Any, verdict: Verdict, fresh: list[int]
+    ) -> None:
         self._enter(_examined(exercise, function, None), verdict)
         if verdict.outcome != "passed":
             return
         results = []
-        for seed in seeds.fair(exercise.id, self.seed):
+        for seed in fresh:
             verdict.cases = "fresh"
             results.append(_examined(exercise, function, seed))
             if results[-1].status == "passed":
@@ -193,7 +201,7 @@ def main() -> None:
         for line in sys.stdin:
             order = json.loads(line)
             what = order.pop("do")
-            answer = judge.scan(**order) if what == "scan" else judge.grade(**order)
+            answer = {"scan": judge.scan, "fair": judge.fair, "grade": judge.grade}[what](**order)
             print(json.dumps(answer), file=out, flush=True)
     finally:
         judge.processes.close()

@@ -115,7 +115,7 @@ def _limit(limits: Limits, own_users: bool) -> None:
     except ImportError:  # Windows
         return
     rows = {
-        "RLIMIT_AS": _mapped() + (limits.megabytes << 20),
+        "RLIMIT_AS": SIZE.bytes + (limits.megabytes << 20),
         "RLIMIT_CPU": int(limits.seconds) + 2,
         "RLIMIT_FSIZE": SCRATCH_MB << 20,
         "RLIMIT_NOFILE": 64,
@@ -129,22 +129,23 @@ def _limit(limits: Limits, own_users: bool) -> None:
                 resource.setrlimit(getattr(resource, name), (value, value))
 
 
-def _mapped() -> int:
-    """Bytes of address space in use; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return _mapped_before
+class _Size:
+    """Bytes of address space that a process has mapped; 0 where the system does not say."""
+
+    def __init__(self) -> None:
+        self._file = None
+        self.bytes = 0
+        with contextlib.suppress(OSError):  # opened before /proc is out of sight
+            self._file = open("/proc/self/statm")  # noqa: SIM115
+        self.measure()
+
+    def measure(self) -> None:
+        if self._file is not None:
+            self._file.seek(0)
+            self.bytes = int(self._file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-_mapped_before = 0
-
-
-def remember_size() -> None:
-    """Measure before /proc is out of sight."""
-    global _mapped_before
-    _mapped_before = _mapped()
+SIZE = _Size()
 
 
 def holds(layers: list[str], limits: Limits, canary: str) -> dict[str, bool]:

@@ -153,6 +153,8 @@ class Codec:
             return self._tensor(value, blobs)
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
             return _array(np.asarray(value), blobs, "scalar" if value.ndim == 0 else "array")
+        if isinstance(value, np.ndarray) and value.dtype.kind == "U":
+            return {"t": "words", "v": value.ravel().tolist(), "s": list(value.shape)}
         if isinstance(value, torch.dtype):
             return {"t": "dtype", "v": str(value).removeprefix("torch.")}
         if isinstance(value, list | tuple | set | frozenset):
@@ -212,6 +214,7 @@ class Codec:
             "iterator": lambda: iter(parts()),
             "dict": lambda: {self._unpack(a, blobs): self._unpack(b, blobs) for a, b in value["v"]},
             "array": lambda: _to_array(value, blobs).copy(),
+            "words": lambda: np.array([str(w) for w in value["v"]]).reshape(value["s"]),
             "scalar": lambda: _to_array(value, blobs)[()],
             "tensor": lambda: _to_tensor(value, blobs),
             "dtype": lambda: _dtype(str(v)),
