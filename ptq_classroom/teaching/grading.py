@@ -1,6 +1,6 @@
 """`python course.py grade`: grade a folder of submissions, several at a time, and write the tables.
 
-This process imports no student's code and no PyTorch. Judges (`judge.py`) are processes of their
+This process never runs a student's code. Judges (`judge.py`) are processes of their
 own, one for each job; one that dies is started again.
 """
 
@@ -85,8 +85,8 @@ class Jobs:
         self._judges = [_Judge(settings) for _ in range(count)]
 
     def protection(self) -> dict:
-        """What protects, as the first judge has tried it."""
-        return self._judges[0].protection
+        """What protects, as a judge has tried it."""
+        return next(judge.protection for judge in self._judges if judge.protection)
 
     def run(
         self, orders: Iterable[tuple[Any, dict]], done: Callable[[Any, dict | None], None]
@@ -105,12 +105,7 @@ class Jobs:
                     key, order = waiting.get_nowait()
                 except queue.Empty:
                     return
-                try:
-                    finished.put((key, judge.ask(**order)))
-                except JudgeDied:
-                    finished.put((key, None))
-                except Exception as error:  # a bug of ours must not stop the class
-                    finished.put((key, {"error": f"{type(error).__name__}: {error}"}))
+                finished.put((key, _answer(judge, order)))
 
         for judge in self._judges[: max(1, count)]:
             threading.Thread(target=work, args=(judge,), daemon=True).start()
@@ -121,6 +116,18 @@ class Jobs:
         """Let the judges end."""
         for judge in self._judges:
             judge.close()
+
+
+def _answer(judge: _Judge, order: dict) -> dict | None:
+    """A judge's answer, asked twice where it dies; a bug of ours must not stop the class."""
+    for _ in range(2):
+        try:
+            return judge.ask(**order)
+        except JudgeDied:
+            continue
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+    return None
 
 
 def grade(

@@ -17,11 +17,14 @@ from ptq_classroom.kit.learner_file import write as write_file
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #8884; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
+         border-bottom: 1px solid #8884; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-pre { overflow-x: auto; background: #8881; padding: .6rem; font-size: .85rem; white-space: pre-wrap; }
+pre { overflow-x: auto; background: #8881; padding: .6rem; font-size: .85rem;
+      white-space: pre-wrap; }
 .bar { display: inline-block; height: .8em; background: #3b6fb6; vertical-align: baseline; }
 small, footer { opacity: .8; }
 """
