@@ -10,7 +10,6 @@ import ctypes
 import os
 import platform
 import struct
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -63,10 +62,9 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
     _done(_libc.mount(*arguments, ctypes.c_ulong(flags), data and data.encode()), f"mount {target}")
 
 
-def show_only(visible: Iterable[Path]) -> None:
-    """Make a root folder that holds only these files and folders, read-only, and move into it."""
+def show_only(visible: Iterable[Path], root: str) -> None:
+    """Make `root`, an empty folder, show these files and folders alone, read-only; move into it."""
     mount("none", "/", None, _REC | _PRIVATE)
-    root = tempfile.mkdtemp(prefix="ptq-root-")
     mount("none", root, "tmpfs", 2 | 4, "size=1m,mode=755")
     for path in visible:
         _bind(path, Path(root + str(path)))

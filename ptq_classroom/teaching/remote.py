@@ -40,8 +40,9 @@ class Processes:
         self._control: socket.socket | None = None
         if sys.platform.startswith("linux"):
             self._control, theirs = socket.socketpair()
+            (self.folder / "root").mkdir()
             self._template = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                [*COMMAND, str(theirs.fileno()), str(self.folder / "root")], pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_variables(),
             )  # fmt: skip
             theirs.close()

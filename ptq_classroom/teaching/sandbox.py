@@ -66,13 +66,16 @@ def _without_answers() -> Iterator[Path]:
             yield folder
 
 
-def enter_view() -> list[str]:
-    """Namespaces for a process and all that it forks; returns their names ([] where refused)."""
+def enter_view(root: str) -> list[str]:
+    """Namespaces for a process and all that it forks; returns their names ([] where refused).
+
+    root: an empty folder, where the root of the view is put.
+    """
     if not sys.platform.startswith("linux"):
         return []
     try:
         names = linux.new_namespaces()
-        linux.show_only(visible())
+        linux.show_only(visible(), root)
     except OSError as problem:
         print(f"no namespaces: {problem}", file=sys.stderr)
         return []

@@ -1,4 +1,4 @@
-"""The student's process: `python -m ptq_classroom.teaching.worker FD` (Linux: a warm template).
+"""The student's process: `python -m ptq_classroom.teaching.worker FD ROOT` (Linux: a warm template).
 
 It defines the student's function and answers calls. It holds no expected value, and decides
 nothing: the judge is another process. On Linux a template imports PyTorch once, inside the view
@@ -25,13 +25,13 @@ OWN = ("<cell", "<my_ptq")  # places of what was handed in
 WATCHED_CALLS = 3  # of each function; watching slows loops down
 
 
-def template(control: socket.socket) -> None:
+def template(control: socket.socket, root: str) -> None:
     """Fork a process for each request: a socket comes over `control`, the process's id goes back.
 
     `kill N` ends one and answers its exit status.
     """
     linux.die_with_parent()
-    names = sandbox.enter_view()
+    names = sandbox.enter_view(root)
     _load()
     control.send(b"ready")
     while True:
@@ -282,7 +282,7 @@ def _error(kind: str, text: str) -> Exception:
 def main() -> None:
     """On Linux the template; elsewhere one process, over its standard input and output."""
     if sys.argv[1:]:
-        template(socket.socket(fileno=int(sys.argv[1])))
+        template(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
         return
     pipes = (os.dup(0), os.dup(1))
     _load()

@@ -1,0 +1,96 @@
+"""The protections that are reported are those in force, layer by layer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptq_classroom.teaching import linux, sandbox
+from ptq_classroom.teaching.remote import Processes
+
+ROOT = Path(__file__).resolve().parents[2]
+LINUX = sys.platform.startswith("linux")
+needs_linux = pytest.mark.skipif(not LINUX, reason="namespaces, Landlock and seccomp are Linux's")
+
+ALONE = """
+import json, os, socket, sys, threading
+from ptq_classroom.teaching import sandbox
+place, canary, hosts = sys.argv[1:]
+limits = sandbox.Limits(5, 256)
+layers = sandbox.shut_in([], limits, place)
+found = {"layers": layers, "holds": sandbox.holds(layers, limits, canary)}
+tried = {}
+def attempt(name, do):
+    try:
+        do()
+        tried[name] = "done"
+    except Exception as error:
+        tried[name] = type(error).__name__
+attempt("read", lambda: open(canary).read())
+attempt("write", lambda: open(canary + ".mine", "w"))
+attempt("own", lambda: open(os.path.join(place, "mine"), "w").write("x"))
+attempt("answers", lambda: open(hosts).read())
+attempt("socket", lambda: socket.socket())
+attempt("fork", lambda: os.fork())
+attempt("program", lambda: os.execv("/bin/true", ["true"]))
+attempt("thread", lambda: threading.Thread(target=int).start())
+attempt("memory", lambda: bytearray(1 << 30))
+print(json.dumps({**found, "tried": tried}))
+"""
+
+
+@needs_linux
+def test_without_namespaces_landlock_and_seccomp_hold(tmp_path):
+    if not linux.landlock_version():
+        pytest.skip("this kernel has no Landlock")
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "canary").write_text("secret")
+    answers = ROOT / "ptq_classroom" / "chapters" / "ch01" / "exercises.py"
+    order = [sys.executable, "-c", ALONE, str(inside), str(outside / "canary"), str(answers)]
+    done = subprocess.run(order, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["layers"] == ["landlock", "seccomp"]
+    assert found["holds"] == dict.fromkeys(sandbox.PROTECTIONS, True)
+    assert found["tried"] == {
+        "read": "PermissionError", "write": "PermissionError", "own": "done",
+        "answers": "PermissionError", "socket": "PermissionError", "fork": "PermissionError",
+        "program": "PermissionError", "thread": "done", "memory": "MemoryError",
+    }  # fmt: skip
+    assert [path.name for path in outside.iterdir()] == ["canary"]
+
+
+def test_without_any_layer_nothing_is_claimed(tmp_path):
+    (tmp_path / "canary").write_text("secret")
+    found = sandbox.holds([], sandbox.Limits(5, 16), str(tmp_path / "canary"))
+    assert found == dict.fromkeys(sandbox.PROTECTIONS, False)
+
+
+@needs_linux
+def test_a_students_process_is_shut_in():
+    processes = Processes(sandbox.Limits(20, 256))
+    try:
+        student = processes.start()
+        assert student.layers[-1:] == ["seccomp"]
+        assert student.holds["files"]
+        assert student.holds["writes"]
+        assert student.holds["network"]
+        assert student.holds["processes"]
+        assert student.holds["memory"]
+        assert student.end() == ""
+    finally:
+        processes.close()
+    assert not processes.folder.exists()
+
+
+def test_answers_are_not_in_the_view():
+    seen = sandbox.visible()
+    hidden = [ROOT / "notebooks", ROOT / "tests", ROOT / "ptq_classroom/chapters/ch01/exercises.py",
+              ROOT / "ptq_classroom/chapters/ch16/museum.py"]  # fmt: skip
+    for place in hidden:
+        assert not {place, *place.parents} & {*seen}
+    assert ROOT / "ptq_course" in seen
