@@ -8,6 +8,11 @@
                                this processor can do
     python course.py setup     only set up
 
+For teachers:
+
+    python course.py learner   write the learner's edition, to hand out
+    python course.py grade     grade a folder of submissions
+
 `python course.py lab --help` says more of a command; so for each of them.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 KIT = Path(__file__).resolve().parents[1] / "kit"
@@ -35,3 +36,24 @@ def write(notebooks: Path, out: Path) -> list[str]:
             shutil.copyfile(path, target)
         names.append(target.relative_to(out).as_posix())
     return names
+
+
+def main(arguments: list[str], notebooks: Path, help_text: str) -> int:
+    """The command: OUT and --nbgrader."""
+    places = [word for word in arguments if not word.startswith("-")]
+    if len(places) != 1 or {*arguments} - {*places, "--nbgrader"}:
+        print(f"learner needs one new folder.\n\n{help_text.strip()}", file=sys.stderr)
+        return 2
+    out = Path(places[0])
+    try:
+        if "--nbgrader" in arguments:
+            names = runpy.run_path(str(Path(__file__).with_name("nbgrader.py")))["write"](
+                notebooks, out
+            )
+        else:
+            names = write(notebooks, out)
+    except OSError as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(f"{len(names)} files in {out}")
+    return 0

@@ -260,6 +260,7 @@ def said(protection: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python course.py grade", add_help=False)
+    parser.add_argument("--at", type=Path, default=Path())  # where the command was given
     parser.add_argument("submissions", type=Path)
     parser.add_argument("--csv", type=Path, default=Path("grades.csv"))
     parser.add_argument("--report", type=Path)
@@ -270,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--again", action="store_true")
     told = parser.parse_args(arguments)
+    os.chdir(told.at)
     try:
         protection = grade(
             told.submissions, told.csv, told.report, max(1, told.jobs),

@@ -42,7 +42,8 @@ class Processes:
             self._control, theirs = socket.socketpair()
             (self.folder / "root").mkdir()
             self._template = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno()), str(self.folder / "root")], pass_fds=[theirs.fileno()],
+                [*COMMAND, str(theirs.fileno()), str(self.folder / "root")],
+                pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_variables(),
             )  # fmt: skip
             theirs.close()
@@ -79,7 +80,8 @@ class Processes:
 
         if self._control is not None:
             self._control.close()
-            self._template.wait(10)
+            self._template.kill()
+            self._template.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _kill(self, process: int) -> int:

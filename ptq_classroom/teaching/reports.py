@@ -47,7 +47,8 @@ def write(
 ) -> None:
     """index.html for the class, and a page a student."""
     folder.mkdir(parents=True, exist_ok=True)
-    foot = f"<footer><p><small>Seed {seed}. While it was graded: {escape(protection)}.</small></p></footer>"
+    said = escape(f"Seed {seed}. While it was graded: {protection}.")
+    foot = f"<footer><p><small>{said}</small></p></footer>"
     pages = {row["student"]: page_name(row["student"]) for row in rows}
     for row in rows:
         _save(folder / pages[row["student"]], row["student"], student(row), foot)

@@ -1,4 +1,4 @@
-"""The student's process: `python -m ptq_classroom.teaching.worker FD ROOT` (Linux: a warm template).
+"""The student's process: `python -m ptq_classroom.teaching.worker` (on Linux a warm template).
 
 It defines the student's function and answers calls. It holds no expected value, and decides
 nothing: the judge is another process. On Linux a template imports PyTorch once, inside the view

@@ -1,4 +1,4 @@
-"""The commands of course.py: lab, test, progress, doctor, setup."""
+"""The commands of course.py: lab, test, progress, doctor, setup; for teachers learner, grade."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
 KERNEL_START = ROOT / "ptq_classroom" / "kit" / "kernel_start.py"
 COPIER = ROOT / "ptq_classroom" / "kit" / "learner_copy.py"
+EDITION = ROOT / "ptq_classroom" / "teaching" / "edition.py"
 # Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
 TAKE_A_VALUE = {
     "-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--basetemp", "--capture", "--color",
@@ -74,6 +75,32 @@ notebooks were executed with; where everything is there it does nothing.
               a damaged library
     --latest  take the newest versions that pyproject.toml allows
 """,
+    "learner": """\
+python course.py learner OUT [--nbgrader]
+
+Writes the learner's edition into the new folder OUT, to hand out: the notebooks
+without solutions and outputs. Installs nothing.
+
+    --nbgrader  in nbgrader's own markup, as the source folder of a course of
+                its: OUT/source/CHAPTER/..., with OUT/nbgrader_config.py
+""",
+    "grade": """\
+python course.py grade SUBMISSIONS [--csv grades.csv] [--report DIR] [...]
+
+Grades a folder that holds one folder, one notebook or one my_ptq.py for each
+student. Their code runs in processes of its own, shut in as far as the system
+allows; what protects is printed and stands in the table. Interrupted, or with
+more handed in, the same command goes on where it was.
+
+    --csv FILE       the table, one row a student; FILE.details.csv has the rest
+    --report DIR     a page for each student, and one for the class
+    --jobs N         so many at a time (default: half of the processors)
+    --timeout S      seconds for one exercise (default 20)
+    --memory MB      memory for one exercise, beside PyTorch's own (default 1024)
+    --chapters A,B   grade these (prep, 01, ...); default: those handed in
+    --seed N         the seed of the fresh cases, to repeat a grading
+    --again          forget the grades that are there
+""",
 }
 OPTIONS = {"setup": ("--again", "--latest"), "doctor": (), "progress": ()}
 
@@ -86,7 +113,10 @@ def run(arguments: list[str], help_text: str) -> int:
         if not name:
             print(help_text.strip())
             return 0
-    commands = {"lab": lab, "test": test, "progress": progress, "doctor": doctor, "setup": set_up}
+    commands = {
+        "lab": lab, "test": test, "progress": progress, "doctor": doctor, "setup": set_up,
+        "learner": learner, "grade": grade,
+    }  # fmt: skip
     if name not in commands:
         refuse(f"course.py does not know {name!r}.{meant(name, commands)}\n\n{help_text.strip()}")
         return 2
@@ -193,6 +223,20 @@ def doctor(arguments: list[str]) -> int:
     from .doctor import examine
 
     return examine(current())
+
+
+def learner(arguments: list[str]) -> int:
+    """`learner OUT [--nbgrader]`"""
+    return runpy.run_path(str(EDITION))["main"](arguments, NOTEBOOKS, HELP["learner"])
+
+
+def grade(arguments: list[str]) -> int:
+    """`grade SUBMISSIONS [...]`"""
+    if not arguments:
+        refuse(f"grade needs the folder of submissions.\n\n{HELP['grade'].strip()}")
+        return 2
+    here = os.getcwd()  # places are meant from here
+    return hand_over(ready(), ["-m", "ptq_classroom.teaching.grading", "--at", here, *arguments])
 
 
 def ready() -> Environment:
