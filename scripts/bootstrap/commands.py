@@ -81,8 +81,8 @@ python course.py learner OUT [--nbgrader]
 Writes the learner's edition into the new folder OUT, to hand out: the notebooks
 without solutions and outputs. Installs nothing.
 
-    --nbgrader  in nbgrader's own markup, as the source folder of a course of
-                its: OUT/source/CHAPTER/..., with OUT/nbgrader_config.py
+    --nbgrader  in nbgrader's own markup, as a course of its: the notebooks with
+                solutions in OUT/source, and OUT/nbgrader_config.py
 """,
     "grade": """\
 python course.py grade SUBMISSIONS [--csv grades.csv] [--report DIR] [...]
@@ -96,7 +96,7 @@ more handed in, the same command goes on where it was.
     --report DIR     a page for each student, and one for the class
     --jobs N         so many at a time (default: half of the processors)
     --timeout S      seconds for one exercise (default 20)
-    --memory MB      memory for one exercise, beside PyTorch's own (default 1024)
+    --memory MB      memory for it, beside PyTorch's own (default 1024)
     --chapters A,B   grade these (prep, 01, ...); default: those handed in
     --seed N         the seed of the fresh cases, to repeat a grading
     --again          forget the grades that are there
