@@ -39,7 +39,7 @@ class Probe:
         return got
 
     def account(self, error: Exception) -> Exception:
-        """What to raise for an error of the learner's function: it says where, or that it is a stub."""
+        """What to raise for an error of the learner's function: where, or that it is a stub."""
         if _not_attempted(error, self.fn):
             return NotAttempted()
         if stub := _other_stub(error):

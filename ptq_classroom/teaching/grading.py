@@ -230,6 +230,7 @@ def _grade(
         def enter(student: str, answer: dict | None) -> None:
             answer = answer or {"error": "the judge itself ended"}
             row = {"student": student, "digest": todo[student].digest, "notes": notes[student]}
+            row["notes"] = [*row["notes"], *answer.get("notes", ())]
             if "error" in answer:
                 row["notes"] = [*row["notes"], f"NOT GRADED, {answer['error']}"]
             row |= {"verdicts": answer.get("verdicts", []), "seconds": answer.get("seconds", 0)}

@@ -18,12 +18,13 @@ from typing import Any
 
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import Result, examine
-from ptq_classroom.teaching import allowed, seeds, submissions
+from ptq_classroom.teaching import allowed, capstone, seeds, submissions
 from ptq_classroom.teaching.remote import Ended, Processes, RemoteProbe, Student
 from ptq_classroom.teaching.sandbox import Limits
 
 OWN_FUNCTION = "the answer calls the course's own function"
 WRITTEN_DOWN = "right on the cases that ship with the course only: were the results written down?"
+SOURCES = (".ipynb", ".py")
 NOTHING = ("missing", "not attempted")
 
 
@@ -57,7 +58,7 @@ class Judge:
     def scan(self, paths: list[str]) -> dict:
         """Chapters in a submission, and which of its files cannot be read."""
         chapters, notes = set(), []
-        for path in map(Path, paths):
+        for path in (path for path in map(Path, paths) if path.suffix in SOURCES):
             said = self._reading(path)
             chapters |= {id.split(".")[0] for id in said.get("exercises", ())}
             if "refused" in said:
@@ -71,11 +72,14 @@ class Judge:
     def grade(self, paths: list[str], fresh: dict[str, list[int]]) -> dict:
         """A verdict for each exercise. fresh: exercise -> what `fair` has found."""
         start = time.monotonic()
-        files = [(path, submissions.read(path)) for path in map(Path, paths)]
+        every = [(path, submissions.read(path)) for path in map(Path, paths)]
+        files = [pair for pair in every if pair[0].suffix in SOURCES]
         files.sort(key=lambda pair: (pair[0].suffix != ".ipynb", str(pair[0])))
         verdicts = [self._exercise(exercises.get(id), files, each) for id, each in fresh.items()]
         rows = [{**asdict(verdict), "score": verdict.score} for verdict in verdicts]
-        return {"verdicts": rows, "seconds": round(time.monotonic() - start, 1)}
+        notes = [self._network(*pair) for pair in every if pair not in files]
+        seconds = round(time.monotonic() - start, 1)
+        return {"verdicts": rows, "notes": notes, "seconds": seconds}
 
     def protection(self) -> dict:
         """What protects, tried in a process like the ones that will follow."""
@@ -91,6 +95,20 @@ class Judge:
             return {"refused": "it could not be read"}
         finally:
             student.end()
+
+    def _network(self, path: Path, data: bytes) -> str:
+        """What a capstone's network is worth on hidden pictures."""
+        x, _, _ = capstone.hidden(self.seed)
+        student = self.processes.start(Limits(capstone.SECONDS, self.limits.megabytes))
+        try:
+            said = student.classes(data, capstone.task.NETWORK, x, capstone.SECONDS)
+        except Ended:
+            said = "its process ended, or took too long"
+        finally:
+            student.end()
+        if isinstance(said, str):
+            return f"{path.name}: cannot be scored: {said[:300]}"
+        return capstone.verdict(path.name, said, len(data), self.seed)
 
     def _exercise(self, exercise: exercises.Exercise, files: list, fresh: list[int]) -> Verdict:
         """The best that the files say: a stub in one leaves the word to the next."""
@@ -206,7 +224,11 @@ def main() -> None:
         for line in sys.stdin:
             order = json.loads(line)
             what = order.pop("do")
-            answer = {"scan": judge.scan, "fair": judge.fair, "grade": judge.grade}[what](**order)
+            try:
+                serve = {"scan": judge.scan, "fair": judge.fair, "grade": judge.grade}[what]
+                answer = serve(**order)
+            except Exception as error:  # a bug of ours: the class goes on
+                answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=out, flush=True)
     finally:
         judge.processes.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ class Ended(BaseException):
 
 
 class Processes:
-    """Starts student's processes, all with the same limits."""
+    """Starts student's processes. warm: forked from a template, else each one anew."""
 
-    def __init__(self, limits: sandbox.Limits):
+    def __init__(self, limits: sandbox.Limits, warm: bool = sys.platform.startswith("linux")):
         self.limits = limits
         self.folder = Path(tempfile.mkdtemp(prefix="ptq-grade-"))
         self._canary = self.folder / "somebody-elses-answer"
         self._canary.write_text("secret")
         self._control: socket.socket | None = None
-        if sys.platform.startswith("linux"):
+        if warm:
             self._control, theirs = socket.socketpair()
             (self.folder / "root").mkdir()
             self._template = subprocess.Popen(
@@ -51,8 +52,8 @@ class Processes:
             if self._control.recv(100) != b"ready":
                 raise RuntimeError("the template for student's processes did not start")
 
-    def start(self) -> Student:
-        """A process, shut in and ready."""
+    def start(self, limits: sandbox.Limits | None = None) -> Student:
+        """A process, shut in and ready. limits: others than usual."""
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix="scratch-"))
         if self._control is not None:
             ours, theirs = socket.socketpair()
@@ -71,7 +72,7 @@ class Processes:
             os.chown(scratch, user, user)
             os.chmod(self.folder, 0o755)
             os.chmod(self._canary, 0o644)
-        student.begin(self.limits, str(scratch), str(self._canary), user)
+        student.begin(limits or self.limits, str(scratch), str(self._canary), user)
         return student
 
     def close(self) -> None:
@@ -148,6 +149,19 @@ class Student:
             second["function"] = self._codec.unpack(second["made"], [])
         return {**first, **second}
 
+    def classes(self, data: bytes, base: str, inputs: torch.Tensor, seconds: float) -> Any:
+        """The classes that a checkpoint's network names, or the error in words."""
+        self._channel.deadline = time.monotonic() + seconds
+        packed, blobs = self._codec.pack(inputs)
+        order = {"do": "network", "base": base, "inputs": packed}
+        said, blobs = self._talk(order, [data, *blobs])
+        if "raised" in said:
+            return f"{said['raised']['type']}: {said['raised']['text']}"
+        try:
+            return self._codec.unpack(said["value"], blobs)
+        except (wire.Unreadable, KeyError) as error:
+            raise Ended("its process sent what is no answer") from error
+
     def end(self) -> str:
         """End the process; what became of it, in words, where it had ended by itself."""
         status = self._kill()
@@ -180,7 +194,8 @@ class Student:
         """What the function of the judge's that it asks for gives."""
         args, kwargs = self._codec.unpack(said["given"], blobs)
         try:
-            result = self._codec.held[said["ask"]](*args, **kwargs)
+            with _no_longer_than(self._channel.deadline):
+                result = self._codec.held[said["ask"]](*args, **kwargs)
             value, blobs = self._codec.pack(result)
             after, more = self._codec.pack(args)
             reply = {"value": value, "split": len(blobs), "after": after}
@@ -246,6 +261,25 @@ class _Thing:
 
     def __repr__(self) -> str:
         return f"a {self._name}"
+
+
+@contextlib.contextmanager
+def _no_longer_than(deadline: float) -> Iterator[None]:
+    """What a student's process asks for may not keep the judge busy either (Unix only)."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(*_: Any) -> None:
+        raise Ended("time")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, deadline - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _leave_hooks(count: int) -> None:

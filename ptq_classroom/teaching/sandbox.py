@@ -42,7 +42,7 @@ class Limits:
 def visible() -> list[Path]:
     """Files and folders that student's code may read: Python, the course without its answers."""
     prefixes = [Path(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)]
-    own = [COURSE / "ptq_course", *_without_answers()]
+    own = [COURSE / "ptq_course", COURSE / "data", *_without_answers()]
     paths = [*prefixes, *(p.resolve() for p in prefixes), *SYSTEM, *own]
     known = {path for path in paths if path.exists()}
     return sorted(path for path in known if not known & {*path.parents})

@@ -22,7 +22,7 @@ import torch
 from ptq_classroom.teaching import modules
 from ptq_course.grids.affine import IntGrid, QParams
 
-LARGEST = 64 << 20  # bytes of one message
+LARGEST, LONGEST = 64 << 20, 8 << 20  # bytes of one message, and of its JSON
 _HEAD = struct.Struct("<II")
 _GRID = ("bits", "signed", "narrow")
 
@@ -53,7 +53,7 @@ class Channel:
         blobs = blobs or []
         text = json.dumps({**message, "sizes": [len(blob) for blob in blobs]}).encode()
         size = sum(map(len, blobs))
-        if len(text) + size > LARGEST:
+        if len(text) + size > LARGEST or len(text) > LONGEST:
             raise Unreadable(f"a message of {len(text) + size} bytes is too long")
         view = memoryview(b"".join((_HEAD.pack(len(text), size), text, *blobs)))
         while view:
@@ -65,7 +65,7 @@ class Channel:
 
     def receive(self) -> tuple[dict, list[bytes]]:
         text, size = _HEAD.unpack(self._exactly(_HEAD.size))
-        if text + size > LARGEST:
+        if text + size > LARGEST or text > LONGEST:
             raise Unreadable(f"a message of {text + size} bytes is too long")
         body, rest = self._exactly(text), self._exactly(size)
         try:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ptq_classroom.kit import exercises
+from ptq_classroom.kit.examine import examine
 from ptq_classroom.teaching import linux, sandbox
-from ptq_classroom.teaching.remote import Processes
+from ptq_classroom.teaching.remote import Processes, RemoteProbe
 
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = sys.platform.startswith("linux")
@@ -85,6 +87,25 @@ def test_a_students_process_is_shut_in():
     finally:
         processes.close()
     assert not processes.folder.exists()
+
+
+@pytest.mark.parametrize("warm", [pytest.param(True, marks=needs_linux), False])
+def test_a_function_is_called_where_it_was_defined(warm):
+    exercise = exercises.get("01.2")
+    data = b"# >>> 01.2\ndef quantize(x, scale, zero_point, grid):\n" + (
+        b"    codes = torch.round(x / scale) + zero_point\n"
+        b"    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)\n# <<< 01.2\n"
+    )
+    processes = Processes(sandbox.Limits(30, 256), warm)
+    try:
+        student = processes.start()
+        said = student.define(exercise, "my_ptq.py", data, ["ptq_course.grids.affine.IntGrid"])
+        assert said["suspicious"] == []
+        result = examine(exercise, said["function"], watch=RemoteProbe)
+        assert (result.status, student.uses) == ("passed", [])
+        assert student.end() == ""
+    finally:
+        processes.close()
 
 
 def test_answers_are_not_in_the_view():
