@@ -133,6 +133,8 @@ class Judge:
         left = student.end()
         if verdict.cause == "time":
             verdict.cause = f"took longer than {self.limits.seconds:g} s: an endless loop?"
+        elif verdict.cause == "memory":
+            verdict.cause = f"asks for more memory than the limit of {self.limits.megabytes} MB"
         elif verdict.cause == "gone":
             verdict.cause = f"ended its own process: {left or 'it was killed'}"
         if student.uses and verdict.outcome in ("passed", "failed"):
@@ -147,14 +149,13 @@ class Judge:
         verdict.suspicious = [str(word)[:40] for word in said.get("suspicious", ())][:20]
         if "refused" in said:
             reason = str(said["refused"])
-            verdict.outcome = "missing" if reason.startswith("there is no function") else "failed"
+            nothing = reason.startswith(("there is no function", "not a "))
+            verdict.outcome = "missing" if nothing else "failed"
             verdict.cause = reason
         elif "raised" in said:
             told = said["raised"]
             verdict.outcome = "failed"
-            verdict.cause = _memory(told) or (
-                f"stops before its function is defined: {told['type']}: {told['text']}"
-            )
+            verdict.cause = f"stops before its function is defined: {told['type']}: {told['text']}"
         else:
             self._examine(exercise, said["function"], verdict, fresh)
 
@@ -178,19 +179,11 @@ class Judge:
         verdict.outcome = result.status
         failure = result.failure
         if failure is not None:
-            memory = _memory({"type": "", "text": failure.headline}, self.limits.megabytes)
-            verdict.cause = memory or failure.cause or failure.headline
+            verdict.cause = failure.cause or failure.headline
             try:
                 verdict.text = str(failure)[:4000]
             except Exception:
                 verdict.text = failure.headline
-
-
-def _memory(told: dict, megabytes: int = 0) -> str:
-    text = f"{told['type']} {told['text']}"
-    asks = "MemoryError" in text or "DefaultCPUAllocator" in text or "allocate memory" in text
-    limit = f" than the limit of {megabytes} MB" if megabytes else " than the limit"
-    return f"asks for more memory{limit}" if asks else ""
 
 
 def _examined(exercise: exercises.Exercise, function: Any, seed: int | None) -> Result:

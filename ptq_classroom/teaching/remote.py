@@ -23,6 +23,7 @@ from ptq_classroom.kit.expect import Failure
 from ptq_classroom.teaching import changes, sandbox, wire
 
 START = 60.0  # seconds that a process may take to begin
+NO_MEMORY = ("MemoryError", "DefaultCPUAllocator")
 COMMAND = [sys.executable, "-m", "ptq_classroom.teaching.worker"]
 
 
@@ -178,6 +179,8 @@ class Student:
                 said, blobs = self._talk(*self._answer(said, blobs))
             self.uses += [str(name)[:120] for name in said.get("uses", ())][:10]
             if "raised" in said:
+                if any(word in f"{said['raised']}" for word in NO_MEMORY):
+                    raise Ended("memory")  # else each further case would fill it again
                 raise _rebuilt(said["raised"])
             split = int(said["split"])
             value, _ = self._codec.unpack(said["value"], blobs[:split])

@@ -92,7 +92,8 @@ def course(rows: Sequence[dict], ids: Sequence[str], pages: dict[str, str]) -> s
     return "\n".join((
         f"<p>{len(rows)} submissions, {len(ids)} exercises.</p>",
         "<h2>Exercises</h2>", _exercises(rows, ids),
-        "<h2>Misconceptions, most frequent first</h2>", _misconceptions(rows),
+        "<h2>Misconceptions, most frequent first</h2>", _counted(misconceptions(rows)),
+        "<h2>Stopped and refused</h2>", _counted(misconceptions(rows, ("stopped", "refused"))),
         "<h2>Students</h2>", _students(rows, ids, pages),
     ))  # fmt: skip
 
@@ -106,26 +107,27 @@ def _exercises(rows: Sequence[dict], ids: Sequence[str]) -> str:
         title = escape(f"{id} {exercises.get(id).title}")
         rest = ", ".join(f"{n} {name}" for name, n in outcomes.most_common() if name != "passed")
         lines.append(
-            f'<tr><td>{title}</td><td class="n">{right}</td>'
+            f'<tr><td>{title}</td><td class="n">{right} of {len(rows)}</td>'
             f'<td style="width:30%"><span class="bar" style="width:{wide}%"></span></td>'
             f"<td>{rest}</td></tr>"
         )
     return _table(("exercise", "n:right", "share", "the others"), lines)
 
 
-def misconceptions(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
-    """(exercise, cause, how many students), most frequent first."""
+def misconceptions(
+    rows: Sequence[dict], outcomes: Sequence[str] = ("failed",)
+) -> list[tuple[str, str, int]]:
+    """(exercise, cause, how many students) of verdicts with these outcomes, most frequent first."""
     found = Counter(
         (v["exercise"], v["cause"])
         for row in rows
         for v in row["verdicts"]
-        if v["outcome"] not in ("passed", "missing", "not attempted") and v["cause"]
+        if v["outcome"] in outcomes and v["cause"]
     )
     return [(id, cause, n) for (id, cause), n in sorted(found.items(), key=lambda x: (-x[1], x[0]))]
 
 
-def _misconceptions(rows: Sequence[dict]) -> str:
-    found = misconceptions(rows)
+def _counted(found: list[tuple[str, str, int]]) -> str:
     most = max((n for *_, n in found), default=1)
     lines = [
         f'<tr><td class="n">{n}</td><td style="width:15%">'
@@ -145,9 +147,12 @@ def _students(rows: Sequence[dict], ids: Sequence[str], pages: dict[str, str]) -
             for id in ids
         )
         right = sum(v["score"] for v in verdicts.values())
+        odd = [f"{id} uses {', '.join(v['suspicious'])}" for id, v in verdicts.items()
+               if v["suspicious"]]  # fmt: skip
+        look = escape("; ".join([*row["notes"], *odd]))
         name = f'<a href="{pages[row["student"]]}">{escape(row["student"])}</a>'
-        lines.append(f'<tr><td>{name}</td><td class="n">{right}</td>{marks}</tr>')
-    return _table(("student", "n:right", *ids), lines)
+        lines.append(f'<tr><td>{name}</td><td class="n">{right}</td>{marks}<td>{look}</td></tr>')
+    return _table(("student", "n:right", *ids, "look at"), lines)
 
 
 def _table(heads: Sequence[str], lines: list[str]) -> str:

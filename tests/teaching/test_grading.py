@@ -12,7 +12,7 @@ from pathlib import Path
 import made_submissions
 import pytest
 
-from ptq_classroom.teaching import reports
+from ptq_classroom.teaching import reports, scores
 from ptq_classroom.teaching.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,17 +110,34 @@ def test_nothing_was_written_but_the_results(graded):
 
 def test_the_reports_name_and_count_the_misconceptions(graded):
     base, expected, _, _ = graded
-    journal = Journal(base / "grades.csv.journal")
-    counted = reports.misconceptions(list(journal.rows.values()))
+    rows = list(Journal(base / "grades.csv.journal").rows.values())
+    counted = reports.misconceptions(rows)
     numbers = [n for *_, n in counted]
     assert numbers == sorted(numbers, reverse=True)
-    assert max(numbers) == 2  # both that borrow
+    assert counted[0] == ("01.1", "the scale comes first, then the zero point", 2)
+    refused = reports.misconceptions(rows, ("refused",))
+    assert [(id, n) for id, _, n in refused] == [("01.1", 2)]
     page = (base / "report" / "index.html").read_text(encoding="utf-8")
     assert "2^bits is the number of codes" in page
+    assert "01.1 uses importlib" in page
     assert len(list((base / "report").glob("*.html"))) == len(expected) + 1
     one = (base / "report" / reports.page_name("levels")).read_text(encoding="utf-8")
     assert "2^bits is the number of codes" in one
     assert "<strong>2 of 3</strong>" in one
+
+
+def test_what_a_student_wrote_is_escaped(tmp_path):
+    verdict = {"exercise": "01.1", "outcome": "failed", "cause": "<script>1</script>", "score": 0,
+               "text": "<b>", "cases": "fresh", "suspicious": []}  # fmt: skip
+    row = {"student": "=<i>../x", "notes": ["<u>"], "verdicts": [verdict]}
+    reports.write(tmp_path, [row], ["01.1"], 1, "none")
+    pages = sorted(path.name for path in tmp_path.iterdir())
+    assert pages == sorted(["index.html", reports.page_name(row["student"])])
+    for page in pages:
+        text = (tmp_path / page).read_text(encoding="utf-8")
+        assert not any(word in text for word in ("<script>", "<b>", "<i>", "<u>"))
+    line = scores.table([row], ["01.1"], 1, "none").splitlines()[1]
+    assert line.startswith("'=")  # a spreadsheet runs what begins with =
 
 
 def test_again_grades_only_what_has_changed(graded):
