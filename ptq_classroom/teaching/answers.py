@@ -152,9 +152,9 @@ def find(cells: list[Cell], exercise: str, function: str, alone: bool) -> Answer
         if broken := next((cell.error for cell in own if cell.error), ""):
             raise NoAnswer(broken)
         raise NoAnswer(f"there is no function {function}")
-    pool = own if alone else [c for c in cells if c in homes or not c.exercise or _helps(c)]
+    pool = own if alone else cells
     wanted, todo = set(), {function}
-    chosen: set[tuple[int, int]] = set()
+    chosen: dict[tuple[int, int], ast.stmt] = {}
     while todo:
         name = todo.pop()
         wanted.add(name)
@@ -163,9 +163,9 @@ def find(cells: list[Cell], exercise: str, function: str, alone: bool) -> Answer
                 continue
             for j, node in enumerate(cell.tree.body if cell.tree else ()):
                 if (i, j) not in chosen and name in _bound(node) and not _calls_learner(node):
-                    chosen.add((i, j))
+                    chosen[i, j] = node
                     todo |= _used(node) - wanted - _BUILTINS
-    return Answer(function, [(pool[i], pool[i].tree.body[j]) for i, j in sorted(chosen)])
+    return Answer(function, [(pool[i], chosen[i, j]) for i, j in sorted(chosen)])
 
 
 def _binds_top(cell: Cell, name: str) -> bool:
@@ -178,11 +178,6 @@ def _defines(cell: Cell, name: str) -> bool:
     return cell.tree is not None and any(
         isinstance(node, ast.FunctionDef) and node.name == name for node in cell.tree.body
     )
-
-
-def _helps(cell: Cell) -> bool:
-    """Another exercise's cell: its function may be called by this one."""
-    return cell.tree is not None
 
 
 def _calls_learner(node: ast.stmt) -> bool:

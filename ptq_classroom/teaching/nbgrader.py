@@ -76,18 +76,12 @@ def with_solution(stub: str, solution: str) -> str:
     """
     made = ast.parse(stub).body
     other = [node for node in ast.parse(solution).body if not _is_check(node)]
-    head, tail = made[-1], other[-1]
     lines = solution.splitlines()
-    alone = len(other) == 1 and isinstance(tail, ast.FunctionDef) and isinstance(
-        head, ast.FunctionDef
-    )  # fmt: skip
-    last = head.body[-1] if isinstance(head, ast.FunctionDef) else None
-    if alone and isinstance(last, ast.Raise) and [a.arg for a in tail.args.args] == [
-        a.arg for a in head.args.args
-    ]:  # fmt: skip
-        first = tail.body[1 if ast.get_docstring(tail) else 0]
-        body = lines[first.lineno - 1 : tail.end_lineno]
-        body = "\n".join(body).replace(f"{head.name}_solution", head.name).splitlines()
+    if len(other) == 1 and _fits(head := made[-1], tail := other[0]):
+        assert isinstance(head, ast.FunctionDef) and isinstance(tail, ast.FunctionDef)  # noqa: PT018
+        first, last = tail.body[1 if ast.get_docstring(tail) else 0], head.body[-1]
+        body = "\n".join(lines[first.lineno - 1 : tail.end_lineno])
+        body = body.replace(f"{head.name}_solution", head.name).splitlines()
         kept = stub.splitlines()
         kept[last.lineno - 1 : last.end_lineno] = [f"    {BEGIN}", *body, f"    {END}"]
         return "\n".join(kept)
@@ -97,6 +91,14 @@ def with_solution(stub: str, solution: str) -> str:
     for name in names:
         text = text.replace(f"{name}_solution", name)
     return f"{stub.rstrip()}\n\n\n{BEGIN}\n{text}\n{END}"
+
+
+def _fits(stub: ast.stmt, solution: ast.stmt) -> bool:
+    """Whether the body of the solution can take the place of the stub's `raise`."""
+    if not (isinstance(stub, ast.FunctionDef) and isinstance(solution, ast.FunctionDef)):
+        return False
+    names = [[a.arg for a in node.args.args] for node in (stub, solution)]
+    return isinstance(stub.body[-1], ast.Raise) and names[0] == names[1]
 
 
 def _is_check(node: ast.stmt) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -44,7 +45,7 @@ class Processes:
             self._control, theirs = socket.socketpair()
             (self.folder / "root").mkdir()
             self._template = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno()), str(self.folder / "root")],
+                [*COMMAND, "template", str(theirs.fileno()), str(self.folder / "root")],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_variables(),
             )  # fmt: skip
@@ -63,11 +64,8 @@ class Processes:
             process = int(self._control.recv(100))
             student = Student(wire.Channel(ours), lambda: self._kill(process))
         else:
-            running = subprocess.Popen(
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_variables()
-            )
-            pipes = (running.stdout.fileno(), running.stdin.fileno())  # type: ignore[union-attr]
-            student = Student(wire.Channel(pipes), lambda: _end(running))
+            connection, running = _connected()
+            student = Student(wire.Channel(connection), lambda: _end(running))
         user = 60_000 + os.getpid() % 5_000 if _is_root() else None
         if user is not None:
             os.chown(scratch, user, user)
@@ -90,6 +88,21 @@ class Processes:
         assert self._control is not None
         self._control.send(f"kill {process}".encode())
         return int(self._control.recv(100))
+
+
+def _connected() -> tuple[socket.socket, subprocess.Popen]:
+    """A new process that has called back; a word in its arguments tells it from strangers."""
+    word = secrets.token_hex(16)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = str(door.getsockname()[1])
+        running = subprocess.Popen([*COMMAND, "connect", port, word], env=_variables())
+        door.settimeout(START)
+        while True:
+            connection, _ = door.accept()
+            connection.settimeout(START)
+            if connection.recv(len(word), socket.MSG_WAITALL) == word.encode():
+                return connection, running
+            connection.close()
 
 
 def _is_root() -> bool:

@@ -17,7 +17,7 @@ DETAILS = ("student", "exercise", "score", "outcome", "cause", "cases", "suspici
 def table(rows: Sequence[dict], ids: Sequence[str], seed: int, protection: str) -> str:
     """The gradebook as CSV. remarks: what a score alone does not say. look_at: exercises whose
     answers use names that an answer hardly needs."""
-    lines = [[*FIRST, *ids, *LAST]]
+    lines: list[list[object]] = [[*FIRST, *ids, *LAST]]
     for row in rows:
         verdicts = {v["exercise"]: v for v in row["verdicts"]}
         scores = [verdicts[id]["score"] if id in verdicts else 0 for id in ids]
@@ -35,7 +35,7 @@ LOUD = ("stopped", "refused")
 
 def details(rows: Sequence[dict]) -> str:
     """Every verdict with its misconception, as CSV."""
-    lines = [list(DETAILS)]
+    lines: list[list[object]] = [[*DETAILS]]
     for row in rows:
         for verdict in row["verdicts"]:
             found = {**verdict, "student": row["student"]}

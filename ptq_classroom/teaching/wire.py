@@ -7,13 +7,12 @@ Things that cannot travel (a function, a finished network) stay where they are u
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,33 +39,26 @@ class Gone(Exception):
 
 
 class Channel:
-    """Frames over a socket or a pair of pipes; a deadline (time.monotonic) ends every wait."""
+    """Frames over a socket; a deadline (time.monotonic) ends every wait."""
 
-    def __init__(self, source: socket.socket | tuple[int, int]):
-        self._socket = source if isinstance(source, socket.socket) else None
-        self._in, self._out = (
-            (source.fileno(),) * 2 if isinstance(source, socket.socket) else source
-        )
+    def __init__(self, connection: socket.socket):
+        self._socket = connection
         self.deadline = float("inf")
 
     def send(self, message: dict, blobs: list[bytes] | None = None) -> None:
+        """Send a message; Unreadable where it is too long, Late or Gone as for `receive`."""
         blobs = blobs or []
         text = json.dumps({**message, "sizes": [len(blob) for blob in blobs]}).encode()
         size = sum(map(len, blobs))
-        if len(text) + size > LARGEST or len(text) > LONGEST:
-            raise Unreadable(f"a message of {len(text) + size} bytes is too long")
-        view = memoryview(b"".join((_HEAD.pack(len(text), size), text, *blobs)))
-        while view:
-            self._wait(writing=True)
-            try:
-                view = view[os.write(self._out, view[: 1 << 16]) :]
-            except (BrokenPipeError, ConnectionError) as error:
-                raise Gone from error
+        _bounded(len(text), size)
+        self._wait_no_longer()
+        with _said_plainly():
+            self._socket.sendall(b"".join((_HEAD.pack(len(text), size), text, *blobs)))
 
     def receive(self) -> tuple[dict, list[bytes]]:
+        """The next message; Unreadable where it is none, Late after the deadline, Gone at last."""
         text, size = _HEAD.unpack(self._exactly(_HEAD.size))
-        if text + size > LARGEST or text > LONGEST:
-            raise Unreadable(f"a message of {text + size} bytes is too long")
+        _bounded(text, size)
         body, rest = self._exactly(text), self._exactly(size)
         try:
             message = json.loads(body)
@@ -82,33 +74,41 @@ class Channel:
         return message, blobs
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-        else:
-            for number in {self._in, self._out}:
-                os.close(number)
+        """End the conversation."""
+        self._socket.close()
 
     def _exactly(self, count: int) -> bytes:
         parts, left = [], count
         while left:
-            self._wait()
-            try:
-                part = os.read(self._in, min(left, 1 << 16))
-            except ConnectionError as error:
-                raise Gone from error
+            self._wait_no_longer()
+            with _said_plainly():
+                part = self._socket.recv(min(left, 1 << 16))
             if not part:
                 raise Gone
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
 
-    def _wait(self, writing: bool = False) -> None:
-        if self.deadline == float("inf"):
-            return
+    def _wait_no_longer(self) -> None:
         left = self.deadline - time.monotonic()
-        waiting = ([], [self._out], []) if writing else ([self._in], [], [])
-        if left <= 0 or not any(select.select(*waiting, left)):
+        if left <= 0:
             raise Late
+        self._socket.settimeout(None if left == float("inf") else left)
+
+
+def _bounded(text: int, size: int) -> None:
+    if text + size > LARGEST or text > LONGEST:
+        raise Unreadable(f"a message of {text + size} bytes is too long")
+
+
+@contextlib.contextmanager
+def _said_plainly() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise Late from error
+    except OSError as error:
+        raise Gone from error
 
 
 class Codec:
@@ -170,6 +170,9 @@ class Codec:
             return {"t": "qparams", "v": [self._pack(p, blobs, describe) for p in parts]}
         if isinstance(value, torch.nn.Module) and describe:
             return modules.describe(value, lambda part: self._pack(part, blobs, describe))
+        return self._other(value, blobs, describe)
+
+    def _other(self, value: Any, blobs: list[bytes], describe: bool) -> Any:
         if type(value).__name__ == "ModelProto":
             blobs.append(value.SerializeToString())
             return {"t": "onnx", "b": len(blobs) - 1}

@@ -68,7 +68,7 @@ def _apart(handle: int, names: list[str]) -> None:
                 os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
             linux.die_with_parent()
     try:
-        serve((handle, handle), layers)
+        serve(socket.socket(fileno=handle), layers)
     except BaseException:
         os._exit(70)
     os._exit(0)
@@ -90,12 +90,12 @@ def _load() -> None:
     sandbox.SIZE.measure()
 
 
-def serve(pipes: tuple[int, int], layers: list[str]) -> None:
+def serve(connection: socket.socket, layers: list[str]) -> None:
     """Shut this process in, say what holds, then answer requests until the channel closes."""
     from ptq_classroom.teaching import wire
 
-    _silence(pipes)
-    channel = wire.Channel(pipes)
+    _silence(connection.fileno())
+    channel = wire.Channel(connection)
     order, _ = channel.receive()
     limits = sandbox.Limits(order["seconds"], order["megabytes"])
     user = order.get("user")
@@ -108,18 +108,14 @@ def serve(pipes: tuple[int, int], layers: list[str]) -> None:
         getattr(student, message["do"])(message, blobs)
 
 
-def _silence(keep: tuple[int, int]) -> None:
-    """Prints go nowhere, and no handle of the course stays open."""
+def _silence(keep: int) -> None:
+    """Prints go nowhere, and no handle of the course but one stays open."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
-        if number not in keep:
-            os.dup2(null, number)
+        os.dup2(null, number)
     if os.name == "posix":
-        low = 3
-        for number in sorted({*keep}):
-            os.closerange(low, number)
-            low = number + 1
-        os.closerange(low, 4096)
+        os.closerange(3, keep)
+        os.closerange(keep + 1, 4096)
 
 
 class _Student:
@@ -301,13 +297,15 @@ def _error(kind: str, text: str) -> Exception:
 
 
 def main() -> None:
-    """On Linux the template; elsewhere one process, over its standard input and output."""
-    if sys.argv[1:]:
-        template(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+    """`template FD ROOT` on Linux; elsewhere `connect PORT WORD`, one process for one exercise."""
+    what, number, word = sys.argv[1:]
+    if what == "template":
+        template(socket.socket(fileno=int(number)), word)
         return
-    pipes = (os.dup(0), os.dup(1))
+    connection = socket.create_connection(("127.0.0.1", int(number)))
+    connection.sendall(word.encode())
     _load()
-    serve(pipes, [])
+    serve(connection, [])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from ptq_classroom.kit.learner_copy import learner_version
@@ -40,7 +41,7 @@ def blank() -> dict:
     return json.loads(learner_version(CHAPTER.read_text(encoding="utf-8")))
 
 
-def filled(answers: dict[str, str], **more: str) -> str:
+def filled(answers: Mapping[str, str | None]) -> str:
     """Chapter 01 with these answers in its stub cells; others right. None leaves the stub."""
     notebook = blank()
     for cell in notebook["cells"]:
@@ -219,6 +220,7 @@ def written_down() -> dict[str, str]:
 
     exercise = exercises.get("01.1")
     table = {}
+    assert exercise.cases is not None
     for _, inputs in exercise.cases():
         lo, hi, grid = inputs.values()
         table[lo, hi, grid.qmin, grid.qmax] = exercise.reference(lo, hi, grid)

@@ -149,7 +149,8 @@ def shorten(path):
 
 def nbgrader(folder, *words):
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    beside = Path(importlib.util.find_spec("nbgrader").origin).parents[1] / "bin"
+    (place,) = importlib.util.find_spec("nbgrader").submodule_search_locations  # type: ignore
+    beside = Path(place).parent / "bin"
     places = (Path(sys.executable).parent, beside, env["PATH"])  # it calls alembic
     env["PATH"] = os.pathsep.join(map(str, places))
     done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=folder, env=env,

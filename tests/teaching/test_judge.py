@@ -87,6 +87,7 @@ def test_the_cause_is_the_one_that_a_notebook_names(id, judge, tmp_path):
             continue
         here = examine(exercise, wrong)
         (there,) = judge.grade([blocks(id, source, tmp_path)], {id: []})["verdicts"]
+        assert here.failure is not None
         assert (there["outcome"], there["cause"]) == (here.status, here.failure.cause)
         compared += 1
     assert compared >= 2

@@ -74,9 +74,9 @@ def test_arrays_grids_and_words_arrive():
 
 
 def test_a_network_of_plain_layers_arrives():
-    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout())
-    net[1].running_mean += 0.5
-    net.train()[1].eval()
+    norm = nn.BatchNorm2d(3).eval()
+    norm.register_buffer("running_mean", torch.full([3], 0.5))
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), norm, nn.ReLU(), nn.Dropout())
     got = through(net)
     x = torch.randn(2, 2, 5, 5)
     assert same(got, net, rtol=0)
