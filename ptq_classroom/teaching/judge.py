@@ -58,8 +58,7 @@ class Judge:
     def scan(self, paths: list[str]) -> dict:
         """Chapters in a submission, and which of its files cannot be read."""
         chapters, notes = set(), []
-        for path in (path for path in map(Path, paths) if path.suffix in SOURCES):
-            said = self._reading(path)
+        for path, said in self._read([path for path in paths if path.endswith(SOURCES)]).items():
             chapters |= {id.split(".")[0] for id in said.get("exercises", ())}
             if "refused" in said:
                 notes.append(f"{path.name}: {said['refused']}")
@@ -75,7 +74,11 @@ class Judge:
         every = [(path, submissions.read(path)) for path in map(Path, paths)]
         files = [pair for pair in every if pair[0].suffix in SOURCES]
         files.sort(key=lambda pair: (pair[0].suffix != ".ipynb", str(pair[0])))
-        verdicts = [self._exercise(exercises.get(id), files, each) for id, each in fresh.items()]
+        said = self._read([str(path) for path, _ in files])
+        verdicts = []
+        for id, each in fresh.items():
+            with_key = [pair for pair in files if id in said[pair[0]].get("exercises", ())]
+            verdicts.append(self._exercise(exercises.get(id), with_key or files, each))
         rows = [{**asdict(verdict), "score": verdict.score} for verdict in verdicts]
         notes = [self._network(*pair) for pair in every if pair not in files]
         seconds = round(time.monotonic() - start, 1)
@@ -87,14 +90,21 @@ class Judge:
         student.end()
         return {"layers": student.layers, "holds": student.holds}
 
-    def _reading(self, path: Path) -> dict:
-        student = self.processes.start()
-        try:
-            return student.read(_name(path), submissions.read(path))
-        except Ended:
-            return {"refused": "it could not be read"}
-        finally:
+    def _read(self, paths: list[str]) -> dict[Path, dict]:
+        """What `Student.read` says of each file, in one process, for nothing of them is run."""
+        found: dict[Path, dict] = {}
+        student = None
+        for path in map(Path, paths):
+            student = student or self.processes.start()
+            try:
+                found[path] = student.read(_name(path), submissions.read(path))
+            except Ended:
+                found[path] = {"refused": "not a notebook that can be read"}
+                student.end()
+                student = None
+        if student is not None:
             student.end()
+        return found
 
     def _network(self, path: Path, data: bytes) -> str:
         """What a capstone's network is worth on hidden pictures."""

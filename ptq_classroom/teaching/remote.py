@@ -181,7 +181,7 @@ class Student:
         status = self._kill()
         with contextlib.suppress(OSError):
             self._channel.close()
-        return "" if status in (9, -9) else f"it left with status {status}"
+        return "" if status == -9 else f"it left with status {status}"
 
     def call(self, number: int, args: tuple, kwargs: dict) -> Any:
         """Call what the student's process holds under a number."""

@@ -49,7 +49,8 @@ def template(control: socket.socket, root: str) -> None:
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(rest[0]), signal.SIGKILL)
-            control.send(str(os.waitpid(int(rest[0]), 0)[1]).encode())
+            status = os.waitpid(int(rest[0]), 0)[1]
+            control.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def _apart(handle: int, names: list[str]) -> None:

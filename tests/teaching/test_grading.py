@@ -23,7 +23,7 @@ IDS = ("01.1", "01.2", "01.3")
 
 def command(place, table, *more):
     python = [sys.executable, "-m", "ptq_classroom.teaching.grading"]
-    limits = ["--timeout", "5", "--memory", "384", "--jobs", "2"]
+    limits = ["--timeout", "8", "--memory", "384", "--jobs", "2"]
     return [*python, str(place), "--csv", str(table), *limits, *more]
 
 
