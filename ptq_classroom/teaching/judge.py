@@ -19,7 +19,8 @@ from typing import Any
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import Result, examine
 from ptq_classroom.teaching import allowed, capstone, seeds, submissions
-from ptq_classroom.teaching.remote import Ended, Processes, RemoteProbe, Student
+from ptq_classroom.teaching.processes import Processes
+from ptq_classroom.teaching.remote import Ended, RemoteProbe, Student
 from ptq_classroom.teaching.sandbox import Limits
 
 OWN_FUNCTION = "the answer calls the course's own function"
@@ -230,7 +231,7 @@ def main() -> None:
             try:
                 serve = {"scan": judge.scan, "fair": judge.fair, "grade": judge.grade}[what]
                 answer = serve(**order)
-            except Exception as error:  # a bug of ours: the class goes on
+            except (Exception, Ended) as error:  # a bug of ours: the class goes on
                 answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=out, flush=True)
     finally:

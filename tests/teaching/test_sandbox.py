@@ -10,7 +10,8 @@ import pytest
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import examine
 from ptq_classroom.teaching import linux, sandbox
-from ptq_classroom.teaching.remote import Processes, RemoteProbe
+from ptq_classroom.teaching.processes import Processes
+from ptq_classroom.teaching.remote import RemoteProbe
 
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = sys.platform.startswith("linux")
