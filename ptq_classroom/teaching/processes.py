@@ -17,12 +17,16 @@ from ptq_classroom.teaching.remote import START, Student
 COMMAND = [sys.executable, "-m", "ptq_classroom.teaching.worker"]
 
 
+FOLDER = "ptq-grade-"
+
+
 class Processes:
     """Starts student's processes. warm: forked from a template, else each one anew."""
 
     def __init__(self, limits: sandbox.Limits, warm: bool = sys.platform.startswith("linux")):
         self.limits = limits
-        self.folder = Path(tempfile.mkdtemp(prefix="ptq-grade-"))
+        _remove_leftovers()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
         self._canary = self.folder / "somebody-elses-answer"
         self._canary.write_text("secret")
         self._control: socket.socket | None = None
@@ -71,6 +75,20 @@ class Processes:
         assert self._control is not None
         self._control.send(f"kill {process}".encode())
         return int(self._control.recv(100))
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of judges that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
+        number = path.name.removeprefix(FOLDER).split("-")[0]
+        if os.name != "posix" or not number.isdigit():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def _connected() -> tuple[socket.socket, subprocess.Popen]:

@@ -1,15 +1,17 @@
 """The protections that are reported are those in force, layer by layer."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from ptq_classroom.kit import exercises
 from ptq_classroom.kit.examine import examine
-from ptq_classroom.teaching import linux, sandbox
+from ptq_classroom.teaching import linux, processes, sandbox
 from ptq_classroom.teaching.processes import Processes
 from ptq_classroom.teaching.remote import RemoteProbe
 
@@ -74,10 +76,21 @@ def test_without_any_layer_nothing_is_claimed(tmp_path):
 
 
 @needs_linux
+def test_what_a_killed_judge_left_is_removed():
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = Path(tempfile.mkdtemp(prefix=f"ptq-grade-{dead.pid}-"))
+    own = Path(tempfile.mkdtemp(prefix=f"ptq-grade-{os.getpid()}-"))
+    processes._remove_leftovers()
+    assert (left.exists(), own.exists()) == (False, True)
+    own.rmdir()
+
+
+@needs_linux
 def test_a_students_process_is_shut_in():
-    processes = Processes(sandbox.Limits(20, 256))
+    running = Processes(sandbox.Limits(20, 256))
     try:
-        student = processes.start()
+        student = running.start()
         assert student.layers[-1:] == ["seccomp"]
         assert student.holds["files"]
         assert student.holds["writes"]
@@ -86,8 +99,8 @@ def test_a_students_process_is_shut_in():
         assert student.holds["memory"]
         assert student.end() == ""
     finally:
-        processes.close()
-    assert not processes.folder.exists()
+        running.close()
+    assert not running.folder.exists()
 
 
 @pytest.mark.parametrize("warm", [pytest.param(True, marks=needs_linux), False])
@@ -97,16 +110,16 @@ def test_a_function_is_called_where_it_was_defined(warm):
         b"    codes = torch.round(x / scale) + zero_point\n"
         b"    return codes.clamp(grid.qmin, grid.qmax).to(grid.dtype)\n# <<< 01.2\n"
     )
-    processes = Processes(sandbox.Limits(30, 256), warm)
+    running = Processes(sandbox.Limits(30, 256), warm)
     try:
-        student = processes.start()
+        student = running.start()
         said = student.define(exercise, "my_ptq.py", data, ["ptq_course.grids.affine.IntGrid"])
         assert said["suspicious"] == []
         result = examine(exercise, said["function"], watch=RemoteProbe)
         assert (result.status, student.uses) == ("passed", [])
         assert student.end() == ""
     finally:
-        processes.close()
+        running.close()
 
 
 def test_answers_are_not_in_the_view():
