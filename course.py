@@ -7,6 +7,7 @@
     python course.py doctor    say what is installed, what is missing, and what
                                this processor can do
     python course.py setup     only set up
+    python course.py bundle    fetch everything once, for rooms without internet
 
 For teachers:
 

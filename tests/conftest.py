@@ -2,25 +2,13 @@
 
 import functools
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from launch import NoBrowser, launched
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 # The same inputs in every run, no deadline on a busy machine. HYPOTHESIS_PROFILE=explore: more.
 settings.register_profile("course", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("explore", deadline=None, max_examples=500)
@@ -53,11 +41,8 @@ def chromium():
     Not for the whole session: as long as playwright is open, an event loop runs in this thread, and
     code under test that asks for one (a widget, `asyncio.run`) would behave as it does in a kernel.
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the path")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=list(BROWSER_FLAGS))
-        yield browser
-        browser.close()
+    try:
+        with launched() as browser:
+            yield browser
+    except NoBrowser as reason:
+        pytest.skip(str(reason))

@@ -70,8 +70,22 @@ def ch09() -> Explorer:
     return of("ch09").explorer((1, 10, 100), live, {"standard": 93.0, "flash": 60.0}, measured)
 
 
+def ch15() -> Explorer:
+    counts = {"ReLU": (6, 0, 2), "GELU": (0, 12, 20), "residual sum": (0, 12, 26)}
+    found = {
+        (behind, directly): of("ch15").Found(
+            nodes, {n: (0.5 if directly else 1.5) + n / 100 for n in of("ch15").BATCHES}
+        )
+        for behind, nodes in counts.items()
+        for directly in (True, False)
+    }
+    return of("ch15").explorer(found)
+
+
 # Made from a small network or a few numbers, where the chapter hands over what it measured.
-MADE: dict[str, Callable[[], Explorer]] = {"ch03": ch03, "ch06": ch06, "ch08": ch08, "ch09": ch09}
+MADE: dict[str, Callable[[], Explorer]] = {
+    "ch03": ch03, "ch06": ch06, "ch08": ch08, "ch09": ch09, "ch15": ch15,
+}  # fmt: skip
 
 
 @cache

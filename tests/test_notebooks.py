@@ -26,7 +26,13 @@ MAX_BYTES = 1_600_000
 TOO_LONG: set[str] = set()  # not there yet; none joins this list
 EXERCISE_TAGS = {"stub", "check", "solution"}
 QUIZ_TAGS = {"quiz", "quiz-answers"}
-TAGS = EXERCISE_TAGS | QUIZ_TAGS | {"links", "core", "extension", "exercise", "hide-input", "proof"}
+ELSEWHERE = "elsewhere"  # installs the course on Colab; written by scripts/link_chapters.py
+TAGS = (
+    EXERCISE_TAGS
+    | QUIZ_TAGS
+    | {ELSEWHERE, "links", "core", "extension", "exercise", "hide-input", "proof"}
+)
+NOT_COUNTED = EXERCISE_TAGS | QUIZ_TAGS | {ELSEWHERE, "proof"}
 FOLDED = {"solution", "proof", "quiz-answers"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|opt|Users)/[\w.-]+|[A-Z]:\\+Users\\")
@@ -112,7 +118,7 @@ def length_faults(notebook, name):
         lines = len(text_of(cell.source).splitlines())
         if lines > MAX_LINES and not tags_of(cell) & {"solution", "stub"}:
             yield f"cell {number} has {lines} lines, more than {MAX_LINES}"
-        if not tags_of(cell) & (EXERCISE_TAGS | QUIZ_TAGS | {"proof"}):
+        if not tags_of(cell) & NOT_COUNTED:
             lengths.append(lines)
     median = statistics.median(lengths or [0])
     if median > MEDIAN_LINES:
@@ -125,7 +131,7 @@ def length_faults(notebook, name):
         yield f"no cell is tagged {' or '.join(sorted(missing))}"
         return
     before = [c for n, c in code_cells(notebook) if n < marks["extension"]]
-    core = [c for c in before if not tags_of(c) & (EXERCISE_TAGS | QUIZ_TAGS | {"proof"})]
+    core = [c for c in before if not tags_of(c) & NOT_COUNTED]
     if len(core) > MAX_CORE_CELLS:
         yield f"{len(core)} code cells before the extension, more than {MAX_CORE_CELLS}"
 

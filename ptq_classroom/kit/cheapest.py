@@ -18,11 +18,15 @@ UPPER_END = "the upper end was asked: it is the best that may be hoped; the lowe
 MIDDLE = "the mean was asked: it may be inside the limit while the interval reaches beyond"
 DEAREST = "this is the dearest that fits: the options stand cheapest first"
 NO_LIMIT = "no loss at all was allowed: the limit may be used up"
+TWICE = "more than the limit was allowed: the lower end may reach it, and no further"
+HALF = "less than the limit was allowed: it may be used up, and a cheaper option then fits"
 WRONG_CHOICES = (
     ("low >= -limit => high >= -limit", UPPER_END),
     ("low >= -limit => (low + high) / 2 >= -limit", MIDDLE),
     ("in scores: => in reversed(scores):", DEAREST),
     ("low >= -limit => low >= 0", NO_LIMIT),
+    ("low >= -limit => low >= -2 * limit", TWICE),
+    ("low >= -limit => low >= -limit / 2", HALF),
 )
 HINTS = (
     ("Which interval?",
@@ -47,6 +51,8 @@ def limit_cases(
         ("too few pictures to promise anything", 400, {cheap: 1.5, middle: 0.5}),
         ("the cheapest gains", 12_000, {cheap: -2.5, middle: 0.1}),
         ("one in the middle gains", 12_000, {cheap: 9.0, middle: -2.5}),
+        ("the cheapest loses a little less than the limit", 40_000, {cheap: 0.68, middle: 0.1}),
+        ("the cheapest loses a little more than the limit", 40_000, {cheap: 1.5, middle: 0.1}),
     )):  # fmt: skip
         shares = {n: about - limit * lost.get(n, 5.0) for n in names}
         shares[names[-1]] = about

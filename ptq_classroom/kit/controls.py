@@ -2,9 +2,10 @@
 
 What ipywidgets 8 lets Python say decides their form. A number box is a native <input> with a
 <label>: it has a name, speaks its value as it is written, and takes the arrow keys. A slider's
-handle has neither a name nor a unit, and nothing in Python can give it one; so the box comes first,
-and the slider is there for the hand. Radio buttons are native too and say which one is chosen,
-where a dropdown gives its arrow keys to the notebook and toggle buttons only change their colour.
+handle has neither a name nor a unit, and nothing in Python can give it one (explorer.js does): the
+box comes first, and the slider is there for the hand. Radio buttons are native too and say which
+one is chosen, where toggle buttons only change their colour; explorer.js makes them one group and
+keeps their arrow keys, as the slider's, from the notebook.
 """
 
 from __future__ import annotations
@@ -50,14 +51,18 @@ class Slider:
             return self.step
         return 0.02 if self.log else 1 if self.whole else (self.high - self.low) / 100
 
+    @property
+    def digits(self) -> int:
+        """Digits that are written: behind the point, or of a logarithmic slider in all."""
+        if self.log:
+            return DIGITS
+        return max(0, -int(Decimal(str(self.by)).normalize().as_tuple().exponent))
+
     def rounded(self, value: float) -> float:
         """The number as it is written: at its step's last digit, or with three digits."""
         if self.whole:
             return int(value)
-        if self.log:
-            digits = DIGITS - 1 - math.floor(math.log10(value))
-        else:
-            digits = max(0, -int(Decimal(str(self.by)).normalize().as_tuple().exponent))
+        digits = self.digits - 1 - math.floor(math.log10(value)) if self.log else self.digits
         return min(max(round(value, digits), self.low), self.high)
 
     def build(self) -> tuple[Any, Any]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import html
-import io
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as w
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ptq_classroom.kit.controls import Choice, Slider
-from ptq_classroom.kit.show import DPI, PAGE, for_the_page, img, show_picture
+from ptq_classroom.kit.explorer_page import READOUT, under
+from ptq_classroom.kit.redraw import Redraw
+from ptq_classroom.kit.show import PAGE, for_the_page, img, show_picture
 
-PAUSE = 0.02  # seconds: changes that arrive meanwhile are drawn as one
+PAUSE = 0.005  # seconds: changes that arrive meanwhile are drawn as one
 
 
 class Explorer:
@@ -34,7 +35,7 @@ class Explorer:
     def __init__(
         self,
         fig: Figure,
-        controls: list[Slider | Choice],
+        controls: Sequence[Slider | Choice],
         frame: Callable[..., tuple[str, str]],
         title: str = "",
     ):
@@ -43,8 +44,8 @@ class Explorer:
         self.controls = {c.name: c for c in controls}
         built = {c.name: c.build() for c in controls}
         self.inputs = {name: main for name, (main, _) in built.items()}
-        self._readout, self._picture = w.HTML(), w.HTML()
-        self.redraws = 0
+        self._readout, self._picture = w.HTML().add_class(READOUT), w.HTML()
+        self._redraw, self.redraws = Redraw(fig), 0
         self._pending: asyncio.TimerHandle | None = None
         self._held = False
         head = [w.HTML(f"<b>{html.escape(title)}</b>")] if title else []
@@ -83,26 +84,26 @@ class Explorer:
         self._pending = None
         try:
             readout, alt = self.frame(**self.values)
-            self.picture.value = img(self._bytes(), alt, dpi=PAGE)
+            self.picture.value = img(self._redraw.page(), alt, dpi=PAGE)
         except Exception as error:
             self.readout.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
             if not self.redraws:
                 raise
             return "", ""
-        self.readout.value = f'<div role="status">{html.escape(readout)}</div>'
+        self.readout.value = html.escape(readout)
         self.redraws += 1
         return readout, alt
 
-    def static(self, settings: list[dict[str, Any]]) -> list[tuple[bytes, str, str]]:
+    def static(self, settings: Sequence[dict[str, Any]]) -> list[tuple[bytes, str, str]]:
         """The frames of several settings: (PNG bytes, readout, alt text) of each."""
         before, frames = self.values, []
         for setting in settings:
             readout, alt = self.frame(**{**before, **setting})
-            frames.append((self._bytes(live=False), readout, alt))
+            frames.append((self._redraw.print(), readout, alt))
         self.frame(**before)
         return frames
 
-    def show(self, static: list[dict[str, Any]] = ()) -> None:
+    def show(self, static: Sequence[dict[str, Any]] = ()) -> None:
         """Display the live widget and, in a notebook that is committed, frames of some settings.
 
         Under a live widget the frames would only repeat it.
@@ -110,6 +111,10 @@ class Explorer:
         from IPython.display import display
 
         display(self)
+        if not for_the_page():
+            mark = f"ptq-{secrets.token_hex(4)}"
+            self.box.add_class(mark)
+            display(under(mark, self.title, self.controls.values()), raw=True)
         for data, readout, alt in self.static(static) if for_the_page() else ():
             display({"text/markdown": readout, "text/plain": readout}, raw=True)
             show_picture(data, alt)
@@ -128,24 +133,6 @@ class Explorer:
             self.draw()
             return
         self._pending = loop.call_later(PAUSE, self.draw)
-
-    def _bytes(self, *, live: bool = True) -> bytes:
-        """PNG of the figure; the layout is computed once and then kept, which halves the time.
-
-        live: at a page's resolution, hardly compressed, since a picture is soon replaced.
-        """
-        canvas = self.fig.canvas
-        if not self.redraws:
-            canvas.draw()
-            self.fig.set_layout_engine("none")
-        self.fig.set_dpi(PAGE if live else DPI)
-        canvas.draw()
-        out = io.BytesIO()
-        size = canvas.get_width_height()
-        picture = Image.frombuffer("RGBA", size, canvas.buffer_rgba()).convert("RGB")
-        picture.save(out, format="png", compress_level=1 if live else 9)
-        self.fig.set_dpi(DPI)
-        return out.getvalue()
 
 
 def _tidy(value: Any) -> Any:

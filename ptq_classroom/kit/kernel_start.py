@@ -1,6 +1,7 @@
-"""Run by each kernel that `course.py lab` starts: a name that is missing says "run the first cell".
+"""Run by each kernel of the course: a name that is missing says "run the first cell".
 
-PYTHONSTARTUP names this file. Standard library only; without a notebook it does nothing, and it
+`course.py lab` names this file in PYTHONSTARTUP, and `setup` puts a copy where the kernels of .venv
+find it however they are started. Standard library only; without a notebook it does nothing, and it
 leaves no name of its own behind.
 """
 
@@ -10,7 +11,8 @@ def _start():
 
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
-    names = "check hint solution reset predict show term learner np torch nn Tensor IntGrid"
+    names = "check hint solution reset predict quiz show term points learner figures"
+    names += " np torch nn Tensor IntGrid"
     first = frozenset(names.split())  # what the first cells of the chapters import
 
     def explain(shell, kind, error, trace, tb_offset=None):  # noqa: ANN001

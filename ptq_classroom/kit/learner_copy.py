@@ -21,6 +21,7 @@ from pathlib import Path
 
 FILES = runpy.run_path(str(Path(__file__).with_name("learner_file.py")))
 RECORD = ".course_state.json"
+LEFT_OUT = {"solution", "quiz-answers", "elsewhere"}  # the last installs the course on Colab
 NOT_COPIED = {"fingerprint.json"}  # on which machine the committed outputs were made
 
 
@@ -64,7 +65,7 @@ def learner_version(text: str) -> str:
     notebook["cells"] = [
         cell
         for cell in notebook["cells"]
-        if not {"solution", "quiz-answers"} & set(cell.get("metadata", {}).get("tags", ()))
+        if not LEFT_OUT & set(cell.get("metadata", {}).get("tags", ()))
     ]
     for cell in notebook["cells"]:
         cell.get("metadata", {}).pop("execution", None)

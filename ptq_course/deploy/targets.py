@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
-from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.layer_types import known_type
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
@@ -84,10 +84,10 @@ def check_dynamic(model: DynamicModel, target: Target) -> None:
             f"statically with QConfig.{target.name}(), or export with target='onnxruntime'."
         )
     grid = model.config.activation_grid
-    if grid.bits != 8:
+    if grid is None or grid.bits != 8:
         raise UnsupportedError(
-            f"export: inputs are rounded to {grid.bits} bits at run time, and files know 8 only; "
-            "use activation_bits=8."
+            f"export: inputs are rounded to {model.config.activation_bits} bits at run time, and "
+            "files know 8 only; use activation_bits=8."
         )
     for name, layer in model.quantized_layers().items():
         _check_layer(name, layer, replace(target, integer_bias=False))
@@ -160,8 +160,8 @@ def _check_layer(name: str, layer: QuantizedLayer, target: Target) -> None:
 
 
 def _check_groups(name: str, layer: QuantizedLayer, target: Target) -> None:
-    bits = layer.weight_grid.bits
-    linear = layer_type(layer.float_layer).module is nn.Linear
+    bits = layer.weight_grid.bits if layer.weight_grid else 0
+    linear = known_type(layer.float_layer).module is nn.Linear
     if target.weight_only and linear and bits <= 4:
         return
     kind = type(layer.float_layer).__name__
@@ -182,7 +182,7 @@ def stored_as_int8(model: nn.Module, four_bit_convolutions: bool = False) -> lis
     for path, layer in model.named_modules():
         if isinstance(layer, QuantizedLayer) and layer.weight_qparams is not None:
             packed = four_bit_convolutions and "Conv" in type(layer.float_layer).__name__
-            if layer.weight_grid.bits <= 4 and not has_groups(layer) and not packed:
+            if layer.weight_qparams.grid.bits <= 4 and not has_groups(layer) and not packed:
                 found.append(layer.name or path)
     return found
 

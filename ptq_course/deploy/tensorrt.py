@@ -226,8 +226,8 @@ def _same_grid(graph: GraphReader, first: NodeProto, second: NodeProto) -> bool:
         names = [n.input[position] if len(n.input) > position else "" for n in (first, second)]
         if names[0] == names[1]:
             continue
-        values = [graph.constant(n) if n else np.zeros(()) for n in names]
-        if any(v is None for v in values) or not _equal(*values):
+        one, other = (graph.constant(n) if n else np.zeros(()) for n in names)
+        if one is None or other is None or not _equal(one, other):
             return False
     scale = graph.constant(first.input[1])
     if scale is not None and scale.size == 1:

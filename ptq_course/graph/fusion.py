@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
-from ptq_course.graph.functional import constant
 from ptq_course.graph.layer_types import (
     bias_of,
     channel_axis,
@@ -25,9 +23,15 @@ from ptq_course.graph.layer_types import (
     row_repeats,
     weight_of,
 )
-from ptq_course.graph.tracing import SECOND_CALL
+from ptq_course.graph.norms import (
+    BATCH_NORMS,
+    BatchNorm,
+    argument,
+    batch_norm_at,
+    fold_into_reader,
+    write_as_convolution,
+)
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRAINING_ONLY = (
     nn.Dropout,
     nn.Dropout1d,
@@ -108,9 +112,8 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     mean and spread of its output (chapter 11). A batch norm after a Linear must normalize its
     features: a graph does not tell a [N, L, C] tensor, whose axis 1 it would take, from [N, C].
 
-    A batch norm that no layer can absorb (behind a ReLU, an add, a concatenation) is a multiply-add
-    per channel: it becomes a depthwise convolution with kernels of one element, which every runtime
-    has an integer kernel for. BatchNorm1d stays, because a graph does not tell its inputs' rank.
+    A batch norm that no layer in front can absorb (behind a ReLU, an add, a concatenation) is left
+    to the layer behind it, or becomes a depthwise convolution (`norms`).
     """
     if module.training or any(isinstance(m, BATCH_NORMS) and m.training for m in module.modules()):
         raise QuantizationError(
@@ -120,15 +123,15 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     module = copy.deepcopy(module)
     _remove_training_only(module)
     for node in list(module.graph.nodes):
-        batch_norm = _batch_norm_at(module, node)
+        batch_norm = batch_norm_at(module, node)
         if batch_norm is None or not _can_absorb(module, batch_norm):
             continue
         _fold_into(module.get_submodule(str(batch_norm.source.target)), batch_norm)
         node.replace_all_uses_with(batch_norm.source)
         module.graph.erase_node(node)
     for node in list(module.graph.nodes):
-        if (batch_norm := _batch_norm_at(module, node)) is not None:
-            _write_as_convolution(module, node, batch_norm)
+        if (late := batch_norm_at(module, node)) is not None:
+            fold_into_reader(module, node, late) or write_as_convolution(module, node, late)
     for node in reversed(list(module.graph.nodes)):
         if node.op == "get_attr" and not node.users:  # statistics of F.batch_norm
             module.graph.erase_node(node)
@@ -143,7 +146,7 @@ def _remove_training_only(module: fx.GraphModule) -> None:
         dropped = node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS
         if node.op == "call_module":
             dropped = isinstance(module.get_submodule(str(node.target)), TRAINING_ONLY)
-        elif dropped and _argument(node, 2, "training", node.target in _ON_BY_DEFAULT) is True:
+        elif dropped and argument(node, 2, "training", node.target in _ON_BY_DEFAULT) is True:
             warnings.warn(
                 f"{node.name}: dropout is called without training=self.training and would drop "
                 "values at inference too; it is removed.",
@@ -157,44 +160,7 @@ def _remove_training_only(module: fx.GraphModule) -> None:
 _ON_BY_DEFAULT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
 
-class _BatchNorm(NamedTuple):
-    """A batch norm with constant statistics, each [channels], and the node that it normalizes."""
-
-    source: fx.Node
-    mean: Tensor
-    var: Tensor
-    gamma: Tensor | None
-    beta: Tensor | None
-    eps: float
-
-
-def _batch_norm_at(module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
-    if node.op == "call_module":
-        norm = module.get_submodule(str(node.target))
-        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
-            return None
-        source, eps = node.all_input_nodes[0], norm.eps
-        found = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    elif node.op == "call_function" and node.target is F.batch_norm:
-        names = ("running_mean", "running_var", "weight", "bias")
-        nodes = [_argument(node, 1 + i, name, None) for i, name in enumerate(names)]
-        found = tuple(constant(module, n) for n in nodes)
-        computed = any(n is not None and t is None for n, t in zip(nodes, found, strict=True))
-        uses_batch = _argument(node, 5, "training", False) is not False
-        if computed or uses_batch or found[0] is None:
-            return None
-        source, eps = _argument(node, 0, "input", None), _argument(node, 7, "eps", 1e-5)
-    else:
-        return None
-    mean, var, gamma, beta = (None if t is None else t.detach() for t in found)
-    return _BatchNorm(source, cast(Tensor, mean), cast(Tensor, var), gamma, beta, eps)
-
-
-def _argument(node: fx.Node, position: int, name: str, default: object) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _can_absorb(module: fx.GraphModule, batch_norm: _BatchNorm) -> bool:
+def _can_absorb(module: fx.GraphModule, batch_norm: BatchNorm) -> bool:
     """Is the node before a layer that only this batch norm reads, with as many channels?"""
     before = batch_norm.source
     if before.op != "call_module" or len(before.users) != 1:
@@ -208,29 +174,7 @@ def _can_absorb(module: fx.GraphModule, batch_norm: _BatchNorm) -> bool:
     return sum(n.op == "call_module" and n.target == before.target for n in module.graph.nodes) == 1
 
 
-_POINTWISE = {nn.BatchNorm2d: nn.Conv2d, nn.BatchNorm3d: nn.Conv3d}
-
-
-def _write_as_convolution(module: fx.GraphModule, node: fx.Node, batch_norm: _BatchNorm) -> None:
-    """Replace a batch norm, in place, by a depthwise convolution with 1x1 kernels."""
-    if node.op != "call_module":
-        return
-    kind = _POINTWISE.get(type(module.get_submodule(str(node.target))))
-    if kind is None:
-        return
-    channels = len(batch_norm.mean)
-    layer = kind(channels, channels, 1, groups=channels, device="meta")
-    layer.weight = nn.Parameter(torch.ones(layer.weight.shape, dtype=batch_norm.mean.dtype))
-    layer.bias = None
-    layer.to(batch_norm.mean.device).eval()
-    _fold_into(layer, batch_norm)
-    calls = [n for n in module.graph.nodes if n.op == "call_module" and n.target == node.target]
-    if len(calls) > 1:  # a second call is a second layer, as everywhere
-        node.target = f"{node.target}{SECOND_CALL}{len(calls)}"
-    module.add_submodule(str(node.target), layer)
-
-
-def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:
+def _fold_into(layer: nn.Module, batch_norm: BatchNorm) -> None:
     old, bias = weight_of(layer), bias_of(layer)
     weight, bias = fold_batch_norm(
         old.detach(),
@@ -245,6 +189,4 @@ def _fold_into(layer: nn.Module, batch_norm: _BatchNorm) -> None:
     )
     layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     layer.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
-    for name, value in {"gamma": batch_norm.gamma, "beta": batch_norm.beta}.items():
-        kept = None if value is None else value.clone()
-        layer.register_buffer(f"folded_{name}", kept, persistent=False)
+    batch_norm.remember(layer)

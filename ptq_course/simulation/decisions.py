@@ -56,6 +56,11 @@ def decide(
     return calibrators, qparams
 
 
+def never_alive(calibrators: Mapping[str, Calibrator]) -> list[str]:
+    """The values that were 0 in all data: nothing is known of their range."""
+    return [name for name, c in calibrators.items() if c.min_val == c.max_val == 0]
+
+
 def check_widths(config: QConfig, layers: Mapping[str, LayerSite]) -> None:
     """Raise QuantizationError where ``config.layer_bits`` names no layer with integer weights."""
     for name, bits in config.layer_bits:

@@ -28,7 +28,7 @@ from ptq_course.graph import copied, plain_module
 from ptq_course.graph.layer_types import own_forward
 from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.ranges.calibrators import Calibrator
-from ptq_course.simulation.decisions import check_widths, decide
+from ptq_course.simulation.decisions import check_widths, decide, never_alive
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
 from ptq_course.simulation.network import TracedNetwork, check_same_outputs
 from ptq_course.simulation.observe import Sample, run
@@ -240,6 +240,13 @@ class PTQQuantizer:
         if rule == SEARCH:
             rule, options, searched = self._search(config, options, progress)
         calibrators, qparams = decide(self.statistics, network.plan, config, rule, options)
+        if silent := never_alive(calibrators):
+            warnings.warn(
+                f"{', '.join(silent)}: 0 in all calibration data, so that nothing is known of the "
+                "range, and the scale is 1. Add data that exercises it, or keep it in floating "
+                "point (float_layers).",
+                stacklevel=3,
+            )
         self.config, self.network, self._decided = config, network, True
         self._calibrators, self.qparams, self.searched = calibrators, qparams, searched
         return self

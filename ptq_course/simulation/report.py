@@ -6,6 +6,7 @@ the network's answers is measured on data (`metrics.flips`).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,10 @@ class LayerReport:
         return (self.name, self.kind, shape, *weights, *inputs)
 
 
+def _version() -> str:
+    return importlib.import_module("ptq_course").__version__  # of the front door, above
+
+
 @dataclass(frozen=True)
 class Report:
     """A table of layers. ``print(report)``, or leave it last in a cell; ``plot()`` draws it."""
@@ -68,13 +73,15 @@ class Report:
     layers: tuple[LayerReport, ...]
     left_in_float: dict[str, str]
     returned: dict[str, str] = field(default_factory=dict)  # value -> its kernel and the price
+    version: str = field(default_factory=_version)  # of ptq_course, which made it
 
     def __str__(self) -> str:
         table = text_table(COLUMNS, [layer.cells() for layer in self.layers])
         return "\n".join([table, *self._notes()])
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, [layer.cells() for layer in self.layers], self._notes())
+        notes = [*self._notes(), f"ptq_course {self.version}"]
+        return html_table(COLUMNS, [layer.cells() for layer in self.layers], notes)
 
     def _notes(self) -> list[str]:
         parts = {

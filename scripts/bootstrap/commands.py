@@ -1,4 +1,4 @@
-"""The commands of course.py: lab, test, progress, doctor, setup; for teachers learner, grade."""
+"""The commands of course.py: lab, test, progress, doctor, setup, bundle, learner, grade."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import bundle as packed
 from .environment import EXTRAS, ROOT, Environment, child_variables, current
 from .pip import SetupError
-from .setup import setup
+from .setup import KERNEL_START, setup
 from .words import fitted, meant
 
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
-KERNEL_START = ROOT / "ptq_classroom" / "kit" / "kernel_start.py"
 COPIER = ROOT / "ptq_classroom" / "kit" / "learner_copy.py"
 EDITION = ROOT / "ptq_classroom" / "teaching" / "edition.py"
 # Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
@@ -31,13 +31,17 @@ TAKE_A_VALUE = {
 
 HELP = {
     "lab": """\
-python course.py lab [JupyterLab's arguments]
+python course.py lab [--from BUNDLE] [JupyterLab's arguments]
 
 Sets up what is missing, brings my_course/ up to date without touching what you
 wrote there, and opens chapter 00 in JupyterLab. What follows `lab` goes on to
 JupyterLab:
 
     python course.py lab --no-browser --port 8899
+
+    --from BUNDLE   set up without a network, from the folder that
+                    `python course.py bundle` made (`test` and `setup` take
+                    it too)
 
 All of JupyterLab's own options: python course.py lab --help-all
 """,
@@ -66,7 +70,7 @@ Says what is installed, what is missing, what this processor can do and what
 stands in the way of the course. Changes nothing.
 """,
     "setup": """\
-python course.py setup [--again] [--latest]
+python course.py setup [--again] [--latest] [--from BUNDLE]
 
 Makes .venv beside course.py with all libraries, in the versions that the
 notebooks were executed with; where everything is there it does nothing.
@@ -74,6 +78,18 @@ notebooks were executed with; where everything is there it does nothing.
     --again   repeat every step and install over what is there, which repairs
               a damaged library
     --latest  take the newest versions that pyproject.toml allows
+    --from    take the libraries from a bundle, without a network
+""",
+    "bundle": """\
+python course.py bundle FOLDER
+
+For a room without internet: fetches all libraries into FOLDER once, together
+with the course, so that every machine there sets itself up from it:
+
+    python course.py lab --from FOLDER
+
+A bundle serves machines of the kind it was made on (system, processor, version
+of Python). Run it once on each kind of machine, with the same FOLDER.
 """,
     "learner": """\
 python course.py learner OUT [--nbgrader]
@@ -102,6 +118,7 @@ more handed in, the same command goes on where it was.
     --again          forget the grades that are there
 """,
 }
+TAKE_A_BUNDLE = ("lab", "test", "setup")
 OPTIONS = {"setup": ("--again", "--latest"), "doctor": (), "progress": ()}
 
 
@@ -114,21 +131,36 @@ def run(arguments: list[str], help_text: str) -> int:
             print(help_text.strip())
             return 0
     commands = {
-        "lab": lab, "test": test, "progress": progress, "doctor": doctor, "setup": set_up,
-        "learner": learner, "grade": grade,
-    }  # fmt: skip
+        "lab": lab,
+        "test": test,
+        "progress": progress,
+        "doctor": doctor,
+        "setup": set_up,
+        "bundle": bundle,
+        "learner": learner,
+        "grade": grade,
+    }
     if name not in commands:
         refuse(f"course.py does not know {name!r}.{meant(name, commands)}\n\n{help_text.strip()}")
         return 2
     if rest[:1] in (["--help"], ["-h"]):
         print(HELP[name].strip())
         return 0
+    if name in TAKE_A_BUNDLE:
+        rest, source = without_bundle(rest)
+        if source == "":
+            refuse(f"--from wants the folder of a bundle.\n\n{HELP[name].strip()}")
+            return 2
+    else:
+        source = None
     known = OPTIONS.get(name)
     if known is not None and (unknown := [word for word in rest if word not in known]):
         guess = meant(unknown[0], known)
         refuse(f"{name} does not know {' '.join(unknown)}.{guess}\n\n{HELP[name].strip()}")
         return 2
     try:
+        if source and not current().complete:
+            os.environ.update(packed.variables(Path(source)))
         return commands[name](rest)
     except SetupError as problem:
         refuse(f"\n{problem}")
@@ -136,6 +168,17 @@ def run(arguments: list[str], help_text: str) -> int:
     except KeyboardInterrupt:
         refuse("\nStopped. Run the same command again: it continues where it was.")
         return 130
+
+
+def without_bundle(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--from FOLDER`, and that folder ("" where none follows), or None."""
+    for place, word in enumerate(arguments):
+        if word == "--from":
+            folder = "".join(arguments[place + 1 : place + 2])
+            return [*arguments[:place], *arguments[place + 2 :]], folder
+        if word.startswith("--from="):
+            return [*arguments[:place], *arguments[place + 1 :]], word.removeprefix("--from=")
+    return arguments, None
 
 
 def refuse(text: str) -> None:
@@ -153,6 +196,15 @@ def set_up(arguments: list[str]) -> int:
         return 0
     setup(environment, again="--again" in arguments, latest="--latest" in arguments)
     print("Everything is in place. Next: python course.py lab")
+    return 0
+
+
+def bundle(arguments: list[str]) -> int:
+    """`bundle FOLDER`"""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        refuse(f"bundle wants one folder.\n\n{HELP['bundle'].strip()}")
+        return 2
+    packed.make(current(), Path(arguments[0]))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from . import pins
 from .environment import ROOT, Environment, child_variables
@@ -55,13 +56,25 @@ def install(
     progress: bool = False,
     patient: bool = True,
 ) -> None:
-    """Run `pip install` in the environment; all that it says goes to `.venv/setup.log`.
+    """Run `pip install` in the environment."""
+    work(environment, ["install", *arguments], progress, patient)
+
+
+def wheels(
+    environment: Environment, arguments: list[str], folder: Path, progress: bool = False
+) -> None:
+    """Run `pip wheel`: what `install` would fetch, built where it has to be, goes into `folder`."""
+    work(environment, ["wheel", "--wheel-dir", str(folder), *arguments], progress, patient=True)
+
+
+def work(environment: Environment, words: list[str], progress: bool, patient: bool) -> None:
+    """Run one command of pip in the environment; all that it says goes to `.venv/setup.log`.
 
     On the terminal: pip's own progress where asked for (for one large download), otherwise a line
     for each download of a megabyte and more. Not `patient`: an index that does not answer is asked
     twice, not six times. Raises SetupError, with the cause in plain words, where pip fails.
     """
-    command = [str(environment.python), "-m", "pip", "install", *arguments]
+    command = [str(environment.python), "-m", "pip", *words]
     variables = child_variables(environment)
     variables.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUNBUFFERED="1")
     # By a variable, which pip's own helpers hear of as well. Never 0: why an index was not reached
@@ -89,7 +102,7 @@ def install(
                 print(f"        installing {line.count(',') + 1} of them", flush=True)
     if running.returncode:
         complaints = "".join(said)
-        raise _kind(complaints)(explain(complaints, arguments))
+        raise _kind(complaints)(explain(complaints, words))
 
 
 def _kind(complaints: str) -> type[SetupError]:

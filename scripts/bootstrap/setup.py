@@ -52,6 +52,7 @@ except ImportError:
 for wanted in map(Requirement, sys.argv[1:]):
     assert wanted.specifier.contains(metadata.version(wanted.name), prereleases=True), wanted
 """
+KERNEL_START = ROOT / "ptq_classroom" / "kit" / "kernel_start.py"
 LIBRARY_FOLDERS = ("lib/python*/site-packages", "Lib/site-packages")
 # JupyterLab would ask on its first screen whether to fetch news; the course needs no network.
 LAB_SETTINGS = {
@@ -80,12 +81,10 @@ def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
     With these their outputs can be compared digit by digit. Where one of them has no build for this
     system, and with `latest`, pip takes the newest versions that pyproject.toml allows.
     """
-    versions = {} if latest else fingerprint.library_versions()
+    versions = [] if latest else constraints(environment)
     if versions:
-        lines = [f"{name}=={version}" for name, version in sorted(versions.items())]
-        file = write_list(environment, "constraints.txt", lines)
         try:
-            install(environment, ["-c", file, *rest_arguments()], patient=patient)
+            install(environment, [*versions, *rest_arguments()], patient=patient)
             return
         except NoVersionError:
             say(
@@ -93,6 +92,12 @@ def install_rest(environment: Environment, latest: bool, patient: bool) -> None:
                 "taking the newest that pyproject.toml allows: outputs are not compared then"
             )
     install(environment, rest_arguments(), patient=patient)
+
+
+def constraints(environment: Environment) -> list[str]:
+    """pip's option for the versions that the notebooks were executed with; [] without a record."""
+    lines = [f"{name}=={found}" for name, found in sorted(fingerprint.library_versions().items())]
+    return ["-c", write_list(environment, "constraints.txt", lines)] if lines else []
 
 
 def encoder_arguments() -> list[str]:
@@ -153,6 +158,7 @@ def setup(environment: Environment, again: bool = False, latest: bool = False) -
         say("do they load?")
         check_loads(environment)
         write_lab_settings(environment)
+        write_kernel_start(environment)
         environment.stamp_file.write_text(stamp(environment), encoding="utf-8")
         say(f"done in {time.monotonic() - start:.0f} s")
 
@@ -363,3 +369,13 @@ def write_lab_settings(environment: Environment) -> None:
     file = environment.folder / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(LAB_SETTINGS, indent=2), encoding="utf-8")
+
+
+def write_kernel_start(environment: Environment) -> None:
+    """What each kernel of this environment runs first, also under an editor or a plain Jupyter.
+
+    IPython looks into its environment's folder; `lab` names the same file in PYTHONSTARTUP.
+    """
+    file = environment.folder / "etc" / "ipython" / "startup" / "ptq_course.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(KERNEL_START, file)

@@ -5,74 +5,21 @@ Skipped, with the reason, where there is no Chromium (see conftest.py).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from small_widgets import NAMES
+from driving import CLOCK, CONTROLS, ERROR, WIDGETS, moved, opened, restart_kernel
+from small_widgets import NAMES, explorer
+
+from ptq_classroom.kit.controls import Choice, Slider
 
 CHAPTER = "01_affine_quantization"
-WIDGETS = "widgets"
-ERROR = '[data-mime-type="application/vnd.jupyter.stderr"]'  # so JupyterLab shows what was raised
-DIALOG = ".jp-Dialog .jp-mod-accept"
-PICTURE = ".jupyter-widgets .widget-html-content img[alt]"
+NUMBER = re.compile(r"-?\d+(\.\d+)?( \D+)?")  # with its unit; no exponent
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-# From key to picture inside the page: what driving it from here costs is not counted. The clock
-# stops when the newest picture is decoded.
-CLOCK = """() => {
-  window.clock = {key: 0, took: null};
-  document.addEventListener('keydown', () => { clock.key = performance.now(); clock.took = null; }, true);
-  new MutationObserver(changes => {
-    for (const change of changes) for (const node of change.addedNodes) {
-      const image = node.nodeName === 'IMG' ? node : node.querySelector && node.querySelector('img[alt]');
-      if (image) image.decode().then(() => { clock.took = performance.now() - clock.key; });
-    }
-  }).observe(document.body, {childList: true, subtree: true});
-}"""  # fmt: skip  # noqa: E501
-
-
-def opened(chromium: Any, address: str, wanted: int) -> Any:
-    """A page on this notebook after Run All, with `wanted` widgets that show a picture."""
-    page = chromium.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60_000)
-    page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
-    page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-    run_all(page, wanted)
-    return page
-
-
-def run_all(page: Any, wanted: int) -> None:
-    """Run > Run All Cells, until the pictures are there.
-
-    A kernel that is still being connected loses what it is told, without a word: no cell is then
-    said to be waiting or to have run, and the command is given again.
-    """
-    for _ in range(20):
-        wait_until_idle(page)
-        page.wait_for_timeout(500)
-        if page.locator(DIALOG).count():
-            print(page.locator(".jp-Dialog").inner_text())
-            page.locator(DIALOG).click()
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator('[data-command="runmenu:run-all"]').click()
-        page.wait_for_timeout(1500)
-        if page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).count():
-            break
-    page.wait_for_function(
-        """([picture, error, wanted]) => document.querySelector(error) ||
-           document.querySelectorAll(picture).length >= wanted""",
-        arg=[PICTURE, ERROR, wanted],
-    )
-    wait_until_idle(page)
-    assert not page.locator(ERROR).count(), page.locator(ERROR).first.inner_text()
-
-
-def wait_until_idle(page: Any) -> None:
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +37,10 @@ def widgets(chromium: Any, lab: str) -> Iterator[Any]:
     page.close()
 
 
+def cell_of(widgets: Any, name: str) -> Any:
+    return widgets.locator(".jp-CodeCell").nth(1 + NAMES.index(name))
+
+
 def test_no_cell_of_the_learners_copy_failed(chapter: Any):
     """Stubs say "not attempted yet"; nothing raises, and the last cell was run."""
     assert not chapter.locator(ERROR).count()
@@ -99,36 +50,83 @@ def test_no_cell_of_the_learners_copy_failed(chapter: Any):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_screen_reader_hears_names_values_and_one_status(widgets: Any, name: str):
+    cell, controls = cell_of(widgets, name), explorer(name).controls.values()
+    sliders = [c for c in controls if isinstance(c, Slider)]
+    choices = [c for c in controls if isinstance(c, Choice)]
+    shown = cell.locator(".jp-OutputArea").first
+    tree = shown.aria_snapshot()
+    assert f'group "{explorer(name).title}"' in tree
+    for slider in sliders:
+        said = f"{slider.label or slider.name}" + (f" ({slider.unit})" if slider.unit else "")
+        assert shown.get_by_role("spinbutton", name=said, exact=True).count() == 1
+        handle = shown.get_by_role("slider", name=slider.label or slider.name, exact=True)
+        value = handle.get_attribute("aria-valuetext")
+        box = shown.get_by_role("spinbutton", name=said, exact=True).input_value()
+        assert NUMBER.fullmatch(value), value
+        assert value == f"{float(box):g}" + (f" {slider.unit}" if slider.unit else "")
+    for choice in choices:
+        group = shown.get_by_role("radiogroup", name=choice.label or choice.name, exact=True)
+        assert group.get_by_role("radio").count() == len(choice.options)
+    assert len(sliders) + len(choices) == len(explorer(name).controls)
+    assert shown.get_by_role("status").count() == 1
+    assert shown.get_by_role("img").get_attribute("alt")
+    assert not shown.locator('[title="null"]').count()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_control_moves_the_picture_by_keyboard(widgets: Any, name: str):
-    """Each number box, each slider's handle and each choice: focus, keys, another picture."""
-    cell = widgets.locator(".jp-CodeCell").nth(1 + NAMES.index(name))
-    took = []
-    for kind, keys in (
-        ("input[type=number]", ("ArrowUp", "ArrowDown")),
-        (".noUi-handle", ("ArrowRight", "ArrowLeft")),
-        ("input[type=radio]:not(:checked)", ("Space",)),
-    ):
+    """Each number box, each slider's handle and each choice: focus, arrow keys, another picture.
+
+    The line of text is the same element before and after: a live region that is replaced is silent.
+    """
+    cell, took = cell_of(widgets, name), []
+    status = cell.get_by_role("status")
+    status.evaluate("element => { element.here = true; }")
+    for kind, keys in CONTROLS:
         for number in range(cell.locator(kind).count()):
-            control = cell.locator(kind).nth(number)
-            if not control.count():  # the choice that was moved before: another one is open now
-                continue
-            control.focus()
+            cell.locator(kind).nth(number).focus()
             took.append(moved(widgets, cell, keys))
             assert cell.locator(":focus").count() == 1, f"{kind} {number}: the keys went elsewhere"
-    print(f"{name}: key to picture, median {sorted(took)[len(took) // 2]:.0f} ms of {len(took)}")
-    assert "Error" not in cell.locator('[role="status"]').inner_text()
+    median, load = sorted(took)[len(took) // 2], os.getloadavg()[0]
+    print(f"{name}: key to picture, median {median:.0f} ms of {len(took)} (load {load:.1f})")
+    assert "Error" not in status.inner_text()
+    assert status.evaluate("element => element.here")
+    assert cell.locator('.jp-OutputArea [role="status"], .jp-OutputArea [aria-live]').count() == 1
 
 
-def moved(page: Any, cell: Any, keys: tuple[str, ...]) -> float:
-    """Press each key until one changes the picture; milliseconds from that key to the picture."""
-    for key in keys:  # a control at one end of its range moves in one direction only
-        for _ in range(20):  # a small step may be less than a pixel
-            old = cell.locator(PICTURE).get_attribute("src")
-            page.keyboard.press(key)
-            try:
-                page.wait_for_function("() => clock.took !== null", timeout=1500)
-            except Exception:  # at its end: nothing was drawn
-                break
-            if cell.locator(PICTURE).get_attribute("src") != old:
-                return page.evaluate("() => clock.took")
-    raise AssertionError(f"{cell.locator(':focus').evaluate('e => e.outerHTML')}: no other picture")
+def test_a_slider_says_what_its_box_says_after_every_key(widgets: Any):
+    """1.3, where its arithmetic makes 1.2999999999999998; a number, where it moves a logarithm."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    for name in ("ch01", "ch03"):
+        cell = cell_of(widgets, name)
+        for number in range(cell.locator(".noUi-handle").count()):
+            handle = cell.locator(".noUi-handle").nth(number)
+            handle.focus()
+            box = cell.locator("input[type=number]").nth(number)
+            for key in ("ArrowDown", "ArrowUp", "ArrowDown"):
+                before = handle.get_attribute("aria-valuetext")
+                widgets.keyboard.press(key)
+                said = handle.get_attribute("aria-valuetext")
+                assert said != before
+                assert NUMBER.fullmatch(said)
+                playwright.expect(box).to_have_value(said)  # it comes from the kernel
+
+
+def test_nothing_complained(widgets: Any):
+    assert widgets.complaints == []
+
+
+def test_after_a_restart_the_place_says_what_to_do(widgets: Any):
+    """At once, and when the page is opened again; the last test, for it ends the kernel."""
+    cell = cell_of(widgets, NAMES[0])
+    note = cell.locator("[class$=-note]")
+    assert not note.is_visible()
+    widgets.keyboard.press("Control+s")
+    widgets.wait_for_selector(".jp-mod-dirty", state="detached")
+    restart_kernel(widgets)
+    note.wait_for(state="visible")
+    widgets.reload()
+    cell.get_by_text("model not found").wait_for()  # ipywidgets' own words, which help nobody
+    assert note.is_visible()
+    assert "Run this cell again" in note.inner_text()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bootstrap import setup
+from bootstrap.environment import Environment
 from nbclient import NotebookClient
 
 from ptq_classroom.kit import kernel_start
@@ -90,6 +92,22 @@ def test_a_missing_check_says_run_the_first_cell(run):
     assert "NameError" in said
     assert "`check` comes from the notebook's first cell: run the first cell" in said
     assert "first cell" not in run("x = some_name_of_mine")[0]
+
+
+def test_so_does_a_kernel_that_something_else_started(tmp_path: Path):
+    """`setup` puts the file where IPython looks; here a folder stands for that environment's."""
+    place = Environment(tmp_path, managed=True)
+    setup.write_kernel_start(place)
+    start = "import sys, IPython; from IPython.core.application import ENV_CONFIG_DIRS as there\n"
+    start += f"there[:] = [{str(tmp_path / 'etc' / 'ipython')!r}]\n"
+    start += f"IPython.start_ipython(['--colors=nocolor', '-c', {CHECK!r}])"
+    home = {**os.environ, "IPYTHONDIR": str(tmp_path / "home")}
+    home.pop("PYTHONSTARTUP", None)
+    run = subprocess.run(
+        [sys.executable, "-c", start], capture_output=True, text=True, timeout=60, env=home
+    )
+    assert "NameError: name 'check' is not defined" in run.stdout
+    assert "`check` comes from the notebook's first cell: run the first cell" in run.stdout
 
 
 def test_a_python_without_a_notebook_starts_as_ever():

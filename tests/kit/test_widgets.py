@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 
 import numpy as np
 import pytest
 from example_explorer import Staircase, X, explorer
+
+from ptq_classroom.kit.controls import Choice, Slider
+from ptq_classroom.kit.explorer_page import NOTE, READOUT, under
 
 
 def test_frame_is_a_pure_function_of_its_values():
@@ -31,7 +35,7 @@ def test_slider_box_and_picture_follow_each_other():
     assert e.values["bits"] == 6
     assert e.picture.value != before
     assert "scale 0.0645" in e.readout.value
-    assert 'role="status"' in e.readout.value
+    assert READOUT in e.readout._dom_classes
     e.inputs["bits"].value = 3
     assert box.value == 3
     assert 'alt="Staircase of 7 steps from -2 to 2."' in e.picture.value
@@ -112,10 +116,42 @@ def displayed(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_the_lab_shows_the_widget_alone(displayed: list):
     e = explorer()
     e.show(static=[{"bits": 2}, {"bits": 8}])
-    assert displayed == [e]
+    assert displayed[0] is e
+    assert [sorted(data) for data in displayed[1:]] == [["text/html", "text/plain"]]
     bundle = e._repr_mimebundle_()
     assert bundle["text/plain"] == "Widget: Staircase"
     assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_under_it_stand_a_note_and_what_a_screen_reader_says(displayed: list):
+    """Two explorers, two marks: each script speaks to its own box, and to no other."""
+    marks = []
+    for e in (explorer(), explorer()):
+        e.show()
+        text = displayed[-1]["text/html"]
+        (mark,) = e.box._dom_classes
+        marks.append(mark)
+        assert f'"mark": "{mark}"' in text
+        assert f'<p class="{mark}-note">' in text
+        assert displayed[-1]["text/plain"] == NOTE
+    assert len(set(marks)) == 2
+
+
+def test_the_script_gets_names_units_and_digits():
+    controls = [
+        Slider("gain", 0.5, 4.0, 2.0, step=0.05, label="gain </script>", unit="dB"),
+        Choice("rounding", ("nearest", "floor"), "nearest"),
+        Slider("t", 0.1, 100.0, 1.0, log=True),
+        Slider("bits", 2, 8, 4),
+    ]
+    text = under("ptq-1", "A title", controls)["text/html"]
+    assert text.count("</script>") == 1  # a label cannot end the script
+    given = json.loads(text.split(" = ", 1)[1].split(";\n")[0])
+    assert given["sliders"] == [
+        {"label": "gain </script>", "unit": "dB", "log": False, "digits": 2},
+        {"label": "t", "unit": "", "log": True, "digits": 3},
+        {"label": "bits", "unit": "", "log": False, "digits": 0},
+    ]
 
 
 def test_a_page_shows_frames_of_the_widget_as_well(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import ptq_course
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.metrics import sqnr_db
 from ptq_course.ranges.calibrators import MinMaxCalibrator
@@ -259,6 +261,8 @@ def test_the_report_prints_and_plots():
     text = str(report)
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["stem", "a", "b", "fc"]
     assert "<table>" in report._repr_html_()
+    assert report.version == ptq_course.__version__
+    assert f"ptq_course {report.version}" in report._repr_html_()
     decibels = [layer.weight_sqnr_db for layer in report.layers]
     assert report.worst_weights(1)[0].weight_sqnr_db == min(decibels)
     ax = report.plot()
@@ -446,3 +450,17 @@ def test_a_batch_norm_over_another_axis_is_refused_also_without_data():
         assert sqnr_db(model(torch.ones(3, 4)), quantized(torch.ones(3, 4))) > 25
         with pytest.raises(UnsupportedError, match=r"layer '0'.*batch norm.*\(3, 4, 4\)"):
             quantized(torch.randn(3, 4, 4))
+
+
+def test_a_value_that_was_always_zero_is_named():
+    """Its scale says nothing: in use, its values would be rounded to whole numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.constant_(model[0].bias, -100)
+    quantizer = PTQQuantizer(model)
+    with pytest.warns(UserWarning, match="^1: 0 in all calibration data"):
+        quantizer.calibrate([torch.randn(8, 4)], ranges="minmax")
+    quantizer.observe([torch.full((8, 4), 1000.0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantizer.compute_qparams("minmax")

@@ -49,6 +49,7 @@ def _boxes() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "the same box", {"a": a, "b": a.clone()}
     yield "one inside the other", {"a": a, "b": torch.tensor([[1.0, 0.5, 2.0, 1.5]])}
     yield "apart in x and in y", {"a": a, "b": torch.tensor([[10.0, 20.0, 12.0, 26.0]])}
+    yield "apart in x and in y, by a little", {"a": a, "b": torch.tensor([[5.0, 3.0, 9.0, 8.0]])}
     yield "apart in x alone", {"a": a, "b": torch.tensor([[10.0, 0.5, 12.0, 3.0]])}
     yield "they touch", {"a": a, "b": torch.tensor([[4.0, 0.0, 6.0, 2.0]])}
     g = torch.Generator().manual_seed(1001)
@@ -86,6 +87,10 @@ IOU = Exercise(
          "below 0 counts as 0"),
         ("(high - low).clamp(min=0).prod(1) => (high - low).prod(1).clamp(min=0)",
          "clamp the sides, not the area: two negative sides make a positive area"),
+        ("(high - low).clamp(min=0).prod(1) => (high - low).prod(1)",
+         "inside / (area_a + area_b - inside) => (inside / (area_a + area_b - inside)).clamp(0, 1)",
+         "clamp the sides, not the ratio: boxes that are apart in both directions by a little have "
+         "two negative sides, and a positive product"),
         ("area_a + area_b - inside => area_a + area_b",
          "the sum counts the intersection twice; the union is the sum less the intersection"),
         ("(area_a + area_b - inside) => torch.minimum(area_a, area_b)",

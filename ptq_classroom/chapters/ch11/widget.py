@@ -58,7 +58,7 @@ class OneFactor:
             ax.plot(EXPONENTS, EXPONENTS, label=side, **color(2 * i))[0]
             for i, side in enumerate(SIDES)
         ]
-        self.here = ax.axvline(0, color=ink("#717581"), linewidth=1.2)
+        self.here = ax.axvline(0, ymax=0.88, color=ink("#717581"), linewidth=1.2)
         self.dot = ax.plot([], [], "ko", markersize=7)[0]
         ax.set(xlabel="factor of the channel, as a power of two (0: equalized)", ylim=(0, 55))
         ax.set_ylabel("SQNR of the channel's weights (dB)")

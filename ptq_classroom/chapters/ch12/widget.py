@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -22,27 +23,27 @@ GRID, WEIGHTS = IntGrid(8, signed=False), IntGrid(8, narrow=True)
 
 
 @cache
-def layer(title: str) -> tuple[Tensor, Tensor]:
-    """What one layer reads for some sentences, [tokens, in], and its weight, [out, in]."""
+def layer(title: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What one layer reads for some sentences, [tokens, in], its weight, [out, in], and output."""
     encoder, seen = load_encoder(), []
     part = encoder.get_submodule(LAYERS[title])
     part.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach().flatten(0, -2)))
     with torch.no_grad():
         encoder(tokens(load_phrases("calibration").first[:16])[0])
     weight = part.get_parameter("weight").detach()
-    return seen[0], weight
+    return seen[0], weight, seen[0] @ weight.T
 
 
 @cache
 def sides(title: str, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Largest magnitude of each channel of x / s and of w * s, over its median; the output's dB."""
-    x, w = layer(title)
+    x, w, output = layer(title)
     factors = smoothing_factors(x.abs().amax(0), w.abs().amax(0), alpha)
     small, large = x / factors, w * factors
     left, right = ((v.abs().amax(0) / v.abs().amax(0).median()).numpy() for v in (small, large))
     rounded = fake_quantize(small, choose_qparams(*block_minmax(small), GRID))
     rows = choose_qparams(*block_minmax(large, (1, -1)), WEIGHTS, True, (1, -1))
-    return left, right, snr_pooled(x @ w.T, rounded @ fake_quantize(large, rows).T)
+    return left, right, snr_pooled(output, rounded @ fake_quantize(large, rows).T)
 
 
 class Smoothing:
@@ -79,4 +80,6 @@ def explorer() -> Explorer:
         Slider("alpha", 0.0, 1.0, 0.0, 0.05),
     ]
     picture = Smoothing()
+    for title, step in itertools.product(LAYERS, range(21)):
+        sides(title, round(step / 20, 2))
     return Explorer(picture.fig, controls, picture.frame, "Where the difficulty goes")

@@ -326,6 +326,9 @@ def _layers() -> Iterator[tuple[str, dict[str, Any]]]:
         x[0] *= 4
         w = 3 * torch.randn(size, generator=g)
         yield label, {"w": w, "x": x * torch.linspace(0.3, 2, size)}
+    yield "inputs behind a ReLU, none below 0", {
+        "w": 3 * torch.randn(6, generator=g), "x": 1 + torch.rand(30, 6, generator=g),
+    }  # fmt: skip
     yield "a whole weight stays", {
         "w": torch.tensor([2.0, 0.4, -0.4]), "x": torch.randn(9, 3, generator=g),
     }  # fmt: skip
@@ -392,6 +395,8 @@ BEST_ROUNDING = Exercise(
          "absolute errors: asked for is the squared error"),
         ("square().sum().item() => abs().max().item()",
          "the largest error of any example: asked for is the sum of squares"),
+        ("square().sum().item() => var(unbiased=False).item()",
+         "the spread of the errors: what shifts all outputs alike is an error, too"),
         ("(x @ (candidate - w)) => (x[:1] @ (candidate - w))",
          "only the first example counts: all of them do"),
         ("(x @ (candidate - w)) => (x.mean(0) @ (candidate - w))",

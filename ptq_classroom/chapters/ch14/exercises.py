@@ -49,9 +49,9 @@ def _gradients() -> Iterator[tuple[str, dict[str, Any]]]:
     generator = torch.Generator().manual_seed(1401)
     x, g = (torch.randn(5, 7, generator=generator) * 3 for _ in range(2))
     yield "a matrix", {"g": g, "x": x, "scale": 0.75, "qmin": -3, "qmax": 3}
-    ends = torch.tensor([-1.5, -1.0, 1.0, 1.5])
+    ends = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5])
     yield "values at the ends", {
-        "g": torch.ones(4), "x": ends, "scale": 0.5, "qmin": -2, "qmax": 2,
+        "g": torch.ones(5), "x": ends, "scale": 0.5, "qmin": -2, "qmax": 2,
     }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def _logits() -> Iterator[tuple[str, dict[str, Any]]]:
         ("large logits", (4, 3), 1.5),
     ):
         student, teacher = (
-            torch.randn(*shape, generator=generator) * (40 if "large" in label else 3)
+            torch.randn(*shape, generator=generator) * (200 if "large" in label else 3)
             for _ in range(2)
         )
         yield label, {"student": student, "teacher": teacher, "T": temperature}
@@ -180,6 +180,9 @@ DISTILL = Exercise(
          "F.log_softmax(teacher / T, dim=1) => F.log_softmax(teacher / T, dim=0)",
          "F.log_softmax(student / T, dim=1) => F.log_softmax(student / T, dim=0)",
          "the softmax ran over the examples; it belongs to the classes, dimension 1"),
+        ("F.log_softmax(teacher / T, dim=1) => F.softmax(teacher / T, dim=1).log()",
+         "F.log_softmax(student / T, dim=1) => F.softmax(student / T, dim=1).log()",
+         "a softmax that is 0 in float32 has no logarithm: F.log_softmax computes both at once"),
     ),
     hints=(
         ("What is compared?",
@@ -218,6 +221,10 @@ def _efforts() -> Iterator[tuple[str, dict[str, Any]]]:
     )):  # fmt: skip
         shares = {name: 0.92 - loss for name, loss in zip(NAMES, (*lost, 0.0), strict=True)}
         yield label, {"scores": made_scores(pictures, shares, 1430 + number), "baseline": "FP32"}
+    gains = {"nearest": 0.75, "GPTQ": 0.75, "labels": 0.62, "distillation": 0.61, "FP32": 0.6}
+    yield "the least effort gains much", {
+        "scores": made_scores(4_000, gains, 1440), "baseline": "FP32",
+    }  # fmt: skip
 
 
 EFFORT = Exercise(

@@ -66,6 +66,7 @@ def _graphs() -> Iterator[tuple[str, dict[str, Any]]]:
         ("a Gemm that returns real numbers", lambda g: g.gemm(g.pair("x"))),
         ("a Gemm with weights in floating point", lambda g: g.gemm(g.pair("x"), g.floats((4, 4)))),
         ("a residual block", _block),
+        ("two convolutions stay behind", _two_left),
     ):
         graph = Graph()
         yield label, {"onnx_model": graph.model(build(graph))}
@@ -80,6 +81,11 @@ def _output_and_codes(g: Graph) -> str:
     y = g.conv(g.pair("x"))
     g.outputs.append(y)
     return g.pair(y)
+
+
+def _two_left(g: Graph) -> str:
+    y = g.pair(g.add("HardSwish", g.conv(g.pair("x"))))
+    return g.pair(g.add("HardSwish", g.conv(y)))
 
 
 def _block(g: Graph) -> str:
@@ -168,6 +174,7 @@ UNFUSED = Exercise(
          "that is the name of a value; asked for is the name of the node"),
         ("found.append(node.name) => found.append(node.op_type)",
          "that is the kind of the node; asked for is its name"),
+        (lambda onnx_model: unfused(onnx_model)[:1], "only the first one was named"),
         (lambda onnx_model: [n.name for n in onnx_model.graph.node if n.op_type in ("Conv", "Gemm")
                              and n.name not in unfused(onnx_model)],
          "the other way round: these are the nodes that are fused"),
@@ -191,7 +198,7 @@ def repair_residual(onnx_model: ModelProto, scales: Mapping[str, float]) -> Mode
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     for node in graph.node:
         for i, name in enumerate(node.input if node.op_type == "Add" else ()):
-            if made_by[name] != "DequantizeLinear":
+            if made_by.get(name) != "DequantizeLinear":
                 grid, codes, rounded = (
                     [f"{name}_s{i}", f"{name}_z{i}"],
                     f"{name}_q{i}",
@@ -222,15 +229,28 @@ def _broken() -> Iterator[tuple[str, dict[str, Any]]]:
         ("the first operand is not rounded", lambda g: g.add("Add", _y(g), g.pair("x"))),
         ("another node reads the value too", _read_twice),
         ("nothing to repair", lambda g: g.add("Add", g.pair("x"), g.pair(_y(g)))),
+        ("two sums", _two_sums),
+        ("no convolution made the operand", lambda g: g.add("Add", g.pair("x"), _sigmoid(g))),
+        ("the input of the network is an operand", lambda g: g.add("Add", "x", g.pair(_y(g)))),
     ):
         graph = Graph()
         model = graph.model(graph.pair(build(graph)))
         scales = {name: 0.5 for node in model.graph.node for name in node.output} | SCALES
+        scales["x"] = 0.0625
         yield label, {"onnx_model": model, "scales": scales}
 
 
 def _y(g: Graph, name: str = "unrounded") -> str:
     return g.conv(g.pair("x"), name=name)
+
+
+def _sigmoid(g: Graph) -> str:
+    return g.add("Sigmoid", g.pair("x"), name="unrounded")
+
+
+def _two_sums(g: Graph) -> str:
+    first = g.pair(g.add("Add", g.pair("x"), _y(g)))
+    return g.add("Add", first, _y(g, "also_unrounded"))
 
 
 def _read_twice(g: Graph) -> str:
@@ -358,6 +378,17 @@ def _behind_the_sum(onnx_model: ModelProto, scales: Mapping[str, float]) -> Mode
     return model
 
 
+def _first_sum_only(onnx_model: ModelProto, scales: Mapping[str, float]) -> ModelProto:
+    first = next(node.output[0] for node in onnx_model.graph.node if node.op_type == "Add")
+    renamed = copy.deepcopy(onnx_model)
+    for node in renamed.graph.node:
+        node.op_type = "Sum" if node.op_type == "Add" and node.output[0] != first else node.op_type
+    repaired = repair_residual(renamed, scales)
+    for node in repaired.graph.node:
+        node.op_type = "Add" if node.op_type == "Sum" else node.op_type
+    return repaired
+
+
 def _after(model: ModelProto, name: str) -> ModelProto:
     """One more pair between a value and all that read it."""
     grid = ["after_s", "after_z"]
@@ -387,12 +418,15 @@ REPAIR = Exercise(
          "the pair stands beside the Add: its input must be the output of the new DQ"),
         ("np.int8(0) => np.uint8(0)", "the codes are uint8: a zero point of np.int8(0) says int8"),
         ("scales[name] => 1.0", "the scale is not the one that `scales` has for this value"),
-        ("made_by[name] != \"DequantizeLinear\" => True",
+        ("made_by.get(name) != \"DequantizeLinear\" => True",
          "an operand that comes from a DQ already was rounded a second time"),
-        ("made_by[name] != \"Deq => i == 0 and made_by[name] != \"Deq",
+        ("made_by.get(name) != \"Deq => i == 0 and made_by.get(name) != \"Deq",
          "only the first of the two operands was looked at"),
-        ("made_by[name] != \"Deq => i == 1 and made_by[name] != \"Deq",
+        ("made_by.get(name) != \"Deq => i == 1 and made_by.get(name) != \"Deq",
          "only the second of the two operands was looked at"),
+        (_first_sum_only, "only the first sum was repaired: every Add of the file counts"),
+        ("made_by.get(name) != \"DequantizeLinear\" => made_by.get(name) == \"Conv\"",
+         "only operands that a convolution made; any other that is not decoded needs a pair, too"),
         (_behind_the_sum, "the pair stands behind the Add; its operands are what must be rounded"),
         ("node.op_type == \"Add\" => True",
          "other nodes were given pairs as well: only the operands of an Add"),

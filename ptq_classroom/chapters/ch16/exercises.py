@@ -132,6 +132,8 @@ def _releases() -> Iterator[tuple[str, dict[str, Any]]]:
         ("few pictures, and a loss that may be chance", 100, (0.6, 0.07, 0.02)),
         ("the network is better without a repair", 4_000, (-0.03, 0.0, 0.0)),
         ("a third bug that nobody has found", 4_000, (0.8, 0.4, 0.15)),
+        ("one repair leaves a little more than five points", 4_000, (0.5, 0.07, 0.0)),
+        ("one repair leaves a little less than five points", 4_000, (0.5, 0.035, 0.0)),
     )):  # fmt: skip
         shares = {name: 0.92 - loss for name, loss in zip(names, (*lost, 0.0), strict=True)}
         yield label, {"scores": made_scores(pictures, shares, 1690 + number), "baseline": "FP32"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
@@ -124,12 +124,18 @@ def load(
 
 def float_state(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers that stand outside quantized layers and activation quantizers."""
-    inside = tuple(
-        f"{name}."
+    inside = {
+        name
         for name, part in module.named_modules()
         if isinstance(part, QuantizedLayer | ActivationQuantizer)
-    )
-    return {n: t for n, t in module.state_dict().items() if not n.startswith(inside)}
+    }
+    return {n: t for n, t in module.state_dict().items() if inside.isdisjoint(_around(n))}
+
+
+def _around(name: str) -> Iterator[str]:
+    """The modules around a tensor, as paths: "a" and "a.b" for "a.b.weight"."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -241,11 +247,12 @@ def _check_layers(header: Header, network: Network, tensors: dict[str, Tensor]) 
     for name in header.layers:
         if name not in layers:
             raise QuantizationError(f"it has a layer {name!r}, the model has not.")
+    places = network.places
     for name, entry in header.values.items():
-        if not entry.nodes or not network.places.issuperset(entry.nodes):
+        if not entry.nodes or not places.issuperset(entry.nodes):
             raise QuantizationError(f"it has a value {name!r}, the model has not.")
     for name in header.inside:
-        if name not in network.places:
+        if name not in places:
             raise QuantizationError(f"it rounds inside {name!r}, which the model has not.")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize, prune
+from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize, known, place, prune
 
 # Defaults that ONNX's schema only describes in words.
 WRITTEN_DEFAULTS = {"strides": 1, "dilations": 1, "pads": 0}
@@ -67,7 +67,8 @@ def _is_integer_convolution(node: ir.Node) -> bool:
     behind = node.outputs[0].consumers()
     if not all(map(is_dequantize, before)) or [n.op_type for n in behind] != ["QuantizeLinear"]:
         return False
-    zeros = [constant(n.inputs[2]) if len(n.inputs) > 2 else None for n in (before[0], *behind)]
+    ends = [n for n in (before[0], *behind) if n is not None]
+    zeros = [constant(n.inputs[2]) if len(n.inputs) > 2 else None for n in ends]
     return all(z is not None and z.dtype == ir.DataType.UINT8 for z in zeros)
 
 
@@ -79,20 +80,24 @@ def multiply_bias_scales(model: ir.Model) -> None:
     for node in list(all_nodes(model)):
         if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
             continue
-        x, weight, bias = (value and value.producer() for value in node.inputs[:3])
+        x, weight, bias = (_producer(value) for value in node.inputs[:3])
         while x is not None and x.op_type in ("Reshape", "Flatten", "Transpose"):
-            x = x.inputs[0].producer()
-        if not all(map(is_dequantize, (x, weight, bias))):
+            x = _producer(x.inputs[0])
+        if x is None or weight is None or bias is None:
             continue
-        scales = [constant(n.inputs[1]) for n in (x, weight, bias)]
-        if any(scale is None for scale in scales):
+        parts = (x, weight, bias)
+        if not all(is_dequantize(n) and constant(n.inputs[1]) is not None for n in parts):
             continue
-        s_x, s_w, s_bias = (scale.numpy() for scale in scales)
+        s_x, s_w, s_bias = (known(n.inputs[1]).numpy() for n in parts)
         if np.array_equal(s_x * s_w, s_bias):
             product = ir.Node("", "Mul", [x.inputs[1], weight.inputs[1]])
-            bias.graph.insert_before(bias, product)
+            place(bias).insert_before(bias, product)
             bias.replace_input_with(1, product.outputs[0])
     prune(model)
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
 
 
 def drop_defaults(model: ir.Model) -> None:
@@ -127,7 +132,7 @@ def shorten_names(model: ir.Model) -> None:
     for value in values:
         tensor = constant(value)
         if tensor is not None and len(tensor.shape) > 1:
-            name = value.name.removesuffix("_codes")
+            name = str(value.name).removesuffix("_codes")
             if name not in taken:
                 value.name = name
                 taken.add(name)

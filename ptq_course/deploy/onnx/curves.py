@@ -70,7 +70,9 @@ def write_numbers_as_codes(module: fx.GraphModule) -> None:
     """Let x + 3 and x * 0.5 read a code where x and the result lie on grids."""
     for node in list(module.graph.nodes):
         number = _number(node)
-        before = _quantizer(module, node.all_input_nodes[0]) if number else None
+        if number is None:
+            continue
+        before = _quantizer(module, node.all_input_nodes[0])
         after = [_quantizer(module, user) for user in node.users]
         if before is None or not after or None in after:
             continue
@@ -94,12 +96,12 @@ def absorb_factors(module: fx.GraphModule) -> dict[ActivationQuantizer, float]:
     factors: dict[ActivationQuantizer, float] = {}
     for node in list(module.graph.nodes):
         number, users = _number(node), list(node.users)
-        if _is_hardsigmoid(module, node):
-            factors[_quantizer(module, users[0])] = 1 / 6
+        quantizer = _quantizer(module, users[0]) if users else None
+        if quantizer is not None and _is_hardsigmoid(module, node):
+            factors[quantizer] = 1 / 6
             continue
         if number is None or number < 0 or node.target not in _SCALING or len(users) != 1:
             continue
-        quantizer = _quantizer(module, users[0])
         source = node.all_input_nodes[0]
         if quantizer is None or _quantizer(module, source) is not None or len(source.users) != 1:
             continue
@@ -114,7 +116,9 @@ def absorb_factors(module: fx.GraphModule) -> dict[ActivationQuantizer, float]:
 
 def _is_hardsigmoid(module: fx.GraphModule, node: fx.Node) -> bool:
     """With its one quantizer behind it, as the plan leaves it: its kernel returns codes."""
-    return node.op == "call_module" and isinstance(module.get_submodule(node.target), Hardsigmoid)
+    return node.op == "call_module" and isinstance(
+        module.get_submodule(str(node.target)), Hardsigmoid
+    )
 
 
 def _number(node: fx.Node) -> float | None:
@@ -137,5 +141,5 @@ def _number(node: fx.Node) -> float | None:
 
 
 def _quantizer(module: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
-    found = module.get_submodule(node.target) if node.op == "call_module" else None
+    found = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     return found if isinstance(found, ActivationQuantizer) else None

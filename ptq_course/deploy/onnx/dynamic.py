@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias, cast
+
 import torch
 from torch import Tensor, nn
 
-from ptq_course.deploy.onnx.layers import ExportedLayer
+from ptq_course.deploy.onnx.layers import ExportedLayer, known_qparams
 from ptq_course.simulation.dynamic_layers import DynamicLayer
 from ptq_course.simulation.layers import QuantizedLayer
+
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class DynamicLinear(nn.Module):
@@ -16,12 +20,17 @@ class DynamicLinear(nn.Module):
     The runtime fuses DynamicQuantizeLinear, MatMulInteger and the bias to DynamicQuantizeMatMul.
     """
 
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        zeros = layer.weight_zero_point
-        zeros = None if layer.weight_qparams.symmetric else zeros.flatten().to(torch.int8)
+        qparams = known_qparams(layer)
+        zeros = None if qparams.symmetric else qparams.zero_point.flatten().to(torch.int8)
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8).t().contiguous())
-        self.register_buffer("weight_scale", layer.weight_scale.flatten().clone())
+        self.register_buffer("weight_scale", qparams.scale.flatten().clone())
         self.register_buffer("weight_zero_point", zeros)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
@@ -38,9 +47,14 @@ class DynamicConv(nn.Module):
     The runtime's kernel reads uint8 weights: the codes and their zero point are moved by 128.
     """
 
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        conv = layer.float_layer
+        conv, qparams = cast(Convolution, layer.float_layer), known_qparams(layer)
         count = len(conv.stride)
         self.sides = conv._reversed_padding_repeated_twice  # also for padding="same"
         self.mode = None if conv.padding_mode == "zeros" else conv.padding_mode
@@ -48,9 +62,9 @@ class DynamicConv(nn.Module):
         pads = [0] * 2 * count if self.mode else [*first, *last]
         self.settings = (list(conv.stride), pads, list(conv.dilation), conv.groups)
         codes = (layer.weight_codes.to(torch.int16) + 128).to(torch.uint8)
-        zeros = layer.weight_zero_point.flatten()[:1].reshape([]) + 128
+        zeros = qparams.zero_point.flatten()[:1].reshape([]) + 128
         self.register_buffer("weight_codes", codes)
-        self.register_buffer("weight_scale", layer.weight_scale.reshape(-1, *[1] * count).clone())
+        self.register_buffer("weight_scale", qparams.scale.reshape(-1, *[1] * count).clone())
         self.register_buffer("weight_zero_point", zeros.to(torch.uint8))
         bias = None if layer.bias is None else layer.bias.detach().reshape(-1, *[1] * count)
         self.register_buffer("bias", None if bias is None else bias.clone())

@@ -31,6 +31,19 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value if value is not None and value.is_initializer() else None
 
 
+def known(value: ir.Value | None) -> ir.TensorProtocol:
+    """The tensor of what is known to be a constant of the file."""
+    tensor = constant(value)
+    assert tensor is not None
+    return tensor
+
+
+def place(part: ir.Node | ir.Value) -> ir.Graph | ir.Function:
+    """The graph, branch or function that a part of the model stands in."""
+    assert part.graph is not None
+    return part.graph
+
+
 def strip(model: ir.Model) -> None:
     """Remove stack traces and paths of this machine, which can outweigh the weights.
 
@@ -60,7 +73,7 @@ def own_weights(model: ir.Model) -> None:
     for node in [*_of_constants(model), *recurrent]:
         for position in (0, 2) if is_dequantize(node) else LSTM_CODES:
             value = node.inputs[position] if len(node.inputs) > position else None
-            if value in used and constant(value) is not None:
+            if value is not None and value in used and constant(value) is not None:
                 value = _copied(value, f"{node.outputs[0].name}_own{position}")
                 node.replace_input_with(position, value)
             used.add(value)
@@ -73,9 +86,11 @@ def _of_constants(model: ir.Model) -> list[ir.Node]:
 
 def _copied(value: ir.Value, name: str) -> ir.Value:
     """A constant of its own with the same tensor, in the same graph."""
-    tensor = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
+    tensor = ir.Tensor(known(value).numpy(), dtype=known(value).dtype, name=name)
     own = ir.Value(name=name, const_value=tensor, type=value.type, shape=value.shape)
-    value.graph.register_initializer(own)
+    graph = place(value)
+    assert isinstance(graph, ir.Graph)  # a function holds no constants
+    graph.register_initializer(own)
     return own
 
 
@@ -83,13 +98,13 @@ def _separate_readers(model: ir.Model) -> None:
     """Copy a DequantizeLinear of a constant for each further node that reads it."""
     for node in _of_constants(model):
         output = node.outputs[0]
-        for number, (reader, position) in enumerate(output.uses()[1:], start=1):
+        for number, (reader, position) in enumerate(list(output.uses())[1:], start=1):
             name = f"{output.name}_reader{number}"
             own = ir.Node(
                 "", node.op_type, node.inputs, node.attributes.values(),
                 outputs=[ir.Value(name=name)],
             )  # fmt: skip
-            node.graph.insert_after(node, own)
+            place(node).insert_after(node, own)
             reader.replace_input_with(position, own.outputs[0])
 
 
@@ -99,7 +114,7 @@ def pack_four_bits(model: ir.Model, convolutions: bool = False) -> None:
     convolutions: those of convolutions too, where every code fits 4 bits.
     """
     for node in _of_constants(model):
-        codes, blocks = constant(node.inputs[0]), node.attributes.get("block_size")
+        codes, blocks = known(node.inputs[0]), node.attributes.get("block_size")
         if codes.dtype != ir.DataType.INT8:
             continue
         if (blocks is not None and blocks.as_int()) or (
@@ -107,8 +122,8 @@ def pack_four_bits(model: ir.Model, convolutions: bool = False) -> None:
             and all("Conv" in reader.op_type for reader in node.outputs[0].consumers())
             and np.all(codes.numpy() == np.clip(codes.numpy(), -8, 7))
         ):
-            for value in (node.inputs[0], *node.inputs[2:]):  # codes and zero points
-                packed = constant(value).numpy().astype(ir.DataType.INT4.numpy())
+            for value in filter(None, (node.inputs[0], *node.inputs[2:])):  # and zero points
+                packed = known(value).numpy().astype(ir.DataType.INT4.numpy())
                 value.const_value = ir.Tensor(packed, dtype=ir.DataType.INT4, name=value.name)
                 value.dtype = ir.DataType.INT4
 
@@ -116,6 +131,6 @@ def pack_four_bits(model: ir.Model, convolutions: bool = False) -> None:
 def prune(model: ir.Model) -> None:
     """Remove constants that nothing reads, in no graph."""
     for graph in model.graphs():
-        for value in list(graph.initializers.values()):
+        for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
-                del graph.initializers[value.name]
+                del graph.initializers[name]

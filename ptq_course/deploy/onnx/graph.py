@@ -83,7 +83,9 @@ def _is_quantizer(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _clamp_bounds(module: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
-    target = type(module.get_submodule(node.target)) if node.op == "call_module" else node.target
+    target = (
+        type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    )
     if target in (nn.ReLU6, F.relu6):
         return (0.0, 6.0)
     if target in (nn.ReLU, F.relu, torch.relu, "relu", "relu_"):
@@ -109,7 +111,7 @@ def use_global_average_pool(module: fx.GraphModule, examples: tuple[Tensor, ...]
         _replace_mean(module, node)
     for node in module.graph.nodes:
         if node.op == "call_module":
-            pool = module.get_submodule(node.target)
+            pool = module.get_submodule(str(node.target))
             if isinstance(pool, _POOL_MODULES) and set(_sizes(pool.output_size)) == {1}:
                 parent, _, name = node.target.rpartition(".")
                 setattr(module.get_submodule(parent), name, _GlobalAveragePool())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.deploy.targets import has_groups
-from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.layer_types import known_type
 from ptq_course.grids.affine import QParams, fake_quantize
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
@@ -38,21 +40,36 @@ class ExportedQuantizer(nn.Module):
         return torch.ops.ptq.quantize_dequantize(x, *self.settings)
 
 
+def known_qparams(layer: QuantizedLayer) -> QParams:
+    """The grid of a layer's weight; `targets.check_target` has refused codebooks."""
+    qparams = layer.weight_qparams
+    assert qparams is not None
+    return qparams
+
+
 class ExportedLayer(nn.Module):
     """A QuantizedLayer whose weight, and where known bias, are integer constants of the file.
 
     ``integer_bias`` False writes the bias as floating point, with the values of its codes.
     """
 
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    bias_codes: Tensor | None
+    bias_scale: Tensor | None
+    float_bias: Tensor | None
+
     def __init__(self, layer: QuantizedLayer, integer_bias: bool = True) -> None:
         super().__init__()
+        qparams = known_qparams(layer)
         self.axis = layer.channel_axis
         # Not copy.copy(): torch.export must see the operation without the float weights.
-        self.operation = layer_type(layer.float_layer).compute
+        self.operation = known_type(layer.float_layer).compute
         self.settings = _Settings(layer.float_layer)
         self.is_linear = isinstance(layer.float_layer, nn.Linear)
-        scale = layer.weight_scale.flatten() if layer.weight_scale.dim() else layer.weight_scale
-        zeros = layer.weight_zero_point.reshape(scale.shape).to(torch.int8)
+        scale = qparams.scale.flatten() if qparams.scale.dim() else qparams.scale
+        zeros = qparams.zero_point.reshape(scale.shape).to(torch.int8)
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8))
         self.register_buffer("weight_scale", scale.clone())
         self.register_buffer("weight_zero_point", zeros if zeros.any() else None)
@@ -63,17 +80,17 @@ class ExportedLayer(nn.Module):
         self.register_buffer("float_bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = (self.weight_codes, self.weight_scale, self.weight_zero_point)
+        constants = (self.weight_codes, self.weight_scale, self.weight_zero_point)
         if self.is_linear and self.bias_codes is not None:
             # Rows of a matrix fuse to QGemm, which adds the int32 bias; MatMul and Add would not.
             rows = x if x.dim() == 2 else x.flatten(0, -2)
-            rows = torch.ops.ptq.integer_linear(rows, *weight, self.bias_codes, self.bias_scale)
+            rows = torch.ops.ptq.integer_linear(rows, *constants, self.bias_codes, self.bias_scale)
             return rows if x.dim() == 2 else rows.unflatten(0, x.shape[:-1])
         bias = self.float_bias
         if self.bias_codes is not None:
             bias = torch.ops.ptq.dequantize(self.bias_codes, self.bias_scale, None, 0)
-        weight = torch.ops.ptq.dequantize(*weight, self.axis)
-        return self.operation(self.settings, x, weight, bias)
+        weight = torch.ops.ptq.dequantize(*constants, self.axis)
+        return self.operation(cast(nn.Module, self.settings), x, weight, bias)
 
 
 class ExportedEmbedding(nn.Module):
@@ -82,13 +99,19 @@ class ExportedEmbedding(nn.Module):
     A scale for each row is looked up as the row is; one for all is the table's.
     """
 
+    weight_codes: Tensor
+    weight_scale: Tensor | None
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        rows = layer.weight_scale.dim() > 0
+        qparams = known_qparams(layer)
+        rows = qparams.scale.dim() > 0
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8))
-        self.register_buffer("weight_scale", layer.weight_scale.reshape(-1, 1) if rows else None)
-        self.register_buffer("scale", torch.ones(()) if rows else layer.weight_scale.clone())
-        zeros = torch.zeros(()) if rows else layer.weight_zero_point
+        self.register_buffer("weight_scale", qparams.scale.reshape(-1, 1) if rows else None)
+        self.register_buffer("scale", torch.ones(()) if rows else qparams.scale.clone())
+        zeros = torch.zeros(()) if rows else qparams.zero_point
         self.register_buffer("zero_point", zeros.to(torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,11 +129,16 @@ class FourBitLinear(nn.Module):
     power of two of at least 16; it multiplies in floating point.
     """
 
+    weight_codes: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
+        scale = known_qparams(layer).scale
         self.register_buffer("weight_codes", layer.weight_codes.to(torch.int8).t().contiguous())
-        self.register_buffer("weight_scale", layer.weight_scale.t().contiguous())
-        self.block = layer.weight_codes.shape[1] // layer.weight_scale.shape[1]
+        self.register_buffer("weight_scale", scale.t().contiguous())
+        self.block = layer.weight_codes.shape[1] // scale.shape[1]
         bias = None if layer.bias is None else layer.bias.detach().clone()
         self.register_buffer("bias", bias)
 
@@ -139,7 +167,7 @@ class _Settings:
         for name, value in vars(layer).items():
             if not name.startswith("_") or name == "_reversed_padding_repeated_twice":
                 setattr(self, name, value)
-        self._kind = type(layer)
+        self._kind: Any = type(layer)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._kind._conv_forward(self, x, weight, bias)

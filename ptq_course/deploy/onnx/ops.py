@@ -225,6 +225,7 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
     with needs("onnx"):
         import onnx_ir
         import onnxscript
+        from onnxscript import values
 
     op = getattr(onnxscript, f"opset{opset}")
 
@@ -272,8 +273,8 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
         )  # fmt: skip
         return op.Mul(op.Cast(sums, to=FLOAT), op.Mul(s_x, scale))
 
-    microsoft = onnxscript.values.Opset("com.microsoft", 1)
-    dynamic = onnxscript.values.Op(microsoft, "DynamicQuantizeLSTM", _dynamic_lstm_schema())
+    microsoft = values.Opset("com.microsoft", 1)
+    dynamic = values.Op(microsoft, "DynamicQuantizeLSTM", _dynamic_lstm_schema())
 
     def direction(w) -> str:
         return "bidirectional" if w.shape[0] == 2 else "forward"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -175,7 +176,9 @@ class GraphReader:
         """
         node = self.comes_from(self.origin(name, _moves_weight), DEQUANTIZE)
         last = self.comes_from(self.origin(name, _is_identity), "Transpose")
-        return node, attribute(last, "perm", []) if node is not None and last is not None else None
+        if node is None or last is None:
+            return node, None
+        return node, [int(axis) for axis in attribute(last, "perm", [])]
 
 
 def _inside(outer: ChainMap | None) -> ChainMap:
@@ -195,7 +198,7 @@ def _moves_weight(node: NodeProto) -> bool:
     return node.op_type in ("Transpose", "Identity")
 
 
-def attribute(node: NodeProto, name: str, default: object = None) -> object:
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of a node's attribute."""
     for item in node.attribute:
         if item.name == name:

@@ -55,6 +55,14 @@ class ExportedRecurrent(nn.Module):
 class _Layer(nn.Module):
     """One layer in one or two directions, as one node."""
 
+    w_codes: Tensor
+    w_scale: Tensor | None
+    w_zero_point: Tensor | None
+    r_codes: Tensor
+    r_scale: Tensor | None
+    r_zero_point: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, parts: list[nn.Module], layer: Recurrent) -> None:
         super().__init__()
         self.mode, self.hidden = layer.mode, layer.hidden_size
@@ -63,8 +71,8 @@ class _Layer(nn.Module):
         for side, of_side in (("w", parts[0::2]), ("r", parts[1::2])):
             found = [self._constants(part) for part in of_side]
             for name in ("codes", "scale", "zero_point"):
-                values = [f[name] for f in found]
-                joined = None if values[0] is None else torch.cat(values)
+                values = [value for f in found if (value := f[name]) is not None]
+                joined = torch.cat(values) if values else None
                 self.register_buffer(f"{side}_{name}", joined)
         self.register_buffer("bias", None)
         if layer.bias:

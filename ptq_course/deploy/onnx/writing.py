@@ -218,6 +218,8 @@ def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn
 
 
 def _to_onnx(module: nn.Module, given: tuple, shapes: tuple, opset: int) -> ir.Model:
+    from ptq_course.deploy.onnx.optimizing import optimize  # late, as below
+
     level = logging.root.manager.disable
     # torch.onnx warns about torchvision, which this course does not use, and torch.export writes
     # forty lines about an example that does not fit, before it raises.
@@ -232,9 +234,11 @@ def _to_onnx(module: nn.Module, given: tuple, shapes: tuple, opset: int) -> ir.M
                 opset_version=opset,
                 dynamic_shapes=shapes,
                 custom_translation_table=translation_table(opset),
-                optimize=True,
+                optimize=False,  # the next lines do
                 verbose=False,
             )
+            assert program is not None  # dynamo=True returns one
+            optimize(program.model)
     except Exception as error:
         raise UnsupportedError(
             f"torch.onnx.export refused {type(module).__name__}: {_reason(error)}"

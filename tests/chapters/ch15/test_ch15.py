@@ -10,7 +10,7 @@ import torch
 from matplotlib.patches import Rectangle
 from networks import InvertedResidual, Residual
 
-from ptq_classroom.chapters.ch15 import figures, runtimes, small_files
+from ptq_classroom.chapters.ch15 import chains, figures, runtimes, small_files, widget
 from ptq_classroom.chapters.ch15.exercises import _graphs, repair_residual, unfused
 from ptq_classroom.chapters.ch15.own_functions import with_ranges
 from ptq_classroom.kit import exercises
@@ -171,3 +171,53 @@ def test_the_two_blocks_say_the_finding_first():
     assert alt.startswith("OpenVINO rounds a residual block once, ONNX Runtime twice")
     circles = [sum(t.get_text() == "Q" for t in ax.texts) for ax in fig.axes]
     assert circles == [2, 1]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return widget.measure(rounds=1)
+
+
+def test_a_chain_that_is_rounded_where_kernels_ask_is_run_in_integers(rows):
+    """Counted by the runtime itself, and foretold by the reference of exercise 15.1."""
+    for behind, operator in widget.BEHIND.items():
+        for directly in (True, False):
+            left = unfused(chains.quantized(operator, directly))
+            integer, floating, boundary = rows[behind, directly].nodes
+            relu = operator == "Relu"  # folded into the grid, which the exercise leaves out
+            assert len(left) == (0 if directly else chains.LENGTH)
+            assert (integer >= chains.LENGTH) == (directly or relu)
+            assert (floating >= chains.LENGTH) == (
+                operator == "Gelu" or (not directly and not relu)
+            )
+            assert boundary >= 2
+
+
+def test_the_chains_files_are_valid_and_alike(rows):
+    for operator in chains.BEHIND:
+        for model in (chains.floating(operator), chains.quantized(operator, True)):
+            onnx.checker.check_model(model, full_check=True)
+            assert [n.op_type for n in model.graph.node].count("Conv") == chains.LENGTH
+    assert set(rows) == {(b, d) for b in widget.BEHIND for d in (True, False)}
+    assert all(time > 0 for one in rows.values() for time in one.times.values())
+
+
+def test_the_widget_draws_what_was_found():
+    nodes, times = {False: (0, 12, 20), True: (6, 6, 14)}, {1: 0.5, 8: 1.8, 32: 9.0}
+    found = {
+        (behind, directly): widget.Found(counts, times)
+        for behind in widget.BEHIND
+        for directly, counts in nodes.items()
+    }
+    made = widget.explorer(found)
+    artists = made.artists
+    assert isinstance(artists, widget.OneRow)
+    readout, alt = made.set(behind="GELU", directly=False, batch=32)
+    assert [bar.get_width() for bar in artists.nodes] == [0, 12, 20]
+    assert artists.time.get_width() == widget.MOST_TIME  # the number beside it is the time
+    assert artists.told.get_text().strip() == "9.0 times"
+    assert "0 nodes in integers, 12 in floating point, 20 Q and DQ" in readout
+    assert "~9.0 times FP32's time" in alt
+    made.set(directly=True, batch=1)
+    assert [bar.get_width() for bar in artists.nodes] == [6, 6, 14]
+    assert artists.time.get_width() == 0.5

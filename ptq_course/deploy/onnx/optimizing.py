@@ -1,0 +1,53 @@
+"""PyTorch's optimizer of exported graphs, without the one step that is slow on large ones."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+# Looks for pairs of Slice nodes, and for it walks the whole graph from every node: of 400 layers it
+# took half of the time of the export. The export itself makes no such pairs.
+SLOW_RULES = {"SlicesSplit"}
+
+
+def optimize(model: ir.Model) -> None:
+    """In place what ``torch.onnx.export(optimize=True)`` does: fold constants, simplify, clean up.
+
+    The rules are onnxscript's own. Where another version of it keeps them elsewhere, all of them
+    are applied.
+    """
+    from onnxscript import optimizer, rewriter
+
+    default = getattr(rewriter, "_DEFAULT_REWRITE_RULES", None)
+    folding = getattr(optimizer, "constant_folding", None)
+    if not default or folding is None:
+        optimizer.optimize_ir(model)
+        return
+    rules = [rule for rule in default if getattr(rule, "name", None) not in SLOW_RULES]
+    rounds = ir.passes.PassManager(
+        [
+            folding.FoldConstantsPass(
+                shape_inference=True,
+                input_size_limit=folding.DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
+                output_size_limit=folding.DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
+                should_fold=lambda node: None,
+            ),
+            rewriter.RewritePass(rules),
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedOpsetsPass(),
+        ],
+        steps=2,
+        early_stop=True,
+    )
+    ir.passes.Sequential(
+        common.InlinePass(),
+        rounds,
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
