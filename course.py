@@ -10,6 +10,11 @@
     python course.py setup     only set up
     python course.py bundle    fetch everything once, for rooms without internet
 
+For teachers:
+
+    python course.py learner   write the learner's edition, to hand out
+    python course.py grade     grade a folder of submissions
+
 `python course.py lab --help` says more of a command; so for each of them.
 """
 

@@ -31,6 +31,7 @@ CLASSROOM = {
     "pictures": "emoji, camera, networks",
     "text": "phrases and an encoder",
     "chapters": "one folder a chapter: exercises, figures, widget",
+    "teaching": "the learner's edition, grading",
 }
 MAX_FLOORS = 10
 FRONT_DOORS = {"ptq_course", "ptq_classroom"}  # name things, and are imported by no file inside

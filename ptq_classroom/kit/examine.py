@@ -30,18 +30,21 @@ class Probe:
             got = self.fn(*args, **kwargs)
         except Exception as error:
             self.calls.append((*kept, error))
-            if _not_attempted(error, self.fn):
-                raise NotAttempted from error
-            stub = _other_stub(error)
-            if stub:
-                raise Failure(stub) from error
-            raise _located(error, self.fn, self.exercise) from error
+            raise self.account(error) from error
         self.calls.append((*kept, _kept(got)))
         if not self.exercise.may_change_inputs:
             names = _names(self.exercise, args)
             for name, before, after in zip(names, kept[0], args, strict=False):
                 expect_unchanged(before, after, name)
         return got
+
+    def account(self, error: Exception) -> Exception:
+        """What to raise for an error of the learner's function: where, or that it is a stub."""
+        if _not_attempted(error, self.fn):
+            return NotAttempted()
+        if stub := _other_stub(error):
+            return Failure(stub)
+        return _located(error, self.fn, self.exercise)
 
 
 class NotAttempted(Exception):
@@ -58,9 +61,12 @@ class Result:
     calls: list = field(default_factory=list, repr=False)
 
 
-def examine(exercise: Exercise, fn: Callable[..., Any]) -> Result:
-    """Run the checks; on failure, look for the known wrong answer that does the same."""
-    probe = Probe(fn, exercise)
+def examine(exercise: Exercise, fn: Callable[..., Any], watch: type[Probe] = Probe) -> Result:
+    """Run the checks; on failure, look for the known wrong answer that does the same.
+
+    watch: the probe to put around the function.
+    """
+    probe = watch(fn, exercise)
     try:
         _run(exercise, probe)
     except NotAttempted:

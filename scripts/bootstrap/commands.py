@@ -1,4 +1,4 @@
-"""The commands of course.py: lab, test, progress, site, doctor, setup, bundle."""
+"""The commands of course.py: lab, test, progress, site, doctor, setup, bundle, learner, grade."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .words import fitted, meant
 NOTEBOOKS = ROOT / "notebooks"
 COPY = ROOT / "my_course"
 COPIER = ROOT / "ptq_classroom" / "kit" / "learner_copy.py"
+EDITION = ROOT / "ptq_classroom" / "teaching" / "edition.py"
 # Options of pytest and its plugins whose value may stand apart and is no place to look for tests.
 TAKE_A_VALUE = {
     "-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--basetemp", "--capture", "--color",
@@ -99,6 +100,32 @@ with the course, so that every machine there sets itself up from it:
 A bundle serves machines of the kind it was made on (system, processor, version
 of Python). Run it once on each kind of machine, with the same FOLDER.
 """,
+    "learner": """\
+python course.py learner OUT [--nbgrader]
+
+Writes the learner's edition into the new folder OUT, to hand out: the notebooks
+without solutions and outputs. Installs nothing.
+
+    --nbgrader  in nbgrader's own markup, as a course of its: the notebooks with
+                solutions in OUT/source, and OUT/nbgrader_config.py
+""",
+    "grade": """\
+python course.py grade SUBMISSIONS [--csv grades.csv] [--report DIR] [...]
+
+Grades a folder that holds one folder, one notebook or one my_ptq.py for each
+student. Their code runs in processes of its own, shut in as far as the system
+allows; what protects is printed and stands in the table. Interrupted, or with
+more handed in, the same command goes on where it was.
+
+    --csv FILE       the table, one row a student; FILE.details.csv has the rest
+    --report DIR     a page for each student, and one for the class
+    --jobs N         so many at a time (default: half of the processors)
+    --timeout S      seconds for one exercise (default 20)
+    --memory MB      memory for it, beside PyTorch's own (default 1024)
+    --chapters A,B   grade these (prep, 01, ...); default: those handed in
+    --seed N         the seed of the fresh cases, to repeat a grading
+    --again          forget the grades that are there
+""",
 }
 TAKE_A_BUNDLE = ("lab", "test", "setup")
 OPTIONS = {"setup": ("--again", "--latest"), "doctor": (), "progress": ()}
@@ -120,6 +147,8 @@ def run(arguments: list[str], help_text: str) -> int:
         "doctor": doctor,
         "setup": set_up,
         "bundle": bundle,
+        "learner": learner,
+        "grade": grade,
     }
     if name not in commands:
         refuse(f"course.py does not know {name!r}.{meant(name, commands)}\n\n{help_text.strip()}")
@@ -265,6 +294,20 @@ def doctor(arguments: list[str]) -> int:
     from .doctor import examine
 
     return examine(current())
+
+
+def learner(arguments: list[str]) -> int:
+    """`learner OUT [--nbgrader]`"""
+    return runpy.run_path(str(EDITION))["main"](arguments, NOTEBOOKS, HELP["learner"])
+
+
+def grade(arguments: list[str]) -> int:
+    """`grade SUBMISSIONS [...]`"""
+    if not arguments:
+        refuse(f"grade needs the folder of submissions.\n\n{HELP['grade'].strip()}")
+        return 2
+    here = os.getcwd()  # places are meant from here
+    return hand_over(ready(), ["-m", "ptq_classroom.teaching.grading", "--at", here, *arguments])
 
 
 def ready() -> Environment:

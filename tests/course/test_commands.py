@@ -184,7 +184,7 @@ def test_a_console_that_lacks_a_character_is_no_traceback(root):
     assert done.stdout.endswith("? done\n"), done.stderr
 
 
-COMMANDS = ["lab", "test", "progress", "site", "doctor", "setup", "bundle"]
+COMMANDS = ["lab", "test", "progress", "site", "doctor", "setup", "bundle", "learner", "grade"]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""For teachers: the learner's edition, and grading what learners hand in."""
