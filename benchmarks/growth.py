@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -38,7 +39,10 @@ def network(layers: int) -> nn.Module:
     return nn.Sequential(*parts).eval()
 
 
-def clock(step: Callable) -> tuple[float, object]:
+T = TypeVar("T")
+
+
+def clock(step: Callable[[], T]) -> tuple[float, T]:
     start = time.process_time()
     result = step()
     return time.process_time() - start, result

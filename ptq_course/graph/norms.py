@@ -140,8 +140,8 @@ def _reads_plainly(layer: nn.Module, shifted: bool) -> bool:
     """Whether a convolution reads every value as it is, with nothing put around them."""
     if not isinstance(layer, tuple(_CONVOLUTIONS.values())):
         return False
-    padded = layer.padding != "valid" and any(side != 0 for side in layer.padding)
-    return not (padded and shifted)
+    sides = cast(str | tuple[int, ...], layer.padding)
+    return not (shifted and sides != "valid" and any(side != 0 for side in sides))
 
 
 def write_as_convolution(module: fx.GraphModule, node: fx.Node, batch_norm: BatchNorm) -> None:

@@ -134,7 +134,7 @@ def test_channels_on_another_axis_than_the_linear_reads():
 def test_a_factor_alone_goes_through_padding():
     """Nothing is shifted: 0 around the image stays 0."""
     norm = nn.BatchNorm2d(3)
-    norm.running_var.uniform_(0.5, 2)
+    norm.running_var = torch.rand(3) + 0.5
     model = nn.Sequential(nn.ReLU(), norm, nn.Conv2d(3, 4, 3, padding=1)).eval()
     fused = fuse(trace(model))
     x = torch.randn(2, 3, 6, 6)

@@ -455,8 +455,9 @@ def test_a_batch_norm_over_another_axis_is_refused_also_without_data():
 def test_a_value_that_was_always_zero_is_named():
     """Its scale says nothing: in use, its values would be rounded to whole numbers."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    nn.init.constant_(model[0].bias, -100)
+    first = nn.Linear(4, 4)
+    nn.init.constant_(first.bias, -100)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(4, 2))
     quantizer = PTQQuantizer(model)
     with pytest.warns(UserWarning, match="^1: 0 in all calibration data"):
         quantizer.calibrate([torch.randn(8, 4)], ranges="minmax")
