@@ -4,6 +4,7 @@
     python course.py lab       set up what is missing, then open JupyterLab
     python course.py test      run every test and every notebook
     python course.py progress  say what is passed, chapter by chapter
+    python course.py site      build the course as a web page, into build/site
     python course.py doctor    say what is installed, what is missing, and what
                                this processor can do
     python course.py setup     only set up

@@ -114,9 +114,9 @@ def test_every_dependency_is_bounded_below(project):
 def test_an_engineer_needs_four_libraries_and_each_extra_holds_the_one_before(project):
     extras = project["optional-dependencies"]
     assert names(project["dependencies"]) == {"torch", "numpy", "safetensors", "tqdm"}
-    assert list(extras) == ["onnx", "keras", "openvino", "course", "test"]
+    assert list(extras) == ["onnx", "keras", "openvino", "course", "site", "test"]
     assert "ptq-course[onnx]" in extras["course"]
-    assert "ptq-course[course,keras,openvino]" in extras["test"]
+    assert "ptq-course[course,keras,openvino,site]" in extras["test"]
 
 
 def test_the_setup_installs_every_extra(project):

@@ -1,4 +1,4 @@
-"""The commands of course.py: lab, test, progress, doctor, setup, bundle."""
+"""The commands of course.py: lab, test, progress, site, doctor, setup, bundle."""
 
 from __future__ import annotations
 
@@ -62,6 +62,15 @@ python course.py progress
 Says which exercises are passed, chapter by chapter. Counted is what a passed
 check has put into my_course/my_ptq.py.
 """,
+    "site": """\
+python course.py site [OUT]
+
+Builds the course as a web page into the folder OUT (default: build/site):
+chapters with their outputs, glossary, reference, search. Open its index.html,
+or put the folder on any web server; it loads nothing from the network. The
+first build fetches MathJax and the widgets' script from npm's registry (11 MB);
+without a network it is built without them and says so.
+""",
     "doctor": """\
 python course.py doctor
 
@@ -107,6 +116,7 @@ def run(arguments: list[str], help_text: str) -> int:
         "lab": lab,
         "test": test,
         "progress": progress,
+        "site": site,
         "doctor": doctor,
         "setup": set_up,
         "bundle": bundle,
@@ -239,6 +249,15 @@ def is_notebook(place: str) -> bool:
     """Whether a place of pytest's is a notebook, a cell of one, or in their folder."""
     path = Path(place.split("::")[0])
     return path.suffix == ".ipynb" or NOTEBOOKS in (ROOT / path, *(ROOT / path).parents)
+
+
+def site(arguments: list[str]) -> int:
+    """`site [OUT]`"""
+    if len(arguments) > 1 or any(word.startswith("-") for word in arguments):
+        refuse(f"site takes one folder, found {' '.join(arguments)}.\n\n{HELP['site'].strip()}")
+        return 2
+    out = [str(Path(word).resolve()) for word in arguments]  # what runs next leaves this folder
+    return hand_over(ready(), [str(ROOT / "scripts" / "build_site.py"), *out])
 
 
 def doctor(arguments: list[str]) -> int:

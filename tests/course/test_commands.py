@@ -113,6 +113,22 @@ def test_lab_never_overwrites_what_the_learner_wrote(course, handed):
     assert mine.read_text() == "mine"
 
 
+def test_site_builds_where_it_was_asked_to(course, handed, tmp_path, monkeypatch):
+    """A folder is meant from where the learner stands, not from the course's folder."""
+    monkeypatch.chdir(tmp_path)
+    assert commands.run(["site"], "help") == 0
+    assert commands.run(["site", "page"], "help") == 0
+    builder = str(course / "scripts" / "build_site.py")
+    assert handed == [[builder], [builder, str(tmp_path / "page")]]
+
+
+@pytest.mark.parametrize("arguments", [["a", "b"], ["--open"]])
+def test_site_takes_one_folder(handed, capsys, arguments):
+    assert commands.run(["site", *arguments], "help") == 2
+    assert not handed
+    assert f"found {' '.join(arguments)}" in capsys.readouterr().err
+
+
 def test_the_environment_s_own_kernel_and_programs_come_first(course, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", "elsewhere")
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
@@ -168,7 +184,7 @@ def test_a_console_that_lacks_a_character_is_no_traceback(root):
     assert done.stdout.endswith("? done\n"), done.stderr
 
 
-COMMANDS = ["lab", "test", "progress", "doctor", "setup", "bundle"]
+COMMANDS = ["lab", "test", "progress", "site", "doctor", "setup", "bundle"]
 
 
 @pytest.fixture

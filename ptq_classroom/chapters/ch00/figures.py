@@ -6,25 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
-from ptq_classroom.pictures.camera import MEAN, STD, respond
+from ptq_classroom.kit.names import rule_name
+from ptq_classroom.kit.show import COLORS, DPI, GREY, color, figure, ink
+from ptq_classroom.pictures.brighten import developed, gain_of, light_of
+from ptq_classroom.pictures.camera import MEAN, STD
 from ptq_classroom.pictures.classes import CLASS_NAMES, GROUPS
 
 Shown = tuple[Figure, str]
 LOST, GAINED = ink(COLORS[2]), ink(COLORS[0])
 WHITE = "white"
 MARK = {True: "✓", False: "✗"}
+NAMED = 9  # changed answers that an alt text names before it says how many more there are
 
 
 def classes(split: Any, columns: int = 8) -> Shown:
     """The first ordinary picture of each class in `split`, under the class's name."""
     labels, ordinary = split.labels.numpy(), np.asarray(split.modes) == "normal"
     first = [int(np.flatnonzero((labels == k) & ordinary)[0]) for k in range(len(CLASS_NAMES))]
-    fig, axes = _wall(len(first), columns, width=9.6, row=1.32)
+    fig, axes = _wall(len(first), columns, times=3, gap=24)
     for ax, place, name in zip(axes, first, CLASS_NAMES, strict=True):
         ax.imshow(_picture(split.images[place]))
         ax.set_title(_two_lines(name), fontsize=8, loc="center", pad=3)
@@ -49,7 +51,8 @@ def prediction(image: Tensor, outputs: Mapping[str, Tensor], truth: int, top: in
     height = 0.8 / len(shares)
     for i, (name, share) in enumerate(shares.items()):
         place = np.arange(len(chosen)) + (i - (len(shares) - 1) / 2) * height
-        bars = right.barh(place, 100 * share[chosen], height * 0.9, color=COLORS[i], label=name)
+        bars = right.barh(place, 100 * share[chosen], height * 0.9, color=COLORS[i], label=name,
+                          hatch=(None, "///")[i % 2], edgecolor=WHITE, linewidth=0)  # fmt: skip
         right.bar_label(bars, [f"{100 * share[k]:.0f}" for k in chosen], padding=3, fontsize=8)
     right.set_yticks(np.arange(len(chosen)), [_starred(k, truth) for k in chosen])
     right.invert_yaxis()
@@ -59,7 +62,12 @@ def prediction(image: Tensor, outputs: Mapping[str, Tensor], truth: int, top: in
         f"{name}: " + ", ".join(f"{CLASS_NAMES[k]} {100 * share[k]:.0f} percent" for k in chosen)
         for name, share in shares.items()
     )
-    return fig, f"A picture of class {CLASS_NAMES[truth]}, and probabilities. {said}."
+    finding = ", ".join(
+        f"{name} answers {CLASS_NAMES[int(share.argmax())]} "
+        f"({'right' if int(share.argmax()) == truth else 'wrong'})"
+        for name, share in shares.items()
+    )
+    return fig, f"{finding}. A picture of class {CLASS_NAMES[truth]} beside bars. {said}."
 
 
 def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: int = 6) -> Shown:
@@ -68,45 +76,65 @@ def flipped(split: Any, fp: Tensor, q: Tensor, places: Sequence[int], columns: i
     fp, q: logits [N, classes] on `split`; places: which pictures to show.
     """
     labels, before, after = split.labels.numpy(), fp.argmax(1).numpy(), q.argmax(1).numpy()
-    fig, axes = _wall(len(places), columns, width=9.6, row=2.05)
-    told = []
-    for ax, i in zip(axes, map(int, places), strict=True):
+    chosen = [int(i) for i in places]
+    gains = {i: gain for i in chosen if (gain := gain_of(light_of(split.images[i]))) > 1}
+    fig, axes = _wall(len(chosen) + len(gains), columns, times=4, gap=40)
+    told, cells = [], iter(axes)
+    for i in chosen:
         was, now = before[i] == labels[i], after[i] == labels[i]
         tint = LOST if was and not now else GAINED if now and not was else ink(GREY)
-        ax.imshow(_picture(split.images[i]))
-        ax.set_title(
-            f"FP32 {MARK[bool(was)]} {_short(before[i])}\n"
-            f"INT8 {MARK[bool(now)]} {_short(after[i])}",
-            fontsize=8, loc="center", pad=3, color=tint,
-        )  # fmt: skip
+        said = (
+            f"FP32 {MARK[bool(was)]} {_short(before[i])}\nINT8 {MARK[bool(now)]} {_short(after[i])}"
+        )
+        _show(next(cells), _picture(split.images[i]), said, tint)
+        if i in gains:
+            copy = developed(light_of(split.images[i]) * gains[i])
+            _show(next(cells), _picture(copy), f"the same,\n{gains[i]}x the light", "black")
         told.append(f"{CLASS_NAMES[before[i]]} to {CLASS_NAMES[after[i]]}")
-    return fig, f"{len(places)} pictures whose answer changed: {', '.join(told)}."
+    lost, gained = (
+        sum(bool(x[i] == labels[i]) and not bool(y[i] == labels[i]) for i in chosen)
+        for x, y in ((before, after), (after, before))
+    )
+    rest = f", and {len(told) - NAMED} more" if len(told) > NAMED else ""
+    return fig, (
+        f"{lost} pictures that only FP32 names right, then {gained} that only INT8 does; "
+        f"{len(gains)} are so dark that a brightened copy stands beside them. "
+        f"From FP32's answer to INT8's: {', '.join(told[:NAMED])}{rest}."
+    )
 
 
 def seen(rows: Mapping[str, Tensor], kinds: Sequence[str]) -> Shown:
     """Inputs drawn as pictures again, one row a network: what it gets to see.
 
-    rows: normalised inputs float32 [N, 3, H, W] as `to_input` makes them; kinds: a word a picture.
+    rows: normalized inputs float32 [N, 3, H, W] as `to_input` makes them; kinds: a word a picture.
+    Beside a picture that is dark in the first row stands a copy, brightened alike in all rows.
     """
-    count = len(kinds)
-    fig, axes = figure(9.6, 1.12 * len(rows) + 0.3, len(rows), count, squeeze=False)
-    told = []
-    for line, (name, inputs) in zip(axes, rows.items(), strict=True):
-        bytes_ = respond((inputs * STD + MEAN).clamp(min=0)).round().clamp(0, 255)
-        for ax, picture, kind in zip(line, bytes_.to(torch.uint8), kinds, strict=True):
-            ax.imshow(_picture(picture))
-            ax.set(xticks=[], yticks=[])
-            for side in ax.spines.values():
-                side.set_visible(False)
-            if name == next(iter(rows)):
-                ax.set_title(str(kind), fontsize=9, loc="center", pad=3)
+    lights = {name: (inputs * STD + MEAN).clamp(min=0) for name, inputs in rows.items()}
+    columns: list[tuple[int, int]] = []  # (picture, how many times its light)
+    for i, light in enumerate(next(iter(lights.values()))):
+        gain = gain_of(light)
+        columns += [(i, 1)] if gain == 1 else [(i, 1), (i, gain)]
+    fig, axes = figure(9.6, 0.95 * len(rows) + 0.4, len(rows), len(columns), squeeze=False)
+    for line, (name, light) in zip(axes, lights.items(), strict=True):
+        for ax, (i, gain) in zip(line, columns, strict=True):
+            title = str(kinds[i]) if gain == 1 else f"{gain}x\nthe light"
+            title = title if name == next(iter(rows)) else ""
+            _show(ax, _picture(developed(light[i] * gain)), title, "black")
         label = name.replace(", ", ",\n").replace(" sees", "\nsees")
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-        distinct = [len(picture.unique()) for picture in inputs]
-        told.append(f"{name}: " + ", ".join(map(str, distinct)))
+        line[0].annotate(
+            label, (0, 0.5), xycoords="axes fraction", xytext=(-6, 0), fontsize=9,
+            textcoords="offset points", ha="right", va="center",
+        )  # fmt: skip
+    counts = {name: [len(x.unique()) for x in inputs] for name, inputs in rows.items()}
+    first, *others = counts
+    worst = min(counts, key=lambda name: min(counts[name]))
+    at = int(np.argmin(counts[worst]))
+    kept = ", ".join(f"{counts[name][at]} in {name}" for name in others)
+    told = "; ".join(f"{name}: {_by_kind(kinds, row)}" for name, row in counts.items())
     return fig, (
-        f"{count} pictures ({', '.join(map(str, kinds))}) as each network gets to see them. "
-        f"Different values in each: {'; '.join(told)}."
+        f"A {kinds[at]} picture of {counts[first][at]} different values keeps {kept}. "
+        f"{len(kinds)} pictures as each network gets to see them, a row a network. "
+        f"Different values in each: {told}."
     )
 
 
@@ -127,7 +155,7 @@ def difference(
         ax.annotate(f"{middle:+.1f}", (middle, y), xytext=(0, 6), textcoords="offset points",
                     ha="center", fontsize=9)  # fmt: skip
     ax.axvline(0, color=GREY, linewidth=1.2)
-    ax.set_yticks(place, list(rows))
+    ax.set_yticks(place, [rule_name(name) for name in rows])
     ax.set(ylim=(len(rows) - 0.5, -0.6), xlabel="change of accuracy against FP32 (points)")
     ax.set_xlim(min(values.min(), 0) * 1.15 - 0.1, max(values.max(), 0) * 1.15 + 0.5)
     ax.set_title(title)
@@ -136,10 +164,10 @@ def difference(
         ax.set_xlim(min(ax.get_xlim()[0], 1.1 * shown.guess), None)
         shown.draw(ax)
     told = "; ".join(
-        f"{name} {a:+.1f} points, from {b:+.1f} to {c:+.1f}"
+        f"{rule_name(name)} {a:+.1f} points, from {b:+.1f} to {c:+.1f}"
         for name, (a, b, c) in zip(rows, values.tolist(), strict=True)
     )
-    return fig, f"Change of accuracy against FP32 with 95 percent intervals: {told}."
+    return fig, f"{told}: changes of accuracy against FP32, with 95 percent intervals."
 
 
 def scoreboard(
@@ -197,18 +225,23 @@ def fewer_bits(bits: Sequence[int], rows: Mapping[str, Sequence[float]], referen
     for i, (name, accuracy) in enumerate(rows.items()):
         ax.plot(place, accuracy, marker="o", **color(i))
         ax.annotate(
-            f"{name} {accuracy[-1]:.1f}", (place[-1], accuracy[-1]), xytext=(8, 0),
+            f"{rule_name(name)} {accuracy[-1]:.1f}", (place[-1], accuracy[-1]), xytext=(8, 0),
             textcoords="offset points", va="center", fontsize=9, color=ink(COLORS[i]),
         )  # fmt: skip
         pairs = ", ".join(f"{b} bits {a:.1f}" for b, a in zip(bits, accuracy, strict=True))
-        told.append(f"{name}: {pairs}")
+        told.append(f"{rule_name(name)}: {pairs}")
     ax.axhline(reference, color=GREY, linestyle="--", linewidth=1.2)
     ax.text(0, reference + 1, f"FP32 {reference:.1f}", color=ink(GREY), fontsize=9, va="bottom")
     ax.set(xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
     ax.set_xticks(place, list(map(str, bits)))
     ax.set(ylim=(0, 108), xlim=(-0.2, place[-1] + 0.75))
+    last = {rule_name(name): float(row[-1]) for name, row in rows.items()}
+    best, worst = max(last, key=last.__getitem__), min(last, key=last.__getitem__)
     said = "; ".join(told)
-    return fig, f"Top-1 accuracy in percent over bits. {said}. FP32 {reference:.1f}."
+    return fig, (
+        f"With {bits[-1]} bits {best} keeps {last[best]:.1f} percent, {worst} {last[worst]:.1f}. "
+        f"Lines of top-1 accuracy in percent over bits. {said}. FP32 {reference:.1f}."
+    )
 
 
 def _guesses(parts: tuple, guesses: Sequence[Any]) -> list[float | None]:
@@ -220,12 +253,36 @@ def _guesses(parts: tuple, guesses: Sequence[Any]) -> list[float | None]:
     return [None if g is None else convert(g) for g, convert in zip(made, turn, strict=True)]
 
 
-def _wall(count: int, columns: int, width: float, row: float) -> tuple[Figure, list[Any]]:
-    rows = -(-count // columns)
-    fig, axes = figure(width, rows * row, rows, columns, squeeze=False)
-    for ax in axes.flat:
+def _wall(count: int, columns: int, times: int, gap: int) -> tuple[Figure, list[Any]]:
+    """Axes for pictures of 48 pixels, each exactly `times` dots wide, under titles of two lines.
+
+    Whole dots compress well: noise that is resampled unevenly makes the notebook a third larger.
+    """
+    side, title, rows = 48 * times, 46, -(-count // columns)
+    wide, high = columns * (side + gap), rows * (side + title)
+    fig, axes = figure(wide / DPI, high / DPI, rows, columns, squeeze=False)
+    fig.set_layout_engine("none")
+    for i, ax in enumerate(axes.flat):
         ax.axis("off")
+        x, y = i % columns * (side + gap) + gap // 2, high - (i // columns + 1) * (side + title)
+        ax.set_position((x / wide, y / high, side / wide, side / high))
     return fig, list(axes.flat[:count])
+
+
+def _show(ax: Any, picture: np.ndarray, title: str, tint: str) -> None:
+    ax.imshow(picture)
+    ax.axis("off")
+    if title:
+        ax.set_title(title, fontsize=8, loc="center", pad=3, color=tint)
+
+
+def _by_kind(kinds: Sequence[str], counts: Sequence[int]) -> str:
+    """The counts of each kind of picture: "night 2 to 4"."""
+    said = []
+    for kind in dict.fromkeys(map(str, kinds)):
+        own = [n for k, n in zip(kinds, counts, strict=True) if k == kind]
+        said.append(f"{kind} {min(own)}" + (f" to {max(own)}" if max(own) > min(own) else ""))
+    return ", ".join(said)
 
 
 def _picture(image: Tensor) -> np.ndarray:

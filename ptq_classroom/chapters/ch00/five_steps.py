@@ -55,8 +55,8 @@ def five_steps(images: np.ndarray, values: np.ndarray) -> tuple[Figure, str]:
     """
     values = np.asarray(values, dtype=np.float64).ravel()
     high = float(np.quantile(values, 0.9995))
-    fig, axes = figure(10.4, 3.0, 1, 5)
-    fig.get_layout_engine().set(w_pad=0.14, rect=(0.005, 0.13, 0.99, 0.86))
+    fig, axes = figure(10.4, 3.1, 1, 5)
+    fig.get_layout_engine().set(w_pad=0.14, rect=(0.005, 0.15, 0.99, 0.84))
     _layers(axes[0])
     _pictures(axes[1], images)
     _ranges(axes[2], values, high)
@@ -65,17 +65,20 @@ def five_steps(images: np.ndarray, values: np.ndarray) -> tuple[Figure, str]:
     for ax, (title, caption) in zip(axes, STEPS, strict=True):
         ax.set_title(title, fontsize=11.5, fontweight="bold", loc="center", pad=8)
         ax.set_xlabel(caption, fontsize=9.5, labelpad=7)
-        ax.set(xticks=[], yticks=[])
+        ax.xaxis.set_label_coords(0.5, -0.11)
+        if ax is not axes[2]:
+            ax.set_xticks([])
+        ax.set_yticks([])
         ax.minorticks_off()
         for side in ("top", "bottom", "left", "right"):
             ax.spines[side].set(visible=True, color="#c8ccd2")
     _arrows(fig, axes)
+    first = [title.split(" · ")[1].lower() for title, _ in STEPS]
     return fig, (
-        "The five steps of post-training quantization, from left to right. "
-        + " ".join(f"{title}: {caption.replace(chr(10), ' ')}." for title, caption in STEPS)
-        + f" In the third panel a histogram of {values.size:,} activations of the trained network "
-        f"is cut at {high:.3g}, while the largest is {values.max():.3g}. An arrow leads from "
-        "step 5 back to step 3: if too much was lost, choose other ranges."
+        f"Post-training quantization is five steps, none of them training: {'; '.join(first)}. "
+        "An arrow leads from the last back to calibration: where too much was lost, other ranges "
+        f"are chosen. Its panel is a histogram of {values.size:,} activations of the trained "
+        f"network, cut at {high:.3g}, while the largest is {values.max():.3g}."
     )
 
 
@@ -106,18 +109,27 @@ def _pictures(ax: Any, images: np.ndarray) -> None:
 
 
 def _ranges(ax: Any, values: np.ndarray, high: float) -> None:
-    end = min(float(values.max()), 2.2 * high)
-    counts, edges = np.histogram(values[values > 0], bins=60, range=(0, end))
-    ax.stairs(np.maximum(counts, 0.5), edges, fill=True, color=COLORS[0], alpha=0.8, baseline=0.5)
-    ax.axvspan(0, high, color=COLORS[1], alpha=0.2, linewidth=0)
-    ax.axvline(high, color=COLORS[6], linestyle="--", linewidth=1.5)
-    ax.set(yscale="log", xlim=(-0.03 * end, end), ylim=(0.5, counts.max() * 9))
+    """All positive values on a square-root axis, so that the bulk and the largest both show."""
+    end = float(values.max())
+    edges = np.linspace(0, np.sqrt(end), 61) ** 2
+    counts, _ = np.histogram(values[values > 0], bins=edges)
+    place = np.sqrt(edges)
+    ax.stairs(np.maximum(counts, 0.5), place, fill=True, color=COLORS[0], alpha=0.8, baseline=0.5)
+    cut = np.sqrt(high)
+    ax.axvspan(0, cut, color=COLORS[1], alpha=0.2, linewidth=0)
+    ax.axvline(cut, color=COLORS[6], linestyle="--", linewidth=1.5)
+    ax.set(yscale="log", xlim=(-0.02 * place[-1], place[-1]), ylim=(0.5, counts.max() * 30))
+    ax.set_xticks([0, cut, place[-1]], ["0", f"{high:.2g}", f"{end:.2g}"], fontsize=8)
+    ax.tick_params(axis="x", pad=1, length=2)
+    for label, side in zip(ax.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_ha(side)
+    top = {"va": "top", "fontsize": 9, "transform": ax.get_xaxis_transform()}
     ax.text(
-        high / 2, counts.max() * 2.6, "kept range", ha="center", fontsize=9, color=ink(COLORS[6])
+        cut / 2, 0.96, "kept range", ha="center", color=ink(COLORS[6]), **(top | {"fontsize": 8})
     )
-    ax.text(
-        (high + end) / 2, counts.max() * 0.25, "cut off", ha="center", fontsize=9, color=ink(GREY)
-    )
+    ax.text((cut + place[-1]) / 2, 0.96, "cut off", ha="center", color=ink(GREY), **top)
+    ax.text((cut + place[-1]) / 2, 0.80, "(height: count,\nlog scale)", ha="center",
+            color=ink(GREY), **(top | {"fontsize": 8}))  # fmt: skip
 
 
 def _staircase(ax: Any) -> None:

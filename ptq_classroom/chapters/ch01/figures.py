@@ -37,13 +37,13 @@ def ruler(values: Tensor, qparams: QParams) -> Shown:
         ax.text(mark, -0.32, str(code), ha="center", va="top", fontsize=9, **style)
     ax.text(-0.005, 0.19, "code", transform=ax.transAxes, ha="right", color=ink(BLUE), fontsize=9)
     ax.text(-0.005, 0.79, "data", transform=ax.transAxes, ha="right", color=ink(RED), fontsize=9)
-    ax.set_title("The red code is the zero point: its mark is exactly 0")
+    ax.set_title("The bold code is the zero point: its mark is exactly 0")
     moved = float(np.abs(np.asarray(values, dtype=np.float64) - nearest).max())
     n = text_number
     return fig, (
-        f"Number line with {len(marks)} marks from {n(marks[0])} to {n(marks[-1])}, "
-        f"{n(qparams.scale)} apart; code {int(qparams.zero_point)} stands at 0. "
-        f"{len(values)} values move to their nearest mark, the farthest by {n(moved)}."
+        f"{len(values)} values move to their nearest mark, the farthest by {n(moved)}; code "
+        f"{int(qparams.zero_point)} stands at 0 exactly. Number line with {len(marks)} marks from "
+        f"{n(float(marks[0]))} to {n(float(marks[-1]))}, {n(float(qparams.scale))} apart."
     )
 
 
@@ -71,10 +71,11 @@ def saturation(scale: float, grid: IntGrid, at: float) -> Shown:
     axes[0].set_ylabel("value that comes back")
     n = text_number
     return fig, (
-        f"Two curves of the value that comes back over the value put in, codes {grid.qmin} to "
-        f"{grid.qmax}. Left, saturating: flat beyond the ends, {n(at)} comes back as "
-        f"{n(kept[here])}. Right, cast at once: a sawtooth, {n(at)} comes back as "
-        f"{n(wrapped[here])}."
+        f"{n(at)} comes back as {n(float(kept[here]))} where codes saturate, as "
+        f"{n(float(wrapped[here]))} where "
+        f"they are cast at once. Two curves of the value that comes back over the value put in, "
+        f"codes {grid.qmin} to {grid.qmax}: the left one is flat beyond the ends, the right one a "
+        f"sawtooth."
     )
 
 
@@ -98,9 +99,10 @@ def padding(off_grid: Tensor, exact_zero: Tensor, prediction: Any = None) -> Sho
     ratio = rms(border(off)) / inside
     n = text_number
     return fig, (
-        f"Error maps of a padded convolution. Without a code for 0 the border is wrong by "
-        f"{n(rms(border(off)))}, {n(ratio)} times the {n(inside)} inside; with 0 a code the border "
-        f"is wrong by {n(rms(border(fine)))} and the inside by {n(rms(fine[1:-1, 1:-1]))}."
+        f"Without a code for 0 the border is wrong by {n(rms(border(off)))}, {n(ratio)} times the "
+        f"{n(inside)} inside; with 0 a code the border is wrong by {n(rms(border(fine)))} and the "
+        f"inside by {n(rms(fine[1:-1, 1:-1]))}. Two error maps of a padded convolution, and their "
+        f"middle rows as curves."
     )
 
 
@@ -128,12 +130,13 @@ def codes_used(x: Tensor, choices: dict[str, QParams]) -> Shown:
         empty = counts.nonzero()[0].item()
         if empty > grid.levels // 4:
             ax.axvspan(grid.qmin, grid.qmin + empty, color=ORANGE, alpha=0.25, linewidth=0)
-            ax.text(grid.qmin + empty / 2, 30, "never used", ha="center", fontsize=9)
+            ax.text(grid.qmin + empty / 2, 0.4, "never used", ha="center", fontsize=9,
+                    transform=ax.get_xaxis_transform())  # fmt: skip
         title = f"{name}: {used[name]} of {grid.levels} codes"
         ax.set(title=title, xlabel="code", yscale="log", ylim=(0.8, None))
     axes[0, 0].set_ylabel("values")
     listed = "; ".join(f"{name} uses {count} codes" for name, count in used.items())
-    return fig, f"Histograms of the codes of {x.numel()} values. {listed}."
+    return fig, f"{listed}. Histograms of the codes of {x.numel()} values."
 
 
 def decibels(bits: Sequence[int], curves: dict[str, Sequence[float]]) -> Shown:
@@ -157,7 +160,7 @@ def decibels(bits: Sequence[int], curves: dict[str, Sequence[float]]) -> Shown:
         f"last bit {v[-1] - v[-2]:.1f}"
         for name, v in ((k, list(c)) for k, c in curves.items())
     )
-    return fig, f"Signal-to-noise ratio over bits, and the gain of each bit: {listed}."
+    return fig, f"{listed}. Lines of the signal-to-noise ratio over bits, and of each bit's gain."
 
 
 def _end_labels(ax: Any, x: float, ends: list[tuple[float, str]]) -> None:
@@ -171,24 +174,48 @@ def _end_labels(ax: Any, x: float, ends: list[tuple[float, str]]) -> None:
 
 
 def weights(w: Tensor, choices: dict[str, QParams], ratios: dict[str, float]) -> Shown:
-    """Histogram of a weight tensor with the marks of each grid under it; ratios are in dB."""
+    """Histogram of a weight tensor with the marks of each grid under it; ratios are in dB.
+
+    Marks too close to be told apart are drawn as a band, and a few of them in a window of their
+    own.
+    """
     values = w.detach().flatten().numpy()
-    fig, axes = figure(7.4, 2.8, 1, len(choices), sharey=True, squeeze=False)
+    fig, axes = figure(7.8, 3.0, 1, len(choices), sharey=True, squeeze=False)
+    counts, edges = np.histogram(values, bins=121)
+    low = -0.13 * counts.max()
     for ax, (name, qparams) in zip(axes.flat, choices.items(), strict=True):
         marks = levels(qparams).numpy()
-        counts, edges = np.histogram(values, bins=121)
         ax.stairs(counts, edges, fill=True, color=COLORS[3], alpha=0.8)
-        width = 1.5 if len(marks) < 40 else 0.4
-        ax.vlines(marks, -0.13 * counts.max(), 0, color=BLUE, linewidth=width)
         title = f"{name}: {len(marks)} marks, {ratios[name]:.1f} dB"
         ax.set(title=title, xlabel="weight", yticks=[t for t in ax.get_yticks() if t >= 0])
+        if len(marks) < 40:
+            ax.vlines(marks, low, 0, color=BLUE, linewidth=1.5)
+        else:
+            ax.fill_between([marks[0], marks[-1]], low, 0, color=BLUE, alpha=0.6, linewidth=0)
+            _window(ax, values, marks, float(qparams.scale))
     axes[0, 0].set_ylabel("count")
     listed = "; ".join(
-        f"{name}, scale {text_number(q.scale)}, {ratios[name]:.1f} dB"
+        f"{name} keep {ratios[name]:.1f} dB with marks {text_number(float(q.scale))} apart"
         for name, q in choices.items()
     )
     n = text_number
     return fig, (
-        f"Histogram of {values.size} weights from {n(values.min())} to {n(values.max())}, with the "
-        f"marks of each grid underneath: {listed}."
+        f"{listed}. Histogram of {values.size} weights from {n(values.min())} to "
+        f"{n(values.max())}, with the marks of each grid underneath."
     )
+
+
+def _window(ax: Any, values: np.ndarray, marks: np.ndarray, scale: float, gaps: int = 5) -> None:
+    """The marks around 0 and the weights between them, in a frame at the upper right."""
+    reach = (gaps + 0.5) * scale
+    inset = ax.inset_axes((0.665, 0.48, 0.325, 0.36))
+    counts, edges = np.histogram(values, bins=44, range=(-reach, reach))
+    inset.stairs(counts, edges, fill=True, color=COLORS[3], alpha=0.8)
+    near = marks[np.abs(marks) < reach]
+    inset.vlines(near, -0.5 * counts.max(), 0, color=BLUE, linewidth=1.5)
+    inset.set(xlim=(-reach, reach), yticks=[])
+    inset.set_xticks([-gaps * scale, 0, gaps * scale], [f"{-gaps * scale:.3f}", "0",
+                     f"{gaps * scale:.3f}"], fontsize=8)  # fmt: skip
+    inset.set_title(f"{len(near)} of the marks", fontsize=8, loc="center", pad=3)
+    for side in ("top", "right"):
+        inset.spines[side].set_visible(True)

@@ -80,9 +80,9 @@ class NumberLine:
         )
         n = text_number
         alt = (
-            f"Number line, {bits} bits, {kind}: {len(marks)} marks from {n(marks[0])} to "
-            f"{n(marks[-1])}, scale {n(scale)}, code {int(qparams.zero_point)} at 0. "
-            f"{n(x)} comes back as {n(back)}. Signal-to-noise ratio of the data {ratio:.1f} dB."
+            f"{n(x)} comes back as {n(back)}, and the data keep {ratio:.1f} dB. Number line, "
+            f"{bits} bits, {kind}: {len(marks)} marks from {n(marks[0])} to {n(marks[-1])}, scale "
+            f"{n(scale)}, code {int(qparams.zero_point)} at 0."
         )
         return readout, alt
 

@@ -38,9 +38,9 @@ def marks_over_bulk(x: Tensor, ranges: dict[str, QParams]) -> tuple[Figure, str]
         ax.set(ylim=(0, 1.1), yticks=[], xlim=(-BULK, BULK))
         ax.spines["left"].set_visible(False)
         ax.set_title(f"{name}: {inside} of {len(marks)} marks stand among the bulk", fontsize=10)
-        told.append(f"{name} {inside} of {len(marks)}")
+        told.append(f"{name}, {inside} of {len(marks)}")
     axes[-1, 0].set_xlabel("value (grey: how often it occurs; blue: what a code can stand for)")
-    return fig, "Marks among the bulk of the data: " + "; ".join(told) + "."
+    return fig, "Marks that stand among the bulk of the data: " + "; ".join(told) + ". Histograms."
 
 
 def loss_of_the_bulk(
@@ -58,7 +58,7 @@ def loss_of_the_bulk(
     )
     ax.set(xscale="log", xlabel="largest value (standard deviations of the bulk)")
     ax.set_ylabel("signal-to-noise ratio of the bulk (dB)")
-    ax.margins(x=0.28)
+    ax.margins(x=0.42)
     ax.set_ylim(bottom=min(rule[-1], 0) - 6)  # room for the label below the end of the rule
     if guess is not None and isinstance(guess.guess, int | float):
         Prediction(guess.id, before - guess.guess, guess.unit).draw(ax, "y")
@@ -112,9 +112,9 @@ def percentile_sweep(
         kinds += f" On {name} pictures: {pairs}"
         kinds += f"; FP32 {n(fp32_by_mode[name])}." if fp32_by_mode else "."
     return fig, (
-        f"Accuracy over the share clipped: {n(accuracy[0])} percent at {n(clipped[0])} percent "
-        f"clipped, best {n(accuracy[best])} at {n(clipped[best])}, {n(accuracy[-1])} at "
-        f"{n(clipped[-1])}. Min-max reaches {n(minmax)}, FP32 {n(fp32)}." + kinds
+        f"Best is {n(accuracy[best])} percent, with {n(clipped[best])} percent clipped on each "
+        f"side. Lines of accuracy over the share clipped: {n(accuracy[0])} at {n(clipped[0])}, "
+        f"{n(accuracy[-1])} at {n(clipped[-1])}; min-max {n(minmax)}, FP32 {n(fp32)}." + kinds
     )
 
 
@@ -155,7 +155,7 @@ def moving_average(
         ax.set_title(name, fontsize=10)
         told.append(f"{name}: ends at {text_number(average[-1])}")
     axes[0, 0].set_ylabel("maximum (dots), average (line)")
-    return fig, "Moving average of the batch maxima. " + "; ".join(told) + "."
+    return fig, "; ".join(told) + ". Lines of the moving average of the batch maxima."
 
 
 def dyadic_growth(steps: dict[str, DyadicHistogram]) -> tuple[Figure, str]:
@@ -170,7 +170,7 @@ def dyadic_growth(steps: dict[str, DyadicHistogram]) -> tuple[Figure, str]:
         ax.set_ylabel("count")
         told.append(f"{name}: {len(hist.counts)} bins of width {hist.width:g}")
     axes[-1, 0].set_xlabel("value")
-    return fig, "Histograms on a lattice of powers of two. " + "; ".join(told) + "."
+    return fig, "; ".join(told) + ". Histograms on a lattice of powers of two."
 
 
 def over_shuffles(ends: Any, cousin: float, largest: float) -> tuple[Figure, str]:

@@ -54,9 +54,9 @@ def four_bins(p: ArrayLike, q: ArrayLike) -> Shown:
     right.set_title(f"They add up to {terms.sum():.4f} nats")
     n = text_number
     return fig, (
-        f"Bars of P ({', '.join(map(n, p))}) and Q ({', '.join(map(n, q))}) in {len(p)} bins. "
-        f"Their terms p log(p / q) are {', '.join(map(n, terms))}; "
-        f"the sum is {terms.sum():.4f} nats."
+        f"The divergence is {terms.sum():.4f} nats, the sum of {', '.join(map(n, terms))}, one "
+        f"term p log(p / q) for each of {len(p)} bins. Bars of P ({', '.join(map(n, p))}) beside Q "
+        f"({', '.join(map(n, q))}), and bars of the terms."
     )
 
 
@@ -76,17 +76,32 @@ def windows(counts: ArrayLike, levels: int, stops: Sequence[int]) -> Shown:
             ax.axvline(g * stop // levels, color=GREY, linestyle=":", linewidth=1)
         ax.set(xlim=(0, len(counts)), xticks=range(len(counts) + 1), xlabel="bin")
         ax.set_title(f"keep {stop}: {divergence:.3f}", fontsize=10)
-        said.append(f"{stop} bins {divergence:.3f}")
+        said.append((divergence, f"{stop} bins {divergence:.3f}"))
     axes[0].set_ylabel("share of the values")
     axes[0].text(
-        0.97, 0.95, "P", color=ink(BLUE), transform=axes[0].transAxes, ha="right", va="top"
+        0.97,
+        0.95,
+        "P (filled)",
+        fontsize=9,
+        color=ink(BLUE),
+        transform=axes[0].transAxes,
+        ha="right",
+        va="top",
     )
     axes[0].text(
-        0.97, 0.83, "Q", color=ink(ORANGE), transform=axes[0].transAxes, ha="right", va="top"
+        0.97,
+        0.83,
+        "Q (dashed)",
+        fontsize=9,
+        color=ink(ORANGE),
+        transform=axes[0].transAxes,
+        ha="right",
+        va="top",
     )
     return fig, (
-        f"P (filled) and Q (dashed, {levels} groups) of a histogram of {len(counts)} bins for "
-        f"{len(stops)} windows. Divergence in nats: {', '.join(said)}."
+        f"The divergence is smallest with {min(said)[1]} nats. P (filled) and Q (dashed, {levels} "
+        f"groups) of a histogram of {len(counts)} bins for {len(stops)} windows: "
+        f"{', '.join(text for _, text in said)}."
     )
 
 
@@ -99,12 +114,12 @@ def activation(hist: DyadicHistogram, marks: Mapping[str, float]) -> Shown:
     ax.set(yscale="log", ylim=(0.5, 3 * counts.max()), xlim=(0, edges[-1] * 1.02))
     _named_lines(ax, marks)
     ax.set(xlabel="value of the activation", ylabel="count in a bin")
-    ax.set_title(f"{int(counts.sum()):,} values above 0, and {hist.zeros:,} zeros left out")
+    ax.set_title(f"{int(counts.sum()):,} values above 0, and {hist.zeros:,} zeros left out", pad=20)
     middle = edges[1 + int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))]
     n = text_number
     return fig, (
-        f"Histogram of an activation on a logarithmic count axis: half of its {int(counts.sum())} "
-        f"values above 0 lie below {n(middle)}, the largest is {n(hist.max_val)}. Marked: "
+        f"Half of the {int(counts.sum())} values above 0 lie below {n(middle)}, the largest is "
+        f"{n(hist.max_val)}. Histogram of an activation on a logarithmic count axis. Marked: "
         + ", ".join(f"{name} {n(at)}" for name, at in marks.items())
         + "."
     )
@@ -140,9 +155,9 @@ def sweep(found: Sweep, guess: Prediction | None = None) -> Shown:
         ax.texts[-1].set(**_beside(np.interp(at, t, score), ax.get_ylim()))
     n = text_number
     return fig, (
-        f"Curve of the KL divergence over the clipping threshold from {n(t[0])} to {n(t[-1])}: "
-        f"{n(score[0])} nats at the smallest, {n(score[best])} at the best, {n(t[best])}, and "
-        f"{n(score[-1])} at the largest value, which is min-max."
+        f"The divergence is smallest at a threshold of {n(t[best])}, with {n(score[best])} nats. "
+        f"Curve over the clipping threshold from {n(t[0])} to {n(t[-1])}: {n(score[0])} nats at "
+        f"the smallest, and {n(score[-1])} at the largest value, which is min-max."
     )
 
 
@@ -181,7 +196,7 @@ def objectives(
     top.plot(brute_t[best], brute_db[best], "*", markersize=14, color=DARK, zorder=6)
     top.set(xscale="log", ylabel="signal-to-noise ratio (dB)")
     top.set_title(
-        "Line: predicted from the histogram. Dots: quantized. Star: the best of the dots."
+        "Line: predicted from the histogram. Dots: quantized. Star: the best of the dots.", pad=34
     )
     bottom.plot(accuracy_t, accuracy, "o-", color=RED, markersize=4)
     bottom.axhline(reference, color=GREY, linestyle="--", linewidth=1)
@@ -190,16 +205,16 @@ def objectives(
     bottom.set(xlabel="clipping threshold T", ylabel="top-1 accuracy (%)", ylim=(0, 106))
     bottom.set_title("The same thresholds, judged by the network")
     plain_log_ticks(bottom, low, float(brute_t[-1]))
-    _named_lines(top, chosen, height=0.04, va="bottom")
+    _named_lines(top, chosen)
     _named_lines(bottom, chosen, labels=False)
     n = text_number
     at = {name: float(np.interp(np.log(t), np.log(error.thresholds), decibels))
           for name, t in chosen.items()}  # fmt: skip
     peak = int(accuracy.argmax())
     return fig, (
-        f"Two curves over the clipping threshold. Signal-to-noise ratio: best {n(brute_db[best])} "
-        f"dB at {n(brute_t[best])}. Top-1 accuracy: best {n(accuracy[peak])} percent at "
-        f"{n(accuracy_t[peak])}, FP32 {n(reference)}. Thresholds and their ratio: "
+        f"The two optima lie apart: the signal-to-noise ratio is best at {n(brute_t[best])} "
+        f"({n(brute_db[best])} dB), the accuracy at {n(accuracy_t[peak])} ({n(accuracy[peak])} "
+        f"percent, FP32 {n(reference)}). Two curves over the clipping threshold. Thresholds: "
         + ", ".join(f"{name} {n(t)} ({n(at[name])} dB)" for name, t in chosen.items())
         + "."
     )
@@ -223,7 +238,9 @@ def advantage(decibels: Mapping[str, float]) -> Shown:
     ax.set(xlabel="signal-to-noise ratio of min-max minus that of KL (dB)")
     ax.set_title("Left: KL is better. Right: min-max is better.")
     said = ", ".join(f"{name} {value:+.1f}" for name, value in decibels.items())
-    return fig, f"Bars of min-max's advantage over KL in dB: {said}."
+    most = max(decibels, key=lambda name: decibels[name])
+    finding = f"Min-max does best against KL on {most}, {decibels[most]:+.1f} dB."
+    return fig, f"{finding} Bars of its advantage over KL in dB: {said}."
 
 
 def victims(accuracy: Mapping[str, Mapping[str, float]]) -> Shown:
@@ -237,16 +254,22 @@ def victims(accuracy: Mapping[str, Mapping[str, float]]) -> Shown:
         tint = RULE_STYLE[rule]["color"] if rule in RULE_STYLE else GREY
         ax.barh(place, values, 0.92 * height, color=tint)
         for y, value in zip(place, values, strict=True):
-            ax.annotate(f"{rule} {value:.0f}", (value, y), xytext=(4, 0), fontsize=9,
+            ax.annotate(f"{rule} {value:.1f}", (value, y), xytext=(4, 0), fontsize=9,
                         textcoords="offset points", va="center")  # fmt: skip
     ax.set_yticks(range(len(groups)), groups)
     ax.invert_yaxis()
     ax.set(xlabel="top-1 accuracy (%)", xlim=(0, 112), xticks=range(0, 101, 20))
     said = "; ".join(
-        f"{group}: " + ", ".join(f"{rule} {value:.0f}" for rule, value in row.items())
+        f"{group}: " + ", ".join(f"{rule} {value:.1f}" for rule, value in row.items())
         for group, row in accuracy.items()
     )
-    return fig, f"Bars of top-1 accuracy in percent. {said}."
+    lost, group, rule = max(
+        (row[rules[0]] - row[rule], group, rule) for group, row in accuracy.items() for rule in row
+    )
+    return fig, (
+        f"Most is lost on {group} with {rule}, {lost:.1f} points against {rules[0]}. "
+        f"Bars of top-1 accuracy in percent. {said}."
+    )
 
 
 def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float) -> Shown:
@@ -258,22 +281,29 @@ def whole_network(accuracy: Mapping[str, Mapping[int, float]], reference: float)
     top = max(curves, key=lambda rule: curves[rule][at])
     fig, ax = figure(7.2, 3.0)
     ax.axhline(reference, color=GREY, linestyle=":", linewidth=1.2)
-    ax.text(len(bits) - 1, reference, "FP32", color=ink(GREY), fontsize=9, ha="right", va="bottom")
+    ax.text(bits[-1], reference, "FP32", color=ink(GREY), fontsize=9, ha="right", va="bottom")
     for rule, values in curves.items():
         style = RULE_STYLE[rule]
-        ax.plot(range(len(bits)), values, marker="o", markersize=5, **style)
+        ax.plot(bits, values, marker="o", markersize=5, **style)
         place = {"xytext": (7, 5), "va": "bottom"}
         if rule != top:
             place = {"xytext": (-7, -3), "va": "top", "ha": "right"}
-        ax.annotate(rule, (at, values[at]), textcoords="offset points", fontsize=9,
+        ax.annotate(rule, (bits[at], values[at]), textcoords="offset points", fontsize=9,
                     color=ink(style["color"]), **place)  # fmt: skip
     ax.set(ylim=(0, 107), xlabel="bits of weights and activations", ylabel="top-1 accuracy (%)")
-    ax.set_xticks(range(len(bits)), bits)
+    ax.set_xticks(range(bits[0], bits[-1] - 1, -1))
+    ax.invert_xaxis()
     said = "; ".join(
-        f"{rule}: " + ", ".join(f"{v:.1f} at {b} bits" for b, v in zip(bits, values, strict=True))
-        for rule, values in curves.items()
+        f"{rule} " + ", ".join(f"{v:.1f}" for v in values) for rule, values in curves.items()
     )
-    return fig, f"Top-1 accuracy of the whole network in percent, FP32 {reference:.1f}. {said}."
+    last = {rule: float(values[-1]) for rule, values in curves.items()}
+    best = max(last, key=lambda rule: last[rule])
+    second = sorted(last.values())[-2]
+    return fig, (
+        f"At {bits[-1]} bits {best} keeps {last[best]:.1f} percent, the next rule {second:.1f}. "
+        f"Lines of the top-1 accuracy of the whole network, FP32 {reference:.1f}, at "
+        f"{', '.join(map(str, bits))} bits: {said}."
+    )
 
 
 def bins_matter(
@@ -302,21 +332,23 @@ def bins_matter(
         ax.annotate(f" {bits} bits", (bins[-1], found[-1]), va="center", fontsize=9,
                     xytext=(3, 0), textcoords="offset points", color=ink(BLUE))  # fmt: skip
         said.append(
-            f"{bits} bits: {', '.join(map(text_number, found))}, "
-            f"shortest window {', '.join(map(text_number, limit))}"
+            f"{bits} bits from {text_number(found[0])} to {text_number(found[-1])}, lowest "
+            f"{text_number(found.min())}, shortest window from {text_number(limit[0])} to "
+            f"{text_number(limit[-1])}, nothing searched in {int((~searched).sum())} of {len(bins)}"
         )
     lowest = min(np.min(v) for v in thresholds.values())
     ax.set(
         xscale="log", yscale="log", xlabel="bins of the histogram", ylabel="threshold KL chooses"
     )
-    ax.set_xticks(bins, [f"{b:,}" for b in bins], rotation=30)
+    ax.set_xticks(bins, [f"{b:,}" for b in bins], fontsize=8)
     ax.minorticks_off()
     plain_log_ticks(ax, lowest, largest, axis="y")
     ax.set(xlim=(bins[0] * 0.85, bins[-1] * 1.9), ylim=(0.7 * lowest, 1.5 * largest))
     ax.set_title("Thin: the shortest window allowed. Crosses: nothing was searched.")
     return fig, (
-        f"KL threshold over the number of bins ({', '.join(map(str, bins))}). {'; '.join(said)}. "
-        f"The largest value is {text_number(largest)}."
+        f"The threshold that KL chooses moves with the number of bins, and with few bins it stays "
+        f"just above the shortest window. Curves from {bins[0]} to {bins[-1]} bins: "
+        f"{'; '.join(said)}. The largest value is {text_number(largest)}."
     )
 
 
@@ -329,17 +361,12 @@ def plain_log_ticks(ax: Any, low: float, high: float, axis: str = "x") -> None:
     setter([], minor=True)
 
 
-def _named_lines(
-    ax: Any,
-    marks: Mapping[str, float],
-    height: float = 0.97,
-    va: str = "top",
-    labels: bool = True,
-) -> None:
-    """Vertical lines of the rules' thresholds, their names written along them."""
-    for name, at in marks.items():
+def _named_lines(ax: Any, marks: Mapping[str, float], labels: bool = True) -> None:
+    """Vertical lines of the rules' thresholds, their names above the axes, two rows by turns."""
+    for row, (name, at) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
         style = RULE_STYLE[name]
         ax.axvline(at, linewidth=1.4, **style)
         if labels:
-            ax.text(at, height, f"{name} ", transform=ax.get_xaxis_transform(), rotation=90,
-                    ha="right", va=va, fontsize=9, color=ink(style["color"]))  # fmt: skip
+            ax.annotate(f"{name} {at:.3g}", (at, 1), xycoords=ax.get_xaxis_transform(),
+                        xytext=(0, 4 + 13 * (row % 2)), textcoords="offset points", ha="center",
+                        va="bottom", fontsize=9, color=ink(style["color"]))  # fmt: skip

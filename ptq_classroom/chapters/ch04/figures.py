@@ -12,6 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import fx, nn
 
 from ptq_classroom.chapters.ch04.exercises import Ops
+from ptq_classroom.kit.names import network_name
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 from ptq_course.graph import Plan
@@ -79,13 +80,15 @@ def block_diagram(ops: Ops, first: str, last: str, merge: tuple[str, ...]) -> tu
     for ax in axes:
         ax.set(xlim=(-0.8, 2.4), ylim=(bottom - 0.75, 0.4), xticks=[], yticks=[])
         ax.spines[["left", "bottom"]].set_visible(False)
-    legend = ("a Q/DQ pair", COLORS[2]), ("counted with the block before", GREY)
-    for row, (text, tint) in enumerate(legend):
-        axes[1].plot(0.5, bottom - 0.3 * row, "o", color=tint, markersize=8)
-        axes[1].text(0.62, bottom - 0.3 * row, text, va="center", fontsize=9, color=ink(tint))
+    legend = ("a Q/DQ pair", PAIR), ("counted with the block before", OTHERS)
+    for row, (text, style) in enumerate(legend):
+        axes[1].plot(0.5, bottom - 0.3 * row, "o", **style)
+        axes[1].text(0.62, bottom - 0.3 * row, text, va="center", fontsize=9)
     return fig, f"Block from {first} to {last}: " + "; ".join(told) + "."
 
 
+PAIR = {"color": COLORS[2], "markersize": 8}
+OTHERS = {"color": GREY, "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.8}
 WIDTH, HEIGHT, LANE, DOT = 1.24, 0.52, 1.6, 0.13  # of boxes; between lanes; of dots below boxes
 
 
@@ -112,8 +115,7 @@ def _draw_block(ax: Any, block: Ops, boxes: dict[str, list[str]], pairs: set, fi
             _arrow(ax, x[source], y[source], x[last], y[last])
         if last in pairs:
             dot = y[last] - HEIGHT / 2 - DOT
-            tint = GREY if last == first else COLORS[2]
-            ax.plot(x[last], dot, "o", color=tint, markersize=8, zorder=5)
+            ax.plot(x[last], dot, "o", zorder=5, **(OTHERS if last == first else PAIR))
     return min(y.values())
 
 
@@ -158,19 +160,19 @@ def spread_of_layers(spreads: dict[str, dict[str, tuple[float, float]]]) -> tupl
         ax.set_xticklabels(["2", "5", "10", "20", "50"])
         ax.minorticks_off()
         ax.set_xlabel("largest / smallest channel range")
-        ax.set_title(network, fontsize=10)
+        ax.set_title(network_name(network), fontsize=10)
         worst = int(after.argmax())
         grew = int((after > 1.1 * before).sum())
         told.append(
-            f"{network}: the spread of {grew} of {len(layers)} layers grows by more than a tenth, "
-            f"most of all that of "
-            f"{list(layers)[worst]}, from {before[worst]:.1f} to {after[worst]:.1f}"
+            f"{network_name(network)}: the spread of {grew} of {len(layers)} layers grows by more "
+            f"than a tenth, most of all that of {list(layers)[worst]}, from "
+            f"{before[worst]:.1f} to {after[worst]:.1f}"
         )
     ax = axes[0, -1]
     for number, (text, c) in enumerate((("○ before folding", 0), ("● after folding", 2))):
         ax.text(0.98, 0.09 - 0.05 * number, text, transform=ax.transAxes, ha="right", fontsize=9,
                 color=ink(COLORS[c]), bbox=BEHIND)  # fmt: skip
-    return fig, "Spread of the channel ranges. " + "; ".join(told) + "."
+    return fig, "; ".join(told) + ". Dots for the spread of each layer before and after folding."
 
 
 def channel_ranges(before: Any, after: Any, layer: str) -> tuple[Figure, str]:
@@ -209,9 +211,9 @@ def by_batch_size(sizes: Any, training: Any, evaluation: Any) -> tuple[Figure, s
     ax.set(xlabel="pictures in a batch", ylabel="top-1 accuracy (%)", ylim=(0, 104))
     n = text_number
     return fig, (
-        f"Accuracy over batch size. Eval mode: {n(min(evaluation))} to {n(max(evaluation))} "
-        f"percent. Training mode: {n(training[0])} percent with {sizes[0]} in a batch, "
-        f"{n(training[-1])} with {sizes[-1]}."
+        f"Training mode: {n(training[0])} percent with {sizes[0]} in a batch, {n(training[-1])} "
+        f"with {sizes[-1]}. Eval mode: {n(min(evaluation))} to {n(max(evaluation))} percent. "
+        f"Lines of the accuracy over the batch size."
     )
 
 

@@ -54,19 +54,17 @@ class GammaOverSigma:
         self.ticks = top.hlines([0.0], 0, 0, color=COLORS[3], linewidth=0.7)
         (self.dots,) = top.plot(x - 0.12, np.zeros(len(x)), "o", color=COLORS[0], markersize=4)
         (self.moved,) = top.plot(x + 0.12, np.zeros(len(x)), "x", color=COLORS[2], markersize=4)
+        # where the loud channel leaves the picture, triangles point at what is cut
+        edge = 0.93 * VIEW
+        beyond = {"linestyle": "none", "markersize": 7, "zorder": 7, "visible": False}
+        (self.up,) = top.plot(LOUD, edge, "^", color=COLORS[6], **beyond)
+        (self.down,) = top.plot(LOUD, -edge, "v", color=COLORS[6], **beyond)
         self.reach = top.text(
-            LOUD,
-            VIEW,
-            "",
-            ha="center",
-            va="top",
-            fontsize=9,
-            color=ink(COLORS[6]),
-            bbox=BEHIND,
-            zorder=6,
-        )
+            LOUD + 0.3, edge, "", ha="left", va="center", fontsize=9, color=ink(COLORS[6]),
+            bbox=BEHIND, zorder=6,
+        )  # fmt: skip
         top.set(ylim=(-VIEW, VIEW), ylabel="weight", xlim=(-0.6, CHANNELS - 0.4))
-        top.set_title("blue: weights, red: rounded, grey: what codes stand for", fontsize=9)
+        top.set_title("dots: weights, crosses: rounded, lines: what codes stand for", fontsize=9)
         self.bars = bottom.bar(self.place, np.zeros(CHANNELS), color=COLORS[0], width=0.7)
         self.bars[LOUD].set_color(COLORS[6])
         bottom.set(ylim=(0, 55), ylabel="SQNR (dB)", xticks=self.place)
@@ -87,7 +85,9 @@ class GammaOverSigma:
         for bar, height in zip(self.bars, decibels, strict=True):
             bar.set_height(height)
         self.name.set_text(f"scales: {scales}")
-        self.reach.set_text(f"up to {ratio:g}" if ratio > VIEW else "")
+        self.up.set_visible(float(w[LOUD].max()) > VIEW)
+        self.down.set_visible(float(w[LOUD].min()) < -VIEW)
+        self.reach.set_text(f"axis cut: up to ±{ratio:g}" if ratio > VIEW else "")
 
         others = np.delete(decibels, LOUD)
         levels = 2 * int(min(qparams.grid.qmax, 1 / steps[0] + 1e-6)) + 1
@@ -98,9 +98,10 @@ class GammaOverSigma:
         )
         n = text_number
         alt = (
-            f"Channel {LOUD} with gamma over sigma {n(ratio)}, {bits} bits, scales: {scales}. The "
-            f"other channels are rounded with step {n(steps[0])} and keep {others.mean():.1f} dB "
-            f"on average, channel {LOUD} {decibels[LOUD]:.1f} dB."
+            f"The other channels keep {others.mean():.1f} dB on average, channel {LOUD} "
+            f"{decibels[LOUD]:.1f} dB. Weights and their rounded values of {CHANNELS} channels, "
+            f"channel {LOUD} with gamma over sigma {n(ratio)}, {bits} bits, scales: {scales}, step "
+            f"of the others {n(steps[0])}."
         )
         return readout, alt
 

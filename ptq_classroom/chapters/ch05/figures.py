@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ptq_classroom.kit.names import network_name
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink, text_number
 
-FLOOR = 75  # percent: where the axis of `accuracy_over_size` begins
+FLOOR = 75  # percent: where the axis of `accuracy_over_size` begins; triangles stand for less
+NEAR = 2  # points below the best accuracy that its alt text still calls near
 
 
 def codes_in_use(ranges: Mapping[str, Any], bits: int = 8) -> tuple[Figure, str]:
@@ -37,7 +39,7 @@ def codes_in_use(ranges: Mapping[str, Any], bits: int = 8) -> tuple[Figure, str]
                         textcoords="offset points", fontsize=9)  # fmt: skip
         told.append(f"{name} from {reach[0]:.1f} to {reach[-1]:.0f}, median {np.median(reach):.0f}")
     axes[0, 0].set_ylabel("largest code used")
-    return fig, f"Largest of {top} codes that a channel uses: " + "; ".join(told) + "."
+    return fig, f"Largest of {top} codes that a channel uses: " + "; ".join(told) + ". Sorted bars."
 
 
 def channel_errors(decibels: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
@@ -77,19 +79,25 @@ def accuracy_over_bits(
             bits, values = list(by_bits), list(by_bits.values())
             wide = {"linewidth": 4.5, "alpha": 0.7} if number == 1 else {}  # seen below the next
             ax.plot(bits, values, marker="o", markersize=4, **color(number), **wide)
-            told.append(
-                f"{network} {name}: "
-                + ", ".join(f"{v:.1f} at {b}" for b, v in zip(bits, values, strict=True))
-            )
+            told.append(f"{network_name(network)} {name} {', '.join(f'{v:.1f}' for v in values)}")
         ax.axhline(fp32[network], color=GREY, linestyle=":", linewidth=1.2)
         ax.set(xlabel="bits of the weights", ylim=(0, 102), xticks=sorted(bits))
         ax.set_xlim(max(bits) + 0.3, min(bits) - 1.9)
         _name_ends(ax, min(bits), {name: by_bits[min(bits)] for name, by_bits in lines.items()})
-        ax.set_title(f"{network} (dotted: FP32, {fp32[network]:.1f} %)", fontsize=10)
+        ax.set_title(f"{network_name(network)} (dotted: FP32, {fp32[network]:.1f} %)", fontsize=10)
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
     if guess is not None:
         guess.draw(axes[0, -1], "y")
-    return fig, "Accuracy over bits. " + "; ".join(told) + "."
+    fewest = min(bits)
+    worst = [
+        f"{min(lines.values(), key=lambda row: row[fewest])[fewest]:.1f} to "
+        f"{max(lines.values(), key=lambda row: row[fewest])[fewest]:.1f} on {network_name(network)}"
+        for network, lines in table.items()
+    ]
+    return fig, (
+        f"At {fewest} bits the granularities lie apart: {', '.join(worst)}. Lines of the accuracy "
+        f"in percent at {', '.join(map(str, bits))} bits: {'; '.join(told)}."
+    )
 
 
 def _name_ends(ax: Any, x: float, ends: Mapping[str, float], gap: float = 7) -> None:
@@ -106,32 +114,50 @@ def accuracy_over_size(
 ) -> tuple[Figure, str]:
     """Accuracy (percent) over bits per weight with scales; the number of bits at each point.
 
-    points: network -> granularity -> bits -> (bits per weight, accuracy).
+    points: network -> granularity -> bits -> (bits per weight, accuracy). A row a network, a panel
+    a granularity, with the others pale behind it: their points lie too close for one panel.
     """
-    fig, axes = figure(8.2, 3.6, 1, len(points), sharey=True, squeeze=False)
-    told = []
-    for ax, (network, lines) in zip(axes[0], points.items(), strict=True):
-        for number, (name, by_bits) in enumerate(lines.items()):
+    names = list(next(iter(points.values())))
+    fig, axes = figure(8.2, 2.1 * len(points) + 0.5, len(points), len(names), squeeze=False,
+                       sharex=True, sharey=True)  # fmt: skip
+    told, found = [], []
+    for row, (network, lines) in zip(axes, points.items(), strict=True):
+        for number, (ax, (name, by_bits)) in enumerate(zip(row, lines.items(), strict=True)):
             x, y = np.array(list(by_bits.values()), dtype=float).T
-            ax.plot(x, y, marker="o", markersize=4, label=name, **color(number))
-            for bits, place in zip(by_bits, zip(x, y, strict=True), strict=True):
+            ax.plot(x, y, marker="o", markersize=5, zorder=4, **color(number))
+            for other in (line for key, line in lines.items() if key != name):
+                ax.plot(*np.array(list(other.values())).T, color=COLORS[3], linewidth=1, alpha=0.6)
+            for bits, (a, b) in by_bits.items():
+                seen = b > FLOOR
                 ax.annotate(
-                    str(bits), place, xytext=(0, (6, -13, 6)[number % 3]), ha="center",
-                    textcoords="offset points", fontsize=8, color=ink(COLORS[number]),
+                    str(bits) if seen else f"{bits}\n▼", (a, b if seen else FLOOR),
+                    xytext=(0, 6 if seen else 2), ha="center", textcoords="offset points",
+                    fontsize=8, color=ink(COLORS[number]), bbox=BEHIND, zorder=5,
                 )  # fmt: skip
-            told.append(
-                f"{network} {name}: "
-                + ", ".join(
-                    f"{text_number(a)} bits {b:.1f} percent" for a, b in zip(x, y, strict=True)
-                )
-            )
-        lowest = min(accuracy for line in lines.values() for _, accuracy in line.values())
-        ax.set(xlabel="bits per weight, scales counted", ylim=(FLOOR, 98))
-        hidden = f" (what lies below {FLOOR} % is not shown)" if lowest < FLOOR else ""
-        ax.set_title(f"{network}{hidden}", fontsize=10)
-    axes[0, 0].set_ylabel("top-1 accuracy (%)")
-    axes[0, -1].legend(loc="lower right", fontsize=9, handlelength=3.5)
-    return fig, "Accuracy over bits per weight. " + "; ".join(told) + "."
+            ax.set_title(f"{network_name(network)}, {name}", fontsize=10)
+        row[0].set_ylabel("top-1 accuracy (%)")
+        row[0].set_ylim(FLOOR, 99)
+        shown = min({*next(iter(lines.values()))}, key=lambda bits: abs(bits - 4))
+        listed = ", ".join(
+            f"{name} {text_number(line[shown][0])} bits {line[shown][1]:.1f} percent"
+            for name, line in lines.items()
+        )
+        told.append(f"{network_name(network)}: {listed}")
+        best = max(accuracy for line in lines.values() for _, accuracy in line.values())
+        size, name = min(
+            (size, name)
+            for name, line in lines.items()
+            for size, accuracy in line.values()
+            if accuracy >= best - NEAR
+        )
+        found.append(f"{network_name(network)} {text_number(size)} ({name})")
+    for ax in axes[-1]:
+        ax.set_xlabel("bits per weight, scales counted")
+    return fig, (
+        f"Fewest bits per weight within {NEAR} points of a network's best: {', '.join(found)}. "
+        f"Panels of the accuracy over bits per weight. With codes of {shown} bits: "
+        f"{'; '.join(told)}."
+    )
 
 
 def buying_decibels(
@@ -163,4 +189,6 @@ def buying_decibels(
         )  # fmt: skip
     ax.set(xlabel="bits per weight, scales counted", ylabel="SQNR of the weights (dB)")
     ax.margins(x=0.14, y=0.16)
-    return fig, "Decibels over bits per weight. " + "; ".join(told) + "."
+    last = {title: list(line.values())[-1] for title, line in both.items()}
+    found = " and ".join(f"{b:.1f} dB for {a:.2f} bits by {name}" for name, (a, b) in last.items())
+    return fig, f"{found}. Lines of decibels over bits per weight. {'; '.join(told)}."

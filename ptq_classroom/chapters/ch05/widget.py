@@ -66,7 +66,9 @@ class ChannelOnItsGrid:
         self.marks = top.vlines([0.0], 0, 0, color=COLORS[2], linewidth=0.8)
         top.set(xlim=(-self.view, self.view), ylim=(-0.6, self.rows - 0.2))
         top.set_yticks(range(self.rows), [f"group {i}" for i in range(self.rows)])
-        top.set_title("blue: the channel's weights, red: what codes stand for", fontsize=9)
+        top.set_title(
+            "upper ticks, blue: the channel's weights; lower, red: what codes stand for", fontsize=9
+        )
         top.set_xlabel(f"weight of {LAYER} (the picture is as wide as its loudest channel)")
         self.bars = bottom.barh(range(len(GRANULARITIES)), [0] * len(GRANULARITIES), height=0.6)
         bottom.set_yticks(range(len(GRANULARITIES)), list(GRANULARITIES))

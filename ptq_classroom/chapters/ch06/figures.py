@@ -7,13 +7,12 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from ptq_classroom.kit.names import network_name, rule_name
 from ptq_classroom.kit.pieces import BEHIND
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, color, figure, text_number
+from ptq_classroom.kit.show import COLORS, GREY, figure, text_number
 from ptq_course.diagnosis.comparison import Comparison
 from ptq_course.diagnosis.scores import Variants
-
-OFFSET = 0.12  # of the rules beside each other, in bits
 
 
 def rules_over_bits(
@@ -23,30 +22,43 @@ def rules_over_bits(
 
     tables: network -> (rule, bits) -> (change, low, high) as shares, from a paired bootstrap.
     """
-    fig, axes = figure(7.4, 3.3, 1, len(tables), sharey=True, squeeze=False)
-    told = []
-    for ax, (network, table) in zip(axes[0], tables.items(), strict=True):
-        rules = list(dict.fromkeys(rule for rule, _ in table))
-        for number, rule in enumerate(rules):
-            bits = sorted((b for r, b in table if r == rule), reverse=True)
-            values = 100 * np.array([table[rule, b] for b in bits])
-            x = np.array(bits) + OFFSET * (number - (len(rules) - 1) / 2)
+    first = next(iter(tables.values()))
+    rules = list(dict.fromkeys(rule for rule, _ in first))
+    widths = sorted({bits for _, bits in first}, reverse=True)
+    fig, axes = figure(8.2, 0.6 + 0.42 * len(rules) * len(tables), len(tables), len(widths),
+                       sharex="col", sharey=True, squeeze=False)  # fmt: skip
+    place = np.arange(len(rules))
+    told = {rule: [] for rule in rules}
+    for row, (network, table) in zip(axes, tables.items(), strict=True):
+        for ax, bits in zip(row, widths, strict=True):
+            values = 100 * np.array([table[rule, bits] for rule in rules])
             error = np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]])
-            ax.errorbar(
-                x, values[:, 0], yerr=error, marker="os^D"[number % 4], markersize=5, capsize=3,
-                label=rule, **color(number),
-            )  # fmt: skip
-            listed = ", ".join(
-                f"{text_number(v)} at {b} bits" for b, v in zip(bits, values[:, 0], strict=True)
-            )
-            told.append(f"{network}, {rule}: {listed}")
-        ax.axhline(0, color=GREY, linestyle=":", linewidth=1.2)
-        ax.set(xlabel="bits of weights and activations", xticks=bits)
-        ax.invert_xaxis()
-        ax.set_title(network, fontsize=10)
-    axes[0, 0].set_ylabel("top-1 against FP32 (points)")
-    axes[0, 0].legend(loc="lower left", fontsize=9)
-    return fig, "Change of top-1 accuracy in points. " + "; ".join(told) + "."
+            ax.errorbar(values[:, 0], place, xerr=error, fmt="o", color=COLORS[0], markersize=4,
+                        ecolor="black", elinewidth=1, capsize=2)  # fmt: skip
+            for y, value in enumerate(values[:, 0]):
+                ax.annotate(f"{value:+.1f}", (value, y), xytext=(0, 5), ha="center", fontsize=8,
+                            textcoords="offset points", bbox=BEHIND)  # fmt: skip
+            ax.axvline(0, color=GREY, linestyle=":", linewidth=1.2)
+            ax.margins(x=0.16)
+            ax.set_title(f"{network_name(network)}, {bits} bits", fontsize=10)
+        row[0].set_yticks(place, [rule_name(rule) for rule in rules])
+        row[0].set_ylim(len(rules) - 0.5, -0.8)
+        for rule in rules:
+            listed = ", ".join(f"{100 * table[rule, bits][0]:.1f}" for bits in widths)
+            told[rule].append(f"{network_name(network)} {listed}")
+    fig.supxlabel("top-1 against FP32 (points), 95 % interval; an axis for each number of bits",
+                  fontsize=9)  # fmt: skip
+    fewest = widths[-1]
+    best = {n: max(rules, key=lambda rule: t[rule, fewest][0]) for n, t in tables.items()}
+    finding = ", ".join(
+        f"{rule_name(rule)} on {network_name(n)} ({100 * tables[n][rule, fewest][0]:.1f})"
+        for n, rule in best.items()
+    )
+    listed = "; ".join(f"{rule_name(rule)}: {', '.join(rows)}" for rule, rows in told.items())
+    return fig, (
+        f"At {fewest} bits the least is lost with {finding}. Change of top-1 in points, a panel "
+        f"for each network and number of bits, {', '.join(map(str, widths))}. {listed}."
+    )
 
 
 def ablation(table: Variants, guess: Prediction | None = None) -> tuple[Figure, str]:
@@ -77,7 +89,11 @@ def ablation(table: Variants, guess: Prediction | None = None) -> tuple[Figure, 
         f"{row.name} {text_number(v[0])} [{text_number(v[1])}, {text_number(v[2])}]"
         for row, v in zip(rows, values, strict=True)
     )
-    return fig, f"Change of top-1 in points against FP32: {told}."
+    worst = rows[int(values[:, 0].argmin())]
+    return fig, (
+        f"Most is lost with {worst.name}, {text_number(values[:, 0].min())} points. "
+        f"Change of top-1 in points against FP32, with intervals: {told}."
+    )
 
 
 def layer_errors(comparisons: dict[str, Comparison]) -> tuple[Figure, str]:
@@ -95,16 +111,16 @@ def layer_errors(comparisons: dict[str, Comparison]) -> tuple[Figure, str]:
         piled = np.array([_number(row.cumulative_db) for row in rows])
         ax.barh(place, isolated, color=COLORS[0], alpha=0.75, height=0.65)
         ax.plot(piled, place, "o--", color=COLORS[2], markersize=4)
-        ax.set_title(name, fontsize=10)
+        ax.set_title(rule_name(name), fontsize=10)
         ax.set_xlabel("dB, shorter is worse: isolated (bar),\ncumulative (dots)")
         worst = comparison.worst(1)[0]
         told.append(
-            f"{name}: worst by itself {worst.name} with {text_number(worst.isolated_db)} dB, "
-            f"at the end {text_number(piled[-1])} dB"
+            f"{rule_name(name)}: worst by itself {worst.name} with "
+            f"{text_number(worst.isolated_db)} dB, at the end {text_number(piled[-1])} dB"
         )
     axes[0, 0].set_yticks(place, [row.name for row in first.layers], fontsize=8)
     axes[0, 0].invert_yaxis()
-    return fig, "Signal-to-noise ratio of each layer. " + "; ".join(told) + "."
+    return fig, "; ".join(told) + ". Bars and dots of each layer's signal-to-noise ratio."
 
 
 def _number(value: float | None) -> float:

@@ -40,7 +40,7 @@ def rows_after(
         "grey: the frame   red dashed: one scale for all rows   blue: one scale for each row",
         fontsize=9,
     )
-    return fig, "Frames before and after 8 bits. " + "; ".join(told) + "."
+    return fig, "; ".join(told) + ". Curves of frames before and after 8 bits."
 
 
 def decibels_by_row(loudness: Any, per_tensor: Any, per_token: Any) -> tuple[Figure, str]:
@@ -64,9 +64,9 @@ def decibels_by_row(loudness: Any, per_tensor: Any, per_token: Any) -> tuple[Fig
     n = text_number
     quiet, loud = order[0], order[-1]
     return fig, (
-        f"Signal-to-noise ratio of {len(loudness)} rows. One scale for each row: "
-        f"{n(per_token.min())} to {n(per_token.max())} dB. One scale for all: "
-        f"{n(per_tensor[loud])} dB for the loudest row, {n(per_tensor[quiet])} for the quietest."
+        f"One scale for each row: {n(per_token.min())} to {n(per_token.max())} dB. One scale for "
+        f"all: {n(per_tensor[loud])} dB for the loudest row, {n(per_tensor[quiet])} for the "
+        f"quietest. Dots of the signal-to-noise ratio of {len(loudness)} rows over their loudness."
     )
 
 
@@ -80,7 +80,8 @@ def accuracy_by_loudness(
     places = _apart(ends, 6.5)
     for number, (name, values) in enumerate(series.items()):
         style = color(number)
-        ax.plot(centers, values, marker="o", markersize=4, **style)
+        wide = {"linewidth": 5.5, "alpha": 0.5} if number == 0 else {}  # seen below the others
+        ax.plot(centers, values, marker="o", markersize=4, **style, **wide)
         ax.annotate(
             name, (centers[0], values[0]), xytext=(centers[0] - 1.2, places[name]),
             fontsize=9, ha="right", va="center", color=ink(style["color"]),
@@ -92,10 +93,14 @@ def accuracy_by_loudness(
     ax.set_xlim(edges[0] - 0.35 * (edges[-1] - edges[0]), edges[-1])  # room for the names
     ax.spines["bottom"].set_bounds(edges[0], edges[-1])
     told = "; ".join(
-        f"{name}: {values[0]:.0f} percent of the quietest, {values[-1]:.0f} of the loudest"
-        for name, values in series.items()
+        f"{name} {values[0]:.0f} and {values[-1]:.0f}" for name, values in series.items()
     )
-    return fig, f"Right answers by loudness. {told}."
+    order = sorted(ends, key=lambda name: ends[name])
+    return fig, (
+        f"On the quietest frames {order[0]} answers {ends[order[0]]:.0f} percent right, "
+        f"{order[-1]} {ends[order[-1]]:.0f}. Lines of right answers over loudness, percent of the "
+        f"quietest and of the loudest: {told}."
+    )
 
 
 def _apart(values: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -124,7 +129,8 @@ def speed_by_rows(
             fontsize=9, va="center", color=ink(style["color"]),
         )  # fmt: skip
     ax.axhline(1.0, color=GREY, linestyle=":", linewidth=1.3)
-    ax.text(counts[0], 1.0, "FP32", fontsize=9, color=ink(GREY), va="bottom")
+    ax.text(1.0, 1.0, "FP32", transform=ax.get_yaxis_transform(), fontsize=9, color=ink(GREY),
+            ha="right", va="bottom")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel=what, ylabel="speed (FP32 = 1)")
     ticks = [t for t in (0.125, 0.25, 0.5, 1, 2, 4, 8) if _near(t, lines)]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])

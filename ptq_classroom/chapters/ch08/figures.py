@@ -41,8 +41,9 @@ def patch(xq: Tensor, wq: Tensor, zx: int) -> tuple[Figure, str]:
         ax.set_title(name, fontsize=10)
     total = int(rows["products"].sum())
     return fig, (
-        f"Codes of a patch of {x.shape[0]} channels from {x.min()} to {x.max()}, zero point {zx}, "
-        f"weight codes from {w.min()} to {w.max()}; their {x.size} products add up to {total}."
+        f"{x.size} products of codes add up to {total}. A table of the patch's codes in "
+        f"{x.shape[0]} channels, from {x.min()} to {x.max()}, their differences from the zero "
+        f"point {zx}, the weight codes from {w.min()} to {w.max()}, and the products."
     )
 
 
@@ -61,7 +62,7 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
     for number, (values, label) in enumerate(((alone, "each alone"), (whole, "whole network"))):
         style = color(number)
         ax.plot(np.maximum(values, LOWEST_SHARE), place, "os"[number], markersize=5, **style)
-        last = len(names) - 2
+        last = len(names) - 1
         ax.annotate(
             label, (max(values[last], LOWEST_SHARE), last), xytext=(9, 0),
             textcoords="offset points", va="center", fontsize=9, color=ink(COLORS[number]),
@@ -80,10 +81,11 @@ def disagreement(table: Agreement) -> tuple[Figure, str]:
     worst = int(whole.argmax())
     n = text_number
     return fig, (
-        f"Codes that differ from the simulation, {len(names)} operations: each alone at most "
-        f"{n(100 * alone.max())} percent; in the whole network from {n(100 * whole[0])} percent at "
-        f"{names[0]} to {n(100 * whole[-1])} percent at {names[-1]}, most at {names[worst]} with "
-        f"{n(100 * whole[worst])} percent."
+        f"Alone, each of {len(names)} operations differs from the simulation in at most "
+        f"{n(100 * alone.max())} percent of its codes; in the whole network from "
+        f"{n(100 * whole[0])} percent at {names[0]} to {n(100 * whole[-1])} percent at "
+        f"{names[-1]}, most at {names[worst]} with {n(100 * whole[worst])} percent. Two lines "
+        f"over the operations."
     )
 
 
@@ -110,9 +112,10 @@ def accumulator_bits(
         guess.draw(ax, "x")
     widest = int(bits.argmax())
     return fig, (
-        f"Bits of accumulator by layer: from {bits.min()} to {bits.max()}, the widest "
-        f"{rows[widest].name} with {rows[widest].terms} products. 16 bits are too few for "
-        f"{int((bits > 16).sum())} of {len(bits)}, 32 are enough for {int((bits <= 32).sum())}."
+        f"16 bits are too few for {int((bits > 16).sum())} of {len(bits)} layers, 32 are enough "
+        f"for {int((bits <= 32).sum())}. Bars of the accumulator's bits by layer: from "
+        f"{bits.min()} to {bits.max()}, the widest {rows[widest].name} with "
+        f"{rows[widest].terms} products."
     )
 
 

@@ -6,20 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from ptq_classroom.kit.names import rule_name
 from ptq_classroom.kit.pieces import image_grid
 from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.kit.show import COLORS, GREY, LINES, color, figure, ink, text_number
+from ptq_classroom.pictures.brighten import developed, gain_of, light_of
 
 MARKERS = ("o", "s", "^")
-RULES = {"minmax": "min-max", "kl": "KL"}  # how a rule is called in text and figures
-
-
-def rule_name(rule: str) -> str:
-    """The name of a range rule for readers."""
-    return RULES.get(rule, rule)
 
 
 def pictures(images: Any, titles: Sequence[str]) -> tuple[Figure, str]:
@@ -33,16 +30,29 @@ def pictures(images: Any, titles: Sequence[str]) -> tuple[Figure, str]:
 def examples(split: Any, peaks: NDArray[Any]) -> tuple[Figure, str]:
     """Pictures of each rare mode, an ordinary one with a large value, a dim one, and their peaks.
 
-    peaks: [pictures] largest input value of each picture of the split.
+    peaks: [pictures] largest input value of each picture of the split. Beside a dark picture stands
+    a brightened copy.
     """
     chosen = [
         *np.flatnonzero(split.modes == "flash")[:3],
         *np.flatnonzero((peaks > 100) & (split.modes == "normal"))[:1],
         *np.flatnonzero(peaks < 4)[:1],
-        *np.flatnonzero(split.modes == "night")[:3],
+        *np.flatnonzero(split.modes == "night")[:2],
     ]
-    titles = [f"{split.modes[i]}, {peaks[i]:.3g}" for i in chosen]
-    return pictures(split.images[chosen], titles)
+    images, titles = [], []
+    for i in chosen:
+        images.append(split.images[i])
+        titles.append(f"{split.modes[i]}, {peaks[i]:.3g}")
+        gain = gain_of(light_of(split.images[i]))
+        if gain > 1:
+            images.append(developed(light_of(split.images[i]) * gain))
+            titles.append(f"{gain}x the light")
+    high, low = (max(chosen, key=lambda i: sign * peaks[i]) for sign in (1, -1))
+    fig, told = pictures(torch.stack(images), titles)
+    return fig, (
+        f"The largest value is {peaks[high]:.3g} in a {split.modes[high]} picture, and only "
+        f"{peaks[low]:.3g} in a {split.modes[low]} picture. {told}"
+    )
 
 
 def coverage(sizes: ArrayLike, highs: ArrayLike, clipped: ArrayLike) -> tuple[Figure, str]:
@@ -84,7 +94,7 @@ def missing(
     sizes = np.asarray(sizes, dtype=float)
     fig, ax = figure(6.6, 3.2)
     fine = np.geomspace(sizes[0], sizes[-1], 200)
-    told = []
+    told, highest = [], np.zeros(len(sizes))
     for number, (name, found) in enumerate(measured.items()):
         found = np.asarray(found, dtype=float)
         style = color(2 * number)
@@ -95,9 +105,10 @@ def missing(
             transform=ax.transAxes, color=ink(style["color"]), ha="right", va="top", fontsize=9,
         )  # fmt: skip
         told.append(
-            f"{name} ({100 * shares[name]:.3g} percent of the pictures): "
-            + ", ".join(f"{100 * f:.1f} % at {n:g}" for n, f in zip(sizes, found, strict=True))
+            f"{name}, {100 * shares[name]:.3g} percent of the pictures: "
+            + ", ".join(f"{100 * f:.1f}" for f in found)
         )
+        highest = np.maximum(highest, found)
     ax.axhline(100 * risk, color=GREY, linestyle=":", linewidth=1.3)
     ax.text(
         sizes[0], 100 * risk, f"{100 * risk:g} % risk", va="bottom", fontsize=9, color=ink(GREY)
@@ -105,7 +116,16 @@ def missing(
     ax.set(xscale="log", xlabel="calibration pictures", ylabel="sets without it (%)")
     ax.set_ylim(-3, 105)
     plain_ticks(ax, sizes)
-    return fig, "Chance to miss a mode. " + "; ".join(told) + "."
+    enough = [f"{n:g}" for n, chance in zip(sizes, highest, strict=True) if chance <= risk]
+    finding = (
+        f"Sets of {enough[0]} pictures miss each mode with a chance of at most"
+        if enough
+        else "At none of these sizes is the chance to miss each mode at most"
+    )
+    return fig, (
+        f"{finding} {100 * risk:g} percent. Curves of the chance to miss a mode, in percent, for "
+        f"sets of {', '.join(f'{n:g}' for n in sizes)}: {'; '.join(told)}."
+    )
 
 
 MARKS = ("●", "■", "▲")
@@ -123,38 +143,51 @@ def by_samples(
     worst draw to the best, marks stand at the mean. guesses, by size, are drawn into the first one.
     """
     kinds = list(fp32)
-    fig, axes = figure(7.6, 3.5, 1, len(kinds), squeeze=False)
-    told = []
-    for ax, kind in zip(axes[0], kinds, strict=True):
-        for number, (rule, found) in enumerate(accuracy.items()):
+    fig, axes = figure(8.2, 1.9 * len(kinds) + 0.5, len(kinds), len(accuracy), squeeze=False,
+                       sharex=True, sharey="row")  # fmt: skip
+    at = np.asarray(sizes, dtype=float)
+    told, fell = [], []
+    for row, kind in zip(axes, kinds, strict=True):
+        means = {rule: np.nanmean(np.asarray(v[kind], float), 0) for rule, v in accuracy.items()}
+        for number, (ax, (rule, found)) in enumerate(zip(row, accuracy.items(), strict=True)):
             values = np.asarray(found[kind], dtype=float)
-            mean = np.nanmean(values, axis=0)
+            mean = means[rule]
             ends = np.stack([mean - np.nanmin(values, 0), np.nanmax(values, 0) - mean])
-            at = np.asarray(sizes, dtype=float) * 1.3 ** (number - 1)  # whiskers apart
             ax.errorbar(
                 at, mean, ends, color=COLORS[NUMBERS[number]], linestyle=LINES[number],
                 marker=MARKERS[number], markersize=4.5, elinewidth=1, capsize=2, linewidth=1.3,
-                label=rule_name(rule),
+                label=rule_name(rule), zorder=4,
             )  # fmt: skip
-            told.append(
-                f"{kind}, {rule_name(rule)}: "
-                + ", ".join(f"{m:.1f} at {n}" for n, m in zip(sizes, mean, strict=True))
-            )
-        ax.axhline(fp32[kind], color=GREY, linestyle=":", linewidth=1.3)
-        ax.set(xscale="log", xlabel="calibration pictures", title=f"{kind} (FP32 {fp32[kind]:.1f})")
-        plain_ticks(ax, sizes[::2])
+            for other in (means[name] for name in means if name != rule):
+                ax.plot(at, other, color=COLORS[3], linewidth=1, alpha=0.7)
+            ax.axhline(fp32[kind], color=GREY, linestyle=":", linewidth=1.3)
+            ax.set(xscale="log")
+            ax.set_title(f"{kind}, {rule_name(rule)}", fontsize=10)
+            plain_ticks(ax, sizes[::2])
+            fell.append((mean.max() - mean[-1], f"{rule_name(rule)} on {kind}"))
+        listed = ", ".join(
+            f"{rule_name(rule)} {m[0]:.1f}, {m.max():.1f}, {m[-1]:.1f}" for rule, m in means.items()
+        )
+        told.append(f"{kind}: {listed}")
+        row[0].set_ylabel("top-1 accuracy (%)")
+    for ax in axes[-1]:
+        ax.set_xlabel("calibration pictures")
     for size, guess in (guesses or {}).items():
         if isinstance(guess.guess, int | float):
             axes[0, 0].plot(size, guess.guess, "x", color="black", markersize=8, zorder=7)
             axes[0, 0].annotate("you", (size, guess.guess), xytext=(4, 4),
                                 textcoords="offset points", fontsize=8)  # fmt: skip
-    axes[0, 0].set_ylabel("top-1 accuracy (%)")
-    fig.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3,
-        title=f"marks: mean of {len(values)} orders; bars: worst to best; axes do not start at 0",
-        title_fontsize=9,
+    fig.suptitle(
+        f"marks: mean of {len(values)} orders; bars: worst to best; pale: the other rules; "
+        f"dotted: FP32; axes do not start at 0",
+        fontsize=9, x=0.01, ha="left",
     )  # fmt: skip
-    return fig, "Mean accuracy in percent over calibration pictures. " + "; ".join(told) + "."
+    points, where = max(fell)
+    return fig, (
+        f"More pictures do not always help: {where} falls by {points:.1f} points from its best "
+        f"size to the largest. Panels by kind of picture and rule; mean accuracy with {sizes[0]}, "
+        f"at best, with {sizes[-1]}: {'; '.join(told)}."
+    )
 
 
 NUMBERS = (2, 0, 4)  # colours of three rules: red, blue, purple

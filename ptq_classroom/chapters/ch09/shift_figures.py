@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ptq_classroom.chapters.ch09.figures import rule_name
+from ptq_classroom.kit.names import rule_name
 from ptq_classroom.kit.show import COLORS, GREY, figure, ink
 
 LOSS = LinearSegmentedColormap.from_list("loss", ["#ffffff", COLORS[1], COLORS[2]])
@@ -47,15 +47,14 @@ def losses(
     for spine in ax.spines.values():
         spine.set_visible(False)
     flat = [(g, n) for g, inside in columns.items() for n in inside]
-    told = [
-        "{}: {} {} {:.1f}".format(row, *flat[int(values.argmax())], values.max())
-        for row, values in zip(rows, lost, strict=True)
-    ]
+    highest = lost.max(axis=1)
+    order = np.argsort(-highest, kind="stable")
     worst, at = np.unravel_index(int(lost.argmax()), lost.shape)
+    told = ", ".join(f"{rows[i]} {highest[i]:.1f}" for i in order)
     return fig, (
         f"Most is lost with {rows[worst]}, {' '.join(flat[at])}: {lost[worst, at]:.1f} points of "
-        f"accuracy against FP32; {int((lost > 1).sum())} of {lost.size} numbers are above 1. The "
-        f"largest loss in each row: {'; '.join(told)}."
+        f"accuracy against FP32. A table; {int((lost > 1).sum())} of {lost.size} numbers are above "
+        f"1. The largest in each row: {told}."
     )
 
 
@@ -73,7 +72,7 @@ def noticed(
     fig, (left, right) = figure(7.4, 0.9 + 0.42 * len(shifts), 1, 2, sharey=True)
     place = np.arange(len(shifts))
     height = 0.8 / len(clipped)
-    tints = (COLORS[2], COLORS[0])
+    tints, hatches = (COLORS[2], COLORS[0]), (None, "////")
     for number, rule in enumerate(clipped):
         at = place + (number - (len(clipped) - 1) / 2) * height
         loss, low, high = costs[rule].T
@@ -81,7 +80,8 @@ def noticed(
         for ax, values, reach in ((left, clipped[rule], 0), (right, loss, high)):
             values = np.asarray(values, dtype=float)
             reach = np.maximum(np.maximum(values, reach), 0)
-            ax.barh(at, values, height * 0.9, color=tints[number], alpha=(0.95, 0.6)[number])
+            ax.barh(at, values, height * 0.9, color=tints[number], alpha=(0.95, 0.6)[number],
+                    hatch=hatches[number], edgecolor="white", linewidth=0)  # fmt: skip
             for y, value, edge in zip(at, values, reach, strict=True):
                 digits = f"{value:.2f}" if ax is left else f"{value:+.1f}"
                 ax.annotate(
@@ -89,7 +89,8 @@ def noticed(
                     va="center", fontsize=8,
                 )  # fmt: skip
         right.text(
-            0.98, 0.10 - 0.09 * number, rule_name(rule), transform=right.transAxes, ha="right",
+            0.98, 0.10 - 0.09 * number, f"{rule_name(rule)}{(' (plain)', ' (hatched)')[number]}",
+            transform=right.transAxes, ha="right",
             va="bottom", color=ink(tints[number]), fontsize=9,
         )  # fmt: skip
     left.set_yticks(place, shifts)
@@ -98,14 +99,19 @@ def noticed(
     right.set(xlabel="points lost against FP32 (line: 95 % interval)", title="what it costs")
     right.axvline(0, color=GREY, linewidth=0.8)
     for ax in (left, right):
-        ax.margins(x=0.16)
-    told = [
-        f"{shift}: "
-        + ", ".join(
-            f"{rule_name(rule)} {np.asarray(clipped[rule])[i]:.2f} percent clipped and "
-            "{:.1f} points lost (from {:.1f} to {:.1f})".format(*costs[rule][i])
-            for rule in clipped
-        )
-        for i, shift in enumerate(shifts)
-    ]
-    return fig, "Live pictures. " + "; ".join(told) + "."
+        ax.margins(x=0.2)
+    said = {
+        (rule, i): f"{shifts[i]} with {rule_name(rule)}: "
+        f"{np.asarray(clipped[rule])[i]:.2f} percent clipped and "
+        "{:.1f} points lost (from {:.1f} to {:.1f})".format(*costs[rule][i])
+        for rule in clipped
+        for i in range(len(shifts))
+    }
+    dearest = max(said, key=lambda key: costs[key[0]][key[1], 0])
+    loudest = max(said, key=lambda key: np.asarray(clipped[key[0]])[key[1]])
+    count = sum(bool(costs[rule][i, 1] > 0) for rule, i in said)
+    return fig, (
+        f"Most is lost on {said[dearest]}. Most is clipped on {said[loudest]}. Bars for "
+        f"{len(shifts)} kinds of live pictures and {len(clipped)} rules; {count} of {len(said)} "
+        f"intervals of the loss lie above 0."
+    )

@@ -78,7 +78,30 @@ def test_what_a_network_sees_is_the_picture_again(split: Split):
     assert abs(first.astype(int) - split.images[0].permute(1, 2, 0).numpy()).max() <= 1
     assert [ax.get_title(loc="center") for ax in fig.axes] == ["a", "b", "c", "", "", ""]
     assert len(np.unique(shown_image(fig.axes[3]))) == len(coarse[0].unique())
-    assert f"coarse: {', '.join(str(len(p.unique())) for p in coarse)}" in alt
+    few = [len(p.unique()) for p in coarse]
+    assert f"coarse: {', '.join(f'{k} {n}' for k, n in zip('abc', few, strict=True))}" in alt
+    least = few.index(min(few))
+    assert alt.startswith(f"A {'abc'[least]} picture of {len(x[least].unique())} different values")
+    assert f"keeps {min(few)} in coarse." in alt
+
+
+def test_beside_a_dark_picture_stands_a_brightened_copy(split: Split):
+    images = split.images[:2].clone()
+    images[0] //= 8  # an eighth of the byte is a sixty-fourth of the light
+    x = to_input(images)
+    fig, _ = figures.seen({"FP32": x, "again": x}, ["night", "normal"])
+    shown = [shown_image(ax).astype(float) for ax in fig.axes]
+    assert len(shown) == 2 * 3  # the second picture has no copy
+    assert shown[1].mean() > 3 * shown[0].mean()
+    gain = int(fig.axes[1].get_title().split("x")[0])
+    np.testing.assert_allclose(shown[1], shown[0] * gain**0.5, atol=gain**0.5)
+    np.testing.assert_array_equal(shown[4], shown[1])
+
+    changed = Split(images, split.labels[:2], split.modes[:2])
+    wrong = one_hot([int(k + 1) % 48 for k in changed.labels])
+    fig, alt = figures.flipped(changed, one_hot(changed.labels.tolist()), wrong, [0, 1])
+    assert [ax.get_title().startswith("the same") for ax in fig.axes[:3]] == [False, True, False]
+    assert alt.startswith("2 pictures that only FP32 names right, then 0 that only INT8 does; 1 ")
 
 
 def test_difference_in_points_and_the_guess_at_its_negative():
@@ -158,4 +181,4 @@ def test_the_five_steps_show_real_pictures_and_cut_the_rare():
     np.testing.assert_array_equal(wall[3:51, 3:51], images[0].transpose(1, 2, 0))
     assert "10,001 activations" in alt
     assert "the largest is 50" in alt
-    assert alt.index("Prepare") < alt.index("Calibrate") < alt.index("Validate")
+    assert alt.index("prepare") < alt.index("calibrate") < alt.index("validate")

@@ -25,7 +25,7 @@ def test_marks_over_the_bulk_are_counted():
     x = torch.linspace(-4, 4, 101)
     wide = choose_qparams(-40.0, 40.0, IntGrid(4, narrow=True), symmetric=True)
     fig, alt = figures.marks_over_bulk(x, {"wide": wide})
-    assert "wide 1 of 15" in alt
+    assert "wide, 1 of 15" in alt
     assert "1 of 15 marks" in fig.axes[0].get_title(loc="left")
 
 
@@ -45,8 +45,8 @@ def test_percentile_sweep_plots_every_series():
     drawn = [list(line.get_ydata()) for line in fig.axes[0].lines]
     assert [80, 85, 60] in drawn
     assert [70, 60, 20] in drawn
-    assert "best 85 at 1" in alt
-    assert "Min-max reaches 13" in alt
+    assert alt.startswith("Best is 85 percent, with 1 percent clipped on each side")
+    assert "min-max 13, FP32 90" in alt
 
 
 def test_percentile_sweep_tells_each_kind_of_picture():

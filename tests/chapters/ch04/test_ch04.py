@@ -156,7 +156,10 @@ def test_own_scales_make_the_ratio_irrelevant(picture):
     assert heights(picture) == pytest.approx(before, abs=1e-3)
     assert "reaches ±40" in readout
     assert widget.OWN in alt
-    assert picture.reach.get_text() == "up to 40"
+    assert picture.reach.get_text() == "axis cut: up to ±40"
+    w = widget.folded(40.0)[widget.LOUD]
+    assert picture.up.get_visible() == bool(w.max() > widget.VIEW)
+    assert picture.down.get_visible() == bool(w.min() < -widget.VIEW)
 
 
 def test_marks_are_the_values_of_codes(picture):

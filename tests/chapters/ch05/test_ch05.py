@@ -39,7 +39,8 @@ def test_accuracy_over_bits_draws_every_line_and_the_guess():
     assert list(left.lines[0].get_ydata()) == [90, 20]
     assert [line.get_ydata()[0] for line in right.lines] == [95, 96, 50]
     assert left.get_xlim()[0] > left.get_xlim()[1], "fewer bits to the right"
-    assert "b per tensor: 95.0 at 8, 30.0 at 4" in alt
+    assert "b per tensor 95.0, 30.0" in alt
+    assert alt.startswith("At 4 bits the granularities lie apart: 20.0 to 20.0 on a")
 
 
 def test_accuracy_over_bits_names_its_lines_apart():
@@ -61,7 +62,28 @@ def test_accuracy_over_size_places_points_by_bits_per_weight():
     (line,) = fig.axes[0].lines
     assert list(line.get_xdata()) == [4.5, 3.5]
     assert [text.get_text() for text in fig.axes[0].texts] == ["4", "3"]
-    assert "4.5 bits 92.0 percent" in alt
+    assert "a: groups 4.5 bits 92.0 percent" in alt
+    assert alt.startswith(
+        "Fewest bits per weight within 2 points of a network's best: a 4.5 (groups)"
+    )
+
+
+def test_accuracy_over_size_has_a_panel_for_each_line_and_shows_what_lies_below():
+    points = {
+        "a": {
+            "tensor": {8: (8.0, 94.0), 3: (3.0, 20.0)},
+            "groups": {8: (8.5, 94.5), 3: (3.5, 80.0)},
+        }
+    }
+    fig, _ = figures.accuracy_over_size(points)
+    assert [[t.get_text() for t in ax.texts] for ax in fig.axes] == [["8", "3\n▼"], ["8", "3"]]
+    for ax, name in zip(fig.axes, points["a"], strict=True):
+        assert ax.get_title(loc="left") == f"a, {name}"
+        sizes = [size for size, _ in points["a"][name].values()]
+        np.testing.assert_array_equal(ax.lines[0].get_xdata(), sizes)
+        fig.canvas.draw()
+        boxes = [t.get_window_extent() for t in ax.texts]
+        assert not boxes[0].overlaps(boxes[1])
 
 
 def test_buying_decibels_draws_both_ways():

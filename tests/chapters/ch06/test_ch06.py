@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import ErrorbarContainer
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
@@ -32,15 +33,20 @@ def test_rules_over_bits_plots_changes_with_their_intervals():
     table = {("minmax", 8): (-0.03, -0.05, -0.01), ("minmax", 4): (-0.9, -0.92, -0.85)}
     table |= {("kl", 8): (-0.01, -0.02, 0.0), ("kl", 4): (-0.05, -0.07, -0.03)}
     fig, alt = figures.rules_over_bits({"net": table})
-    ax = fig.axes[0]
-    minmax, kl = (ax.containers[i] for i in (0, 1))
-    assert list(minmax.lines[0].get_ydata()) == pytest.approx([-3, -90])
-    assert list(kl.lines[0].get_ydata()) == pytest.approx([-1, -5])
-    assert list(np.round(kl.lines[0].get_xdata())) == [8, 4]
-    caps = sorted(y for line in minmax.lines[1] for y in line.get_ydata())
-    assert caps == pytest.approx([-92, -85, -5, -1])
-    assert ax.xaxis_inverted()
-    assert "net, minmax: -3 at 8 bits, -90 at 4 bits" in alt
+    eight, four = fig.axes
+    for ax, bits in ((eight, 8), (four, 4)):
+        (drawn,) = ax.containers
+        assert isinstance(drawn, ErrorbarContainer)
+        values = [100 * table[rule, bits][0] for rule in ("minmax", "kl")]
+        assert list(drawn.lines[0].get_xdata()) == pytest.approx(values)
+        caps = sorted(x for line in drawn.lines[1] for x in line.get_xdata())
+        ends = sorted(100 * end for rule in ("minmax", "kl") for end in table[rule, bits][1:])
+        assert caps == pytest.approx(ends)
+        assert ax.get_title(loc="left") == f"net, {bits} bits"
+    assert [t.get_text() for t in eight.get_yticklabels()] == ["min-max", "KL"]
+    assert eight.get_xlim()[0] > -20, "8 bits have an axis of their own"
+    assert alt.startswith("At 4 bits the least is lost with KL on net (-5.0).")
+    assert "min-max: net -3.0, -90.0; KL: net -1.0, -5.0" in alt
 
 
 def test_ablation_plots_every_version_but_the_reference():

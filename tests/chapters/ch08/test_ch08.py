@@ -63,7 +63,7 @@ def test_disagreement_draws_shares(networks):
     shares = [1 - row.equal / row.codes for row in table.cumulative.values()]
     assert whole.get_xdata() == pytest.approx(np.maximum(shares, figures.LOWEST_SHARE))
     assert (np.asarray(alone.get_xdata()) >= figures.LOWEST_SHARE).all()
-    assert f"{len(shares)} operations" in alt
+    assert f"each of {len(shares)} operations" in alt
     ax = fig.axes[0]
     assert ax.get_xticks()[0] == figures.LOWEST_SHARE < 1 / min(row.codes for row in
                                                              table.isolated.values())  # fmt: skip

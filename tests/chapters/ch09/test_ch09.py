@@ -44,8 +44,12 @@ def test_missing_draws_the_law_and_what_was_found():
     assert law.get_ydata()[0] == pytest.approx(97.5)
     assert law.get_ydata()[-1] == pytest.approx(100 * 0.975**100)
     assert list(marks.get_ydata()) == pytest.approx([97, 80, 10])
-    assert "97.0 % at 1" in alt
-    assert "10.0 % at 100" in alt
+    assert "for sets of 1, 10, 100: flash, 2.5 percent of the pictures: 97.0, 80.0, 10.0" in alt
+    assert alt.startswith(
+        "At none of these sizes is the chance to miss each mode at most 5 percent"
+    )
+    _, alt = figures.missing(SIZES, {"flash": [0.97, 0.05, 0.0]}, {"flash": 0.2})
+    assert alt.startswith("Sets of 10 pictures miss each mode with a chance of at most 5 percent")
 
 
 def by_samples(**kwargs):
@@ -56,18 +60,21 @@ def by_samples(**kwargs):
 
 def test_by_samples_draws_means_and_the_worst_and_best_draw():
     fig, alt = by_samples()
-    bars = fig.axes[0].containers
-    assert [container.get_label() for container in bars] == ["a", "b"]
-    line, _, (stems,) = bars[0]
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles == ["all, a", "all, b", "night, a", "night, b"]
+    (bars,) = fig.axes[0].containers  # whiskers of one rule in each panel: none cross
+    assert bars.get_label() == "a"
+    line, _, (stems,) = bars
     assert list(line.get_ydata()) == [85, 93, 90]
     assert [list(segment[:, 1]) for segment in stems.get_segments()] == [
         [80, 90],
         [92, 94],
         [90, 90],
     ]
-    assert [ax.get_title(loc="left") for ax in fig.axes] == ["all (FP32 93.5)", "night (FP32 70.0)"]
-    assert "mean of 2 orders; bars: worst to best" in fig.legends[0].get_title().get_text()
-    assert "night, b: 55.0 at 1, 63.0 at 10, 60.0 at 100" in alt
+    np.testing.assert_array_equal(fig.axes[0].lines[-2].get_ydata(), [84, 92, 89])  # pale
+    assert "mean of 2 orders; bars: worst to best" in fig.get_suptitle()
+    assert "night: a 55.0, 63.0, 60.0, b 55.0, 63.0, 60.0" in alt
+    assert "falls by 3.0 points from its best size" in alt
 
 
 def test_by_samples_draws_the_guesses_that_were_made():
@@ -84,7 +91,7 @@ def test_losses_writes_every_number_into_its_cell():
     cells = {t.get_position(): t.get_text() for t in fig.axes[0].texts}
     assert [cells[0, 0], cells[1, 0], cells[0, 1], cells[1, 1]] == ["0.5", "30.0", "-2.0", "3.2"]
     assert np.asarray(fig.axes[0].images[0].get_array()).tolist() == [[0.5, 30.0], [0.0, 3.25]]
-    assert "noise: flash KL 3.2" in alt
+    assert "The largest in each row: ours 30.0, noise 3.2" in alt
     assert alt.startswith("Most is lost with ")
 
 
@@ -99,8 +106,15 @@ def test_noticed_sets_the_monitor_beside_the_cost():
     assert widths == [[0, 0, 0.1, 0.01], pytest.approx([2, 22, 1, -2])]
     drawn = [[s[:, 0].tolist() for s in c.get_segments()] for c in fig.axes[1].collections]
     assert np.array(drawn) == pytest.approx(np.array([[[-1, 5], [15, 28]], [[0.5, 2], [-4, 1]]]))
-    assert "dark: min-max 0.00 percent clipped and 22.0 points lost (from 15.0 to 28.0)" in alt
-    assert {t.get_text() for t in fig.axes[1].texts} >= {"min-max", "percentile", "+22.0", "-2.0"}
+    said = "dark with min-max: 0.00 percent clipped and 22.0 points lost (from 15.0 to 28.0)"
+    assert alt.startswith(f"Most is lost on {said}. Most is clipped on standard with percentile")
+    assert alt.endswith("2 of 4 intervals of the loss lie above 0.")
+    assert {t.get_text() for t in fig.axes[1].texts} >= {
+        "min-max (plain)",
+        "percentile (hatched)",
+        "+22.0",
+        "-2.0",
+    }
 
 
 def explorer():
@@ -162,13 +176,16 @@ def test_a_measurement_that_is_missing_is_named():
 def test_the_examples_are_of_every_kind():
     modes = np.array(["normal"] * 3 + ["flash"] * 4 + ["night"] * 3)
     peaks = np.array([150.0, 3.0, 20.0, 90.0, 136.0, 99.0, 1.0, 0.1, 0.2, 0.3])
-    split = Split(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.zeros(10), modes)
-    fig, _ = figures.examples(split, peaks)
+    images = torch.full((10, 3, 8, 8), 120, dtype=torch.uint8)
+    images[8] = 30  # dark: a copy stands beside it
+    split = Split(images, torch.zeros(10), modes)
+    fig, alt = figures.examples(split, peaks)
     titles = [ax.get_title(loc="center") for ax in fig.axes]
     assert titles == [
         "flash, 90", "flash, 136", "flash, 99", "normal, 150", "normal, 3",
-        "night, 0.1", "night, 0.2", "night, 0.3",
+        "night, 0.1", "night, 0.2", "33x the light",
     ]  # fmt: skip
+    assert alt.startswith("The largest value is 150 in a normal picture, and only 0.1 in a night")
 
 
 @pytest.fixture(scope="module")
