@@ -187,7 +187,7 @@ DISTILL = Exercise(
     hints=(
         ("What is compared?",
          "Two distributions over the classes: softmax of the logits divided by T, of both."),
-        ("nan or inf", "F.log_softmax instead of the logarithm of a softmax."),
+        ("nan or inf", "`torch.log_softmax` instead of the logarithm of a softmax."),
         ("A constant factor is off", "T**2, and the mean over the examples, not over all entries."),
     ),
 )  # fmt: skip

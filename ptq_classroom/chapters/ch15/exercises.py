@@ -436,8 +436,8 @@ REPAIR = Exercise(
         ("How do I make a node?",
          "onnx.helper.make_node('QuantizeLinear', [value, scale, zero_point], [new_name])"),
         ("Where do scale and zero point come from?",
-         "They are constants of the graph: onnx.numpy_helper.from_array(np.float32(0.5), 'name'), "
-         "appended to graph.initializer."),
+         "They are constants of the graph: after `import numpy as np`, "
+         "onnx.numpy_helper.from_array(np.float32(0.5), 'name'), appended to graph.initializer."),
         ("ONNX's checker says that nodes are not sorted",
          "A node stands behind those that make its inputs. Collect all nodes in a list, the new "
          "ones just before their Add, then `del graph.node[:]` and `graph.node.extend(nodes)`."),
