@@ -36,7 +36,7 @@ HINTS = (
      "When even the lower end of its interval is not below `-limit`. A mean inside the limit is a "
      "hope: with few pictures the interval reaches beyond."),
     ("Nothing fits",
-     "The baseline is among the options, and against itself it loses nothing: it fits always."),
+     "The baseline is among the options, and against itself it loses nothing: it always fits."),
 )  # fmt: skip
 
 

@@ -66,12 +66,12 @@ QUESTIONS = (
         "What does keeping a layer in FP16 change when the network runs on a CPU?",
         right=(
             "the file, not the time",
-            "most CPUs compute FP16 as FP32, and between integers and floats values are converted",
+            "x86 CPUs mostly compute FP16 as FP32, and values are converted on the way in and out",
         ),
         wrong=(
             (
                 "the layer runs twice as fast as in FP32",
-                "on a GPU perhaps; most CPUs have no arithmetic of 16-bit floats",
+                "on a GPU or an Arm CPU perhaps; most x86 CPUs have no such arithmetic",
             ),
             (
                 "nothing at all",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ptq_classroom.kit.pieces import accuracy_bars
 from ptq_classroom.kit.prediction import Prediction
-from ptq_classroom.kit.show import COLORS, GREY, color, figure
+from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
 
 SIDES = ("made by", "read by")
 
@@ -33,11 +33,12 @@ def two_sides(pairs: Mapping[str, tuple[Any, Any]], names: tuple[str, str]) -> t
             spreads.append(f"{side} {names[i]} {values.max() / values.min():.1f}")
         ax.set(yscale="log", xticks=[], xlabel="channels, sorted by the first range", title=title)
         told.append(f"{title}: {', '.join(spreads)}")
+    told.reverse()  # what was done comes first
     axes[0, 0].set_ylabel("largest |w| of the channel")
     handles = axes[0, 0].lines
     labels = [f"{side} {name}" for side, name in zip(SIDES, names, strict=True)]
     axes[0, -1].legend(handles, labels, fontsize=9)
-    return fig, f"Largest over smallest range of {len(order)} channels. " + "; ".join(told) + "."
+    return fig, f"The loudest over the quietest of {len(order)} channels. " + "; ".join(told) + "."
 
 
 def cut_off(shares: Mapping[str, float], limit: float = 6.0) -> tuple[Figure, str]:
@@ -52,8 +53,9 @@ def cut_off(shares: Mapping[str, float], limit: float = 6.0) -> tuple[Figure, st
     )  # fmt: skip
     ax.set(xticks=[], xlabel="clips of the network, from input to output")
     ax.set_ylabel(f"values above {limit:g} (%)")
-    told = f"most in {list(shares)[most]} ({values[most]:.1f} %), median {np.median(values):.2f} %"
-    return fig, f"Share of values above {limit:g} in front of {len(values)} clips: {told}."
+    told = f"{values[most]:.1f} % of the values at most ({list(shares)[most]}), "
+    told += f"{np.median(values):.2f} % in the middle of {len(values)} clips"
+    return fig, f"What lies above {limit:g} and is cut off: {told}. A bar for each clip."
 
 
 def moved_means(shifts: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
@@ -79,7 +81,9 @@ def moved_means(shifts: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
     ax.set(xticks=[], xlabel=f"channels of {layer}, sorted")
     ax.set_ylabel("mean error\n(standard deviations of the channel)")
     ax.legend(fontsize=9)
-    return fig, f"Mean error of {len(order)} channels of {layer}: " + "; ".join(told) + "."
+    told.reverse()  # what was done comes first
+    told = "; ".join(told)
+    return fig, f"How far the means of {len(order)} channels of {layer} have moved: {told}."
 
 
 def accuracies(
@@ -96,7 +100,8 @@ def accuracies(
     if guess is not None:
         guess.draw(ax, "x")
     told = ", ".join(f"{name} {value:.1f} %" for name, value in zip(rows, middle, strict=True))
-    return fig, f"Accuracy of {len(rows)} versions, FP32 {100 * fp32:.1f} %: {told}."
+    best = list(rows)[int(np.argmax(middle))]
+    return fig, f"{best} is the most accurate; FP32 has {100 * fp32:.1f} %. {told}."
 
 
 def over_data(
@@ -117,8 +122,14 @@ def over_data(
             ax.plot([n] * len(by_count[n]), by_count[n], ".", color=COLORS[2 * i], markersize=3)
         told.append(f"{name} {means[0]:.1f} % at {counts[0]}, {means[-1]:.1f} % at {counts[-1]}")
     ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.text(
+        1, fp32, f"FP32 {fp32:.1f}", transform=ax.get_yaxis_transform(), fontsize=9,
+        color=ink(GREY), ha="right", va="bottom",
+    )  # fmt: skip
     ax.set(xscale="log", xlabel="pictures that the means were measured on", ylabel="accuracy (%)")
     ax.set_xticks(counts, [str(n) for n in counts])
     ax.minorticks_off()
     ax.legend(fontsize=9, loc="center right")
-    return fig, f"Accuracy over pictures, FP32 {fp32:.1f} %: " + "; ".join(told) + "."
+    ends = {name: float(np.mean(list(by_count.values())[-1])) for name, by_count in lines.items()}
+    best = max(ends, key=lambda name: ends[name])
+    return fig, f"{best} serve best; FP32 has {fp32:.1f} %. " + "; ".join(told) + "."

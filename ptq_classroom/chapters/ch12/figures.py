@@ -31,10 +31,19 @@ def attention(weights: Any, words: Sequence[str], head: int) -> tuple[Figure, st
         share = weights[row, column]
         ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
                 color="white" if share > 0.4 * max(0.5, weights.max()) else "black")  # fmt: skip
-    ax.set(title=f"head {head}: percent of its attention (20 and more)", xlabel="looks at")
+    ax.set(
+        title=f"head {head}: percent of its attention (20 and more)",
+        xlabel="looks at",
+        ylabel="token",
+    )
     places = weights.argmax(1)
     told = ", ".join(f"{w} at {words[p]}" for w, p in zip(words, places, strict=True))
-    return fig, f"Attention of head {head}, each word looks most {told}."
+    inside = [i for i, w in enumerate(words) if not w.startswith("[") and i != places[i]
+              and not words[places[i]].startswith("[")]  # fmt: skip
+    top = max(inside, key=lambda i: weights[i, places[i]], default=0)
+    share = 100 * weights[top, places[top]]
+    lead = f'"{words[top]}" looks at "{words[places[top]]}", {share:.0f} %'
+    return fig, f"{lead}. Head {head}, where each token looks most: {told}."
 
 
 def channels(inputs: Mapping[str, Any]) -> tuple[Figure, str]:

@@ -36,19 +36,19 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "SmoothQuant divides a channel by s and multiplies weights by s. Why is that no loss for "
+        "SmoothQuant divides a channel by s and multiplies weights by s. What does that cost "
         "the weights?",
         right=(
-            "it is a loss, which alpha shares out",
+            "coarser scales; alpha shares the loss",
             "a loud column of weights makes the rows' scales coarser: at alpha 1 they pay all",
         ),
         wrong=(
             (
-                "weights are stored in 32 bits",
+                "nothing: they are stored in 32 bits",
                 "they have 8 bits like the activations",
             ),
             (
-                "each column of the weights has a scale of its own",
+                "nothing: each column has a scale of its own",
                 "each row has one, the output channel; s goes along the columns",
             ),
         ),

@@ -67,12 +67,12 @@ def codebook(weights: Any, books: Mapping[str, Any], layer: str) -> tuple[Figure
         rows.vlines(values, -i - 0.35, -i + 0.35, color=COLORS[2 * i], linewidth=2.2)
         error = np.abs(weights[:, None] - values).min(1)
         decibels = 10 * np.log10((weights**2).sum() / (error**2).sum())
-        told.append(f"{name} {len(values)} values, {decibels:.1f} dB")
+        told.append(f"{name}, {len(values)} values: {decibels:.1f} dB")
     rows.set_yticks([-i for i in range(len(books))], list(books))
     rows.set(ylim=(-len(books) + 0.4, 0.6), xlabel=f"weight of {layer}")
     rows.spines["left"].set_visible(False)
     rows.tick_params(axis="y", length=0)
-    return fig, f"{len(weights)} weights of {layer} and what codes stand for: {'; '.join(told)}."
+    return fig, f"{'; '.join(told)}. {len(weights)} weights of {layer} and what codes stand for."
 
 
 def price_of_bits(
@@ -105,7 +105,13 @@ def price_of_bits(
         guess.draw(axes[0, 0], "y")
     axes[0, 0].set_ylabel("top-1 accuracy (%)")
     axes[0, 0].legend(fontsize=9, loc="lower left")
-    return fig, "Accuracy over bits. " + "; ".join(told) + "."
+    least = {}  # technique -> its mean over the networks at the fewest bits
+    for lines in table.values():
+        for name, by_bits in lines.items():
+            least.setdefault(name, []).append(list(by_bits.values())[-1])
+    first, second, *_ = sorted(least, key=lambda name: -float(np.mean(least[name])))
+    lead = f"At the fewest bits {first} keeps the most, then {second}"
+    return fig, f"{lead}. Accuracy: {'; '.join(told)}."
 
 
 def formats(
@@ -130,7 +136,8 @@ def formats(
     left.set(xlabel="value, largest at 1", ylim=(-len(grids) + 0.4, 0.6), xlim=(-1.05, 1.05))
     left.tick_params(axis="y", length=0)
     right.set(xlabel="SQNR of the weights (dB)\nticks: layers, dot: median")
-    return fig, "Median error of a layer's weights: " + "; ".join(told) + "."
+    best = max(grids, key=lambda name: np.median(np.asarray(decibels[name], dtype=float)))
+    return fig, f"{best} loses least. Median over the layers' weights: " + "; ".join(told) + "."
 
 
 def widths(bits: Mapping[str, Mapping[str, int]], weights: Mapping[str, int]) -> tuple[Figure, str]:
@@ -147,6 +154,11 @@ def widths(bits: Mapping[str, Mapping[str, int]], weights: Mapping[str, int]) ->
                             fontsize=9)  # fmt: skip
             start += share
         ax.set(title=version, ylim=(0, 9.8), yticks=[2, 4, 8], ylabel="bits")
-        told.append(f"{version}: " + ", ".join(f"{n} {b}" for n, b in by_layer.items()))
+        counts = {b: sum(w == b for w in by_layer.values()) for b in sorted({*by_layer.values()})}
+        told.append(f"{version}: " + ", ".join(f"{n} layers of {b}" for b, n in counts.items()))
+        wide = [n for n, b in by_layer.items() if b == max(counts)]
+        if len(counts) > 1:
+            told[-1] += f"; {max(counts)} bits go to {', '.join(wide)}"
     axes[-1, 0].set_xlabel("share of the network's weights (%), layers from input to output")
-    return fig, "Bits of each layer. " + "; ".join(told) + "."
+    told.reverse()  # the version of the lesson comes first
+    return fig, ". ".join(told) + ". Bars: bits of each layer, as wide as its share of weights."

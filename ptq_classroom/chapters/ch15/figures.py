@@ -129,5 +129,8 @@ def changes(rows: Mapping[str, Interval]) -> tuple[Figure, str]:
         -1, 1.0, "limit", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9,
         color=ink(GREY),
     )  # fmt: skip
-    told = ", ".join(f"{name} {value:+.1f}" for name, value in zip(rows, middle, strict=True))
-    return fig, f"Change of accuracy against FP32 in points: {told}."
+    told = []
+    for name, value, least, most in zip(rows, middle, low, high, strict=True):
+        keeps = "keeps" if least >= -1 else "may break"
+        told.append(f"{name} {keeps} the limit of -1: {value:+.1f} ({least:+.1f} to {most:+.1f})")
+    return fig, f"{'; '.join(told)}. Changes of accuracy against FP32 in points."

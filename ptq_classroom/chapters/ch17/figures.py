@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def pairs(daylight: Any, dusk: Any, names: Sequence[str]) -> tuple[Figure, str]:
             ax.set_xticks([])
             ax.set_yticks([])
             if row:
-                ax.set_xlabel(name, fontsize=9)
+                ax.set_xlabel(textwrap.fill(name, 13), fontsize=9)
         axes[row, 0].set_ylabel(title)
     means = [float(np.asarray(p).mean()) for p in (daylight, dusk)]
     told = f"mean byte {means[0]:.0f} by daylight, {means[1]:.0f} at dusk"
@@ -51,7 +52,10 @@ def over_size(
             arrowprops={"arrowstyle": "-", "color": ink(GREY), "linewidth": 0.7},
         )  # fmt: skip
     for name, budget in budgets.items():
-        ax.text(budget, ax.get_ylim()[0], f" {name} ", fontsize=9, ha="right", va="bottom")
+        ax.text(
+            budget, 1.0, f"budget {name}", transform=ax.get_xaxis_transform(), fontsize=9,
+            ha="center", va="bottom",
+        )  # fmt: skip
     ax.set(xlim=(0.1, 0.4), xlabel="checkpoint, of FP32's weights", ylabel="top-1 accuracy (%)")
     told = "; ".join(f"{n} {a:.1f} % at {s:.2f}" for n, (s, a) in solutions.items())
     best = max(solutions, key=lambda n: solutions[n][1])
