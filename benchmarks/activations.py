@@ -117,12 +117,12 @@ def compared(name: str, folder: Path, rounds: int) -> bool:
     return miss
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 where a row is a miss."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", help="some of: " + ", ".join(BETWEEN))
     parser.add_argument("--rounds", type=int, default=40)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     wanted = [name.lower() for name in options.names]
     chosen = [n for n in BETWEEN if not wanted or any(w in n.lower() for w in wanted)]

@@ -3,6 +3,10 @@
     python benchmarks/inference.py            about four minutes on two idle cores
     python benchmarks/inference.py --quick    fewer rounds, one thread: half a minute
     python benchmarks/inference.py --only resnet
+    python benchmarks/inference.py --activations   part 4 alone: half a minute
+
+Part 4 is `activations.py`: small networks around each activation, ours beside the file that ONNX
+Runtime's own `quantize_static` makes.
 
 Part 1, ONNX Runtime: the INT8 file against the FP32 file (folded and stripped) at 1 and 32 pictures
 and one and two threads: as the session would run it, with its guard against saturating sums forced
@@ -30,6 +34,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import activations
 from bootstrap import processor
 
 from ptq_classroom import load_model, load_split, loader
@@ -140,7 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, one thread")
     parser.add_argument("--only", choices=NETWORKS, help="one network only")
+    parser.add_argument("--activations", action="store_true", help="part 4 alone")
     options = parser.parse_args(arguments)
+    if options.activations:
+        return activations.main([])
     rounds, threads = (2, (1,)) if options.quick else (60, (1, 2))
     torch.set_num_threads(threads[-1])
     sums = "saturate: the session's guard is on" if products_saturate() else "are exact: no guard"
@@ -156,6 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
             if network in GOALS:
                 missed |= judge(speed, size, threads[-1], network)
     products(rounds)
+    if not (options.only or options.quick):
+        missed |= bool(activations.main([]))
     return int(missed and not options.quick)
 
 
