@@ -82,8 +82,8 @@ def moved_means(shifts: Mapping[str, Any], layer: str) -> tuple[Figure, str]:
     ax.set_ylabel("mean error\n(standard deviations of the channel)")
     ax.legend(fontsize=9)
     told.reverse()  # what was done comes first
-    told = "; ".join(told)
-    return fig, f"How far the means of {len(order)} channels of {layer} have moved: {told}."
+    moved = "; ".join(told)
+    return fig, f"How far the means of {len(order)} channels of {layer} have moved: {moved}."
 
 
 def accuracies(

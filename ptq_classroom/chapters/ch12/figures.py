@@ -38,11 +38,11 @@ def attention(weights: Any, words: Sequence[str], head: int) -> tuple[Figure, st
     )
     places = weights.argmax(1)
     told = ", ".join(f"{w} at {words[p]}" for w, p in zip(words, places, strict=True))
-    inside = [i for i, w in enumerate(words) if not w.startswith("[") and i != places[i]
-              and not words[places[i]].startswith("[")]  # fmt: skip
+    inside = [i for i, w in enumerate(words) if w[0] != "[" and i != places[i]
+              and words[int(places[i])][0] != "["]  # fmt: skip
     top = max(inside, key=lambda i: weights[i, places[i]], default=0)
     share = 100 * weights[top, places[top]]
-    lead = f'"{words[top]}" looks at "{words[places[top]]}", {share:.0f} %'
+    lead = f'"{words[top]}" looks at "{words[int(places[top])]}", {share:.0f} %'
     return fig, f"{lead}. Head {head}, where each token looks most: {told}."
 
 
