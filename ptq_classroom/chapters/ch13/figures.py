@@ -155,7 +155,7 @@ def widths(bits: Mapping[str, Mapping[str, int]], weights: Mapping[str, int]) ->
             start += share
         ax.set(title=version, ylim=(0, 9.8), yticks=[2, 4, 8], ylabel="bits")
         counts = {b: sum(w == b for w in by_layer.values()) for b in sorted({*by_layer.values()})}
-        told.append(f"{version}: " + ", ".join(f"{n} layers of {b}" for b, n in counts.items()))
+        told.append(f"{version}: " + ", ".join(f"{b} bits x {n}" for b, n in counts.items()))
         wide = [n for n, b in by_layer.items() if b == max(counts)]
         if len(counts) > 1:
             told[-1] += f"; {max(counts)} bits go to {', '.join(wide)}"

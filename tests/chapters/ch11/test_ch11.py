@@ -22,21 +22,21 @@ def test_two_sides_are_sorted_by_the_first_range():
 def test_cut_off_names_the_largest_share():
     fig, alt = figures.cut_off({"a": 0.001, "b": 0.02, "c": 0.0})
     assert [bar.get_height() for bar in fig.axes[0].patches] == pytest.approx([0.1, 2.0, 0.0])
-    assert "most in b (2.0 %)" in alt
+    assert "2.0 % of the values at most (b)" in alt
 
 
 def test_moved_means_draws_each_version():
     fig, alt = figures.moved_means({"before": [0.5, -0.2], "after": [0.0, 0.01]}, "conv")
     assert list(fig.axes[0].lines[0].get_ydata()) == [-0.2, 0.5]
     assert list(fig.axes[0].lines[1].get_ydata()) == [0.01, 0.0]
-    assert "before at most 0.50; after at most 0.01" in alt
+    assert "after at most 0.01; before at most 0.50" in alt
 
 
 def test_accuracies_are_drawn_in_percent():
     fig, alt = figures.accuracies({"a": (0.5, 0.4, 0.6), "b": (0.9, 0.88, 0.92)}, 0.95)
     widths = [bar.get_width() for bar in fig.axes[0].patches]
     assert widths == pytest.approx([50, 90])
-    assert "FP32 95.0 %: a 50.0 %, b 90.0 %" in alt
+    assert "b is the most accurate; FP32 has 95.0 %. a 50.0 %, b 90.0 %" in alt
 
 
 def test_over_data_draws_means_and_draws():

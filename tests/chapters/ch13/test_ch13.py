@@ -49,7 +49,7 @@ def test_two_weights_names_nearest_and_best():
 def test_a_codebook_is_drawn_with_its_decibels():
     fig, alt = figures.codebook([0.0, 1.0, 1.0, -1.0], {"a": [-1.0, 0.0, 1.5]}, "fc")
     assert places_of(fig.axes[1]) == [-1.0, 0.0, 1.5]
-    assert "a 3 values, 7.8 dB" in alt  # 3 of signal over 0.5 of error
+    assert "a, 3 values: 7.8 dB" in alt  # 3 of signal over 0.5 of error
 
 
 def test_price_of_bits_draws_a_line_for_each_technique():
@@ -67,7 +67,7 @@ def test_formats_and_widths():
     fig, alt = figures.widths({"mixed": {"a": 2, "b": 8}}, {"a": 300, "b": 100})
     sizes = [list(bar.get_bbox().size) for bar in rectangles(fig.axes[0])]
     assert sizes == [[75.0, 2.0], [25.0, 8.0]]
-    assert "mixed: a 2, b 8" in alt
+    assert "mixed: 2 bits x 1, 8 bits x 1; 8 bits go to b" in alt
 
 
 def test_the_widget_shows_what_was_recorded():

@@ -163,7 +163,7 @@ def test_differences_and_changes_are_drawn():
     assert "a 0.5, b 0.125" in alt
     fig, alt = figures.changes({"one": (-0.02, -0.03, -0.01), "two": (0.0, -0.005, 0.005)})
     assert [bar.get_width() for bar in bars(fig)] == pytest.approx([-2, 0])
-    assert "one -2.0, two +0.0" in alt
+    assert "one may break the limit of -1: -2.0 (-3.0 to -1.0); two keeps the limit" in alt
 
 
 def test_the_two_blocks_say_the_finding_first():
