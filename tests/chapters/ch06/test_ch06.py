@@ -176,7 +176,8 @@ def test_a_pre_hook_on_all_modules_is_found_and_taken_off():
 
     before = dict(global_hooks._global_forward_pre_hooks)
     failure = examine(get("06.1"), answer).failure
-    assert failure and failure.cause == checks.GLOBAL_HOOKS
+    assert failure
+    assert failure.cause == checks.GLOBAL_HOOKS
     assert dict(global_hooks._global_forward_pre_hooks) == before
 
 
@@ -189,7 +190,8 @@ def test_a_replaced_forward_is_found():
         return ranges
 
     failure = examine(get("06.1"), answer).failure
-    assert failure and failure.cause == checks.PATCHED
+    assert failure
+    assert failure.cause == checks.PATCHED
     assert "stem" in str(failure)
 
 
@@ -199,7 +201,8 @@ def test_gradients_switched_off_are_found_and_switched_on_again():
         return checks.collect(model, batches)
 
     failure = examine(get("06.1"), answer).failure
-    assert failure and failure.cause == checks.GRADIENTS
+    assert failure
+    assert failure.cause == checks.GRADIENTS
     assert torch.is_grad_enabled()
 
 
