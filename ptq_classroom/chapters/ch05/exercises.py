@@ -54,6 +54,11 @@ def _weights() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a channel of zeros", {"w": dead, "axis": 0}
     quiet = torch.tensor([[1e-5, -3e-5], [0.5, 0.2], [-2e-3, 1e-3]])
     yield "a channel so quiet that it is almost zeros", {"w": quiet, "axis": 0}
+    some = torch.tensor([[0.0, 1.27, -1.27], [0.0, 0.0, -0.381], [0.2, 0.0, 0.3]])
+    yield "some zeros, and a channel that adds up to 0", {"w": some, "axis": 0}
+    yield "a Linear [3, 3], axis 1", {"w": some * torch.tensor([1.0, 4.0, 0.5]), "axis": 1}
+    last = torch.randn(2, 3, 4, generator=g) * spread
+    yield "channels last [2, 3, 4], axis 2", {"w": last, "axis": 2}
 
 
 TINY = "a channel of zeros got a tiny scale; any would do, but 1 is asked for"
@@ -61,7 +66,7 @@ TINY = "a channel of zeros got a tiny scale; any would do, but 1 is asked for"
 
 def _row_shape(got: Any, expected: Tensor, w: Tensor, axis: int) -> None:
     try:
-        expect_close(got, expected, "the scales", rtol=1e-5)
+        expect_close(got, expected, "the scales", rtol=1e-5, atol=0)
     except Failure as failure:
         if failure.index and not w.select(axis, failure.index[0]).any():
             found = torch.as_tensor(as_array(failure.got)).float()
@@ -115,6 +120,16 @@ CHANNEL_SCALES = Exercise(
         ("torch.where(largest > 0, largest / 127, 1.0) => largest.clamp(min=1e-8) / 127", TINY),
         ("largest > 0 => largest > 1e-4",
          "a quiet channel is taken for zeros: only where all values are 0 is the scale 1"),
+        ("largest > 0 => (w.transpose(0, axis).flatten(1) != 0).all(1)",
+         "some zeros do not make a channel of zeros: all of its values must be 0"),
+        ("largest > 0 => w.sum(dim=others) != 0",
+         "values that add up to 0 are no zeros: ask whether the largest |w| is 0"),
+        ("largest / 127, 1.0 => (largest + 1e-8) / 127, 1.0",
+         "a small number was added to every scale: only a channel of zeros needs another one"),
+        ("largest / 127, 1.0 => 127 / largest, 1.0",
+         "this is the inverse, codes for each unit: the scale is the largest |w| over 127"),
+        ("dim=others) => dim=others, keepdim=True)",
+         "the reduced dimensions were kept with size 1: one number for each channel, [channels]"),
         ("/ 127 => / 255", "divided by 255: the narrow grid has 127 steps on each side of zero"),
         ("w.abs().amax(dim=others) => w.amax(dim=others).clamp(min=0) - "
          "w.amin(dim=others).clamp(max=0)",
@@ -157,10 +172,14 @@ def _matrices() -> Iterator[tuple[str, dict[str, Any]]]:
     dead = w.clone()
     dead[1, 4:8] = 0
     yield "a group of zeros", {"w": dead, "group": 4}
+    quiet = torch.tensor([[1e-5, -3e-5, 0.5, 0.2], [0.7, -0.3, 2e-6, 7e-6]])
+    yield "a group so quiet that it is almost zeros", {"w": quiet, "group": 2}
+    some = torch.tensor([[0.0, 0.7, -0.7, 0.0, 1.4, 0.2]])
+    yield "one row: some zeros, and a group that adds up to 0", {"w": some, "group": 3}
 
 
 def _codes_and_scales(got: Any, expected: tuple[Tensor, Tensor], **_: Any) -> None:
-    expect_close(got, expected, ("codes", "scales"), rtol=1e-5)
+    expect_close(got, expected, ("codes", "scales"), rtol=1e-5, atol=0)
 
 
 Grouped = Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -223,6 +242,26 @@ GROUP_QUANTIZE = Exercise(
          "the groups run along the outputs: a group is a run of neighbours in one row"),
         ("codes.reshape => (codes * scales[:, :, None]).reshape",
          "these are the decoded weights; asked for are the integer codes"),
+        ("w.reshape(len(w), -1, group) => w.reshape(len(w), group, -1)",
+         "`group` is the length of a group, not the number of groups in a row"),
+        ("torch.round(groups / scales[:, :, None]) => groups.sign() * torch.floor(0.5 + "
+         "groups.abs() / scales[:, :, None])",
+         "halfway codes went away from zero: torch.round takes the even neighbour"),
+        ("largest > 0 => largest > 1e-4",
+         "a quiet group is taken for zeros: only where all values are 0 is the scale 1"),
+        ("torch.where(largest > 0, largest / 7, 1.0) => largest.clamp(min=1e-8) / 7",
+         "a group of zeros got a tiny scale; any would do, but 1 is asked for"),
+        ("largest > 0 => (groups != 0).all(dim=2)",
+         "some zeros do not make a group of zeros: all of its values must be 0"),
+        ("largest > 0 => groups.sum(dim=2) != 0",
+         "values that add up to 0 are no zeros: ask whether the largest |w| is 0"),
+        ("largest / 7, 1.0 => largest / 7 + 1e-8, 1.0",
+         "a small number was added to every scale: only a group of zeros needs another one"),
+        ("return codes.reshape(w.shape), scales => return codes.reshape(w.shape), scales[:, :, "
+         "None]",
+         "the scales kept a last dimension of size 1: [out, in / group] is asked for"),
+        ("return codes.reshape(w.shape), scales => return scales, codes.reshape(w.shape)",
+         "the codes come first, then the scales"),
         ("torch.where(largest > 0, largest / 7, 1.0) => largest / 7",
          "a group of zeros was divided by its scale 0"),
     ),

@@ -92,12 +92,15 @@ def _observed(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[float,
 HOOKS = "a hook stays on the model: keep the handles and remove() them"
 PRE_HOOKS = "a pre-hook stays on the model: it needs its handle and remove() like any other"
 GLOBAL_HOOKS = "a hook stays on all modules of PyTorch: remove() its handle"
+PATCHED = "forward was replaced and never put back: a hook sees the input and can be removed"
+GRADIENTS = "set_grad_enabled(False) holds until somebody undoes it: use `with torch.no_grad():`"
+GLOBALS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 def _check_collect(fn: Probe) -> None:
     generator = torch.Generator().manual_seed(602)
-    sizes = (1.0, 3.0, 0.5)
-    batches = [torch.randn(4, 2, 6, 6, generator=generator) * size for size in sizes]
+    kinds = ((4, 1.0), (4, 3.0), (3, 0.5))  # as many pictures as are left make the last batch
+    batches = [torch.randn(n, 2, 6, 6, generator=generator) * size for n, size in kinds]
     for label, given in (
         ("the second batch is the largest", batches),
         ("the largest batch comes last", [batches[2], batches[0], batches[1]]),
@@ -106,9 +109,14 @@ def _check_collect(fn: Probe) -> None:
     ):
         model = _Small().eval()
         expected = _observed(model, given)
-        before = set(global_hooks._global_forward_hooks)
-        got = fn(model, given)
-        left = _hooks_on(model, before)
+        before = {kind: set(getattr(global_hooks, kind)) for kind in GLOBALS}
+        gradients = torch.is_grad_enabled()
+        try:
+            got = fn(model, given)
+        finally:
+            switched = torch.is_grad_enabled() != gradients
+            torch.set_grad_enabled(gradients)
+            left = _hooks_on(model, before)
         expect(
             isinstance(got, dict), "collect returns a dictionary: layer name -> (low, high)",
             expected=sorted(expected), got=type(got).__name__, where=label,
@@ -131,14 +139,25 @@ def _check_collect(fn: Probe) -> None:
             not left, "a hook is left behind: it would run for ever after",
             expected="no hooks", got=f"hooks on {where}", cause=next(iter(left), ""),
         )  # fmt: skip
+        patched = [name for name, m in model.named_modules() if "forward" in vars(m)]
+        expect(
+            not patched, "a layer's forward is still replaced", expected="the layers' own forward",
+            got=f"another one in {', '.join(patched)}", cause=PATCHED,
+        )  # fmt: skip
+        expect(
+            not switched, "gradients are off after the call", expected="gradients as before",
+            got="none in all of PyTorch", cause=GRADIENTS,
+        )  # fmt: skip
 
 
-def _hooks_on(model: nn.Module, before: set[int]) -> dict[str, list[str]]:
+def _hooks_on(model: nn.Module, before: dict[str, set[int]]) -> dict[str, list[str]]:
     """Cause -> where a hook was left; new hooks on all of PyTorch's modules are taken off."""
     named = list(model.named_modules())
-    new = set(global_hooks._global_forward_hooks) - before
-    for key in new:
-        del global_hooks._global_forward_hooks[key]
+    new = [
+        (kind, key) for kind in GLOBALS for key in set(getattr(global_hooks, kind)) - before[kind]
+    ]
+    for kind, key in new:
+        del getattr(global_hooks, kind)[key]
     left = {
         HOOKS: [name for name, m in named if m._forward_hooks],
         PRE_HOOKS: [name for name, m in named if m._forward_pre_hooks],
@@ -197,6 +216,13 @@ COLLECT = Exercise(
          "the extremes of the batches were averaged: values beyond the average would be clipped"),
         ("inputs[0] => module.weight",
          "these are the ranges of the weights; wanted are the inputs'"),
+        ("ranges[name] = min(low, x.min().item()), max(high, x.max().item()) => "
+         "top = max(-low, high, x.abs().max().item()); ranges[name] = -top, top",
+         "these ranges are symmetric: wanted are the smallest and the largest value seen"),
+        ("return ranges => return {name: (high, low) for name, (low, high) in ranges.items()}",
+         "the smallest value comes first, then the largest"),
+        ("inputs[0] => inputs[0][0]",
+         "only the first picture of each batch counts: inputs[0] is the whole batch"),
         ("named_modules => named_children",
          "layers in containers are missed: named_modules() goes inside"),
         ("(nn.Linear, nn.Conv2d) => nn.Linear",
@@ -244,7 +270,9 @@ def _check_ablation(fn: Probe) -> None:
         ("the activations cost most", _SCORES),
         ("the weights cost most", {**_SCORES, (8, None): 0.70, (8, 8): 0.69}),
         ("one version is better than FP32", {**_SCORES, (8, None): 0.95}),
-    ):
+        ("another network", {(None, None): 0.71234, (8, None): 0.71127, (None, 8): 0.66358,
+                             (8, 8): 0.65891}),
+    ):  # fmt: skip
         got = fn(_maker(scores), _evaluator(scores))
         keys = ["W8A32", "W32A8", "W8A8"]
         expect(
@@ -315,6 +343,15 @@ ABLATION_TABLE = Exercise(
          "the changes are 100 times too large: keep the unit of the scores"),
         ("evaluate(make(*bits)) - fp32 => evaluate(make(*bits)) / fp32 - 1",
          "divided by FP32's score: the change is a difference, not a ratio"),
+        ("evaluate(make(*bits)) - fp32 => -abs(evaluate(make(*bits)) - fp32)",
+         "a version may be better than FP32: its change is positive, keep the sign"),
+        ("evaluate(make(*bits)) - fp32 => round(evaluate(make(*bits)) - fp32, 3)",
+         "the changes were rounded: return them as they are, and round where you print"),
+        ("evaluate(make(*bits)) - fp32 => evaluate(make(*bits)) - 0.93",
+         "the reference is one fixed score: measure FP32 with evaluate(make(None, None))"),
+        ("evaluate(make(*bits)) - fp32 => evaluate(make(*bits)) - (fp32 if None in bits else "
+         "evaluate(make(8, None)))",
+         "W8A8 was compared with W8A32: every version's change is against FP32"),
         ('versions = { => versions = {"FP32": (None, None), ',
          "FP32 is the reference, not a version: leave its own change out"),
         ("make(*bits) => *bits", "evaluate takes a version: evaluate(make(8, None))"),
@@ -360,10 +397,14 @@ def _reports() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("each half gains by itself", -1.4, -0.3, 0.2, 0.5, mixed)
     yield case("one half gains by itself", -1.9, -0.4, 1.2, -0.9, four)
     inf = float("inf")
+    alike = {"conv": 12.0, "layer1": 30.1, "layer2": 12.0, "fc": 25.4}
+    yield case("two layers are equally bad", -3.0, -1.0, -0.5, -2.0, alike)
+    near = {"conv": 9.4, "layer1": 31.0, "layer2": 9.1, "fc": 10.2}
+    yield case("the worst layers differ by little", -3.0, -1.0, -2.5, -0.3, near)
     yield case("an exact layer", -4.0, -1.0, -2.0, -1.5, {"in": inf, "mid": 50.0, "out": 7.0})
 
 
-def _same_report(got: Any, expected: tuple, **_: Any) -> None:
+def _same_report(got: Any, expected: tuple, decibels: dict[str, float], **_: Any) -> None:
     expect(
         isinstance(got, (tuple, list)) and len(got) == 2,
         "a pair is wanted: the verdict and a list of two layer names", expected=expected, got=got,
@@ -374,9 +415,12 @@ def _same_report(got: Any, expected: tuple, **_: Any) -> None:
         "the second value is a list of two layer names", expected=expected[1], got=got[1],
     )  # fmt: skip
     expect(got[0] == expected[0], "the verdict differs", expected=expected[0], got=got[0])
+    names = list(got[1])  # layers that are equally bad may come in any order
+    known = all(isinstance(name, str) and name in decibels for name in names)
+    as_bad = known and [decibels[n] for n in names] == [decibels[n] for n in expected[1]]
     expect(
-        list(got[1]) == expected[1], "the worst layers differ (worst first)",
-        expected=expected[1], got=list(got[1]),
+        as_bad and len(set(names)) == len(names), "the worst layers differ (worst first)",
+        expected=expected[1], got=names,
     )  # fmt: skip
 
 
@@ -422,6 +466,17 @@ WRITE_REPORT = Exercise(
          "these are the first two layers, not the worst two"),
         ("weights < activations => abs(weights) > abs(activations)",
          "magnitudes were compared: a half that gained is not to blame"),
+        ("sorted(decibels, key=decibels.get)[:2] => [name for _, name in sorted({db: name for "
+         "name, db in decibels.items()}.items())][:2]",
+         "two layers with the same decibels became one: sort the names, not a turned dictionary"),
+        ("key=decibels.get => key=lambda name: decibels[name] // 1",
+         "the decibels were cut to whole ones before sorting: a difference of less counts too"),
+        ("sorted(decibels, key=decibels.get) => sorted(decibels)",
+         "the names were sorted: give sorted the decibels as its key"),
+        ("sorted(decibels, key=decibels.get)[:2] => sorted(decibels.values())[:2]",
+         "these are the decibels: the names of the layers are asked for"),
+        ("sorted(decibels, key=decibels.get) => sorted(decibels.items(), key=lambda i: i[1])",
+         "these are pairs of name and decibels: the names alone are asked for"),
         ("[:2] => [1::-1]", "the right two layers, the other way round: worst first"),
         ("[:2] => [0]", "one name, where a list of two is wanted"),
         ("[:2] => [:1]", "a list of one name, where two are wanted"),

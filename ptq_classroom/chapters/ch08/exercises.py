@@ -70,8 +70,8 @@ def _products() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("the full range of uint8", xq, wq, 131)
     xq, wq = codes((3, 300), -128, 127, signed), codes((2, 300), -127, 127, signed)
     yield case("int8 codes, 300 products", xq, wq, -40)
-    xq = torch.full((1, 1200), 255, dtype=byte)
-    yield case("sums beyond 2^24", xq, torch.full((2, 1200), 127, dtype=signed), 0)
+    xq = torch.full((1, 1201), 255, dtype=byte)  # an odd sum, which float32 cannot hold
+    yield case("sums beyond 2^24", xq, torch.full((2, 1201), 127, dtype=signed), 0)
 
 
 def _same_integers(got: Any, expected: Tensor, **_: Any) -> None:
@@ -113,6 +113,17 @@ INT_LINEAR = Exercise(
         ("differences @ wq.to(torch.int32).T => (differences @ "
          "wq.to(torch.int32).T).short().int()",
          "16 bits are too few for these sums: accumulate in int32"),
+        ("differences @ wq.to(torch.int32).T => (differences @ "
+         "wq.to(torch.int32).T).clamp(-32768, 32767)",
+         "the sums were held at 16 bits: accumulate in int32"),
+        ("wq.to(torch.int32).T => (wq.to(torch.int32) - zx).T",
+         "zx is the zero point of xq alone: the weights' own is 0"),
+        ("wq.to(torch.int32).T => wq.to(torch.int32).reshape(xq.shape[1], -1)",
+         "reshape does not transpose: it fills rows in the order of memory, use wq.T"),
+        ("xq.to(torch.int32) - zx => (xq.to(torch.int32) - zx).clamp(-128, 127)",
+         "the differences were held at 8 bits: uint8 less its zero point needs nine"),
+        ("differences @ wq.to(torch.int32).T => (differences @ wq.to(torch.int32).T).clamp(min=0)",
+         "negative sums became 0: that is a ReLU, which comes after the bias"),
         ("differences @ wq.to(torch.int32).T => wq.to(torch.int32) @ differences.T",
          "the result is transposed: one row for each input, [N, O]"),
         ("xq.to(torch.int32) => xq.float()",
@@ -179,6 +190,22 @@ QUANTIZE_BIAS = Exercise(
          "halfway codes went up: torch.round takes the even neighbour"),
         (".to(torch.int32) => .to(torch.int32).to(torch.int8)",
          "stored in 8 bits, where it wrapped around: a bias is int32"),
+        ("torch.round(b / (sx * sw)) => torch.floor(b / (sx * sw))",
+         "floor instead of round: every code went down"),
+        ("torch.round(b / (sx * sw)) => torch.ceil(b / (sx * sw))",
+         "ceil instead of round: every code went up"),
+        ("torch.round(b / (sx * sw)) => (b / (sx * sw) + 0.5)",
+         "adding 0.5 and cutting off rounds positive values only: use torch.round"),
+        ("torch.round(b / (sx * sw)) => (b.sign() * torch.floor(b.abs() / (sx * sw) + 0.5))",
+         "halfway codes went away from zero: torch.round takes the even neighbour"),
+        (".to(torch.int32) => .to(torch.int16)",
+         "stored in 16 bits, where it wrapped around: a bias is int32"),
+        (".to(torch.int32) => .clamp(-32768, 32767).to(torch.int32)",
+         "clamped to 16 bits: a bias is int32"),
+        ("torch.round(b / (sx * sw)) => torch.round(torch.round(b / sx) / sw)",
+         "rounded twice, the first time in steps of sx: divide by sx * sw, then round once"),
+        ("torch.round(b / (sx * sw)).to(torch.int32) => torch.round(b / (sx * sw)) * sx * sw",
+         "these are the decoded values: the codes are asked for"),
         ("sw) => sw.max())", "one scale for all channels: each channel has its own sw"),
         ("torch.round(b / (sx * sw)).to(torch.int32) => b / (sx * sw)",
          "the result was never rounded"),
@@ -212,6 +239,9 @@ def _ratios() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a small ratio", {"r": 3.7e-7}
     yield "seven tenths", {"r": 0.7}
     yield "just below one", {"r": 1 - 2.0**-40}
+    yield "just below a half", {"r": 0.5 - 2.0**-42}
+    yield "near one, where nothing is carried", {"r": 0.9999}
+    yield "a tiny ratio", {"r": 3.1e-13}
 
 
 CARRY = "a fraction just below 1 rounded up to 2^31: halve m, reduce the shift"
@@ -293,6 +323,20 @@ TO_MULTIPLIER = Exercise(
         ("round(fraction * 2**31), 31 - exponent => round(fraction * 2**32), 32 - exponent",
          "m has 32 bits, and one of int32's belongs to the sign: m < 2^31"),
         ("if m == 2**31: => if False:", CARRY),
+        ("if m == 2**31: => if r > 1 - 2**-32:",
+         "carried next to 1 only: just below every power of two m rounds up to 2^31"),
+        ("return m, shift => return (2**30, 30) if r > 0.999 else (m, shift)",
+         "a ratio near 1 was taken for 1: that holds only where m rounds up to 2^31"),
+        ("m // 2, shift - 1 => m // 2, shift + 1",
+         "the halved m needs one halving less afterwards: the shift goes down, not up"),
+        ("m // 2, shift - 1 => m // 2, shift",
+         "m was halved and the shift kept: then m * 2^-shift is r / 2"),
+        ("return m, shift => return (m, shift) if shift < 63 else (round(r * 2**62), 62)",
+         "the shift ended at 62, before m had its 31 bits: a tiny r needs more"),
+        ("round(fraction * 2**31) => math.ceil(fraction * 2**31)",
+         "m went up to the next whole number: round it to the nearest"),
+        ("round(fraction * 2**31), 31 - exponent => round(fraction * 2**30), 30 - exponent",
+         "m has 30 bits and may have 31: it is at least 2^30"),
         ("round(fraction * 2**31) => fraction * 2**31", "m was not rounded"),
         ("return m, shift => return fraction, exponent",
          "m is the fraction itself: multiply it by 2^31 and round"),
@@ -337,6 +381,10 @@ def _sums() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("zero points in the middle", (-1.0, 2.0), (-0.7, 0.5), (-1.9, 2.6))
     yield case("sums beyond the output's range", (0, 3.0), (-2.0, 2.5), (-1.0, 2.3))
     yield case("scales far apart", (0, 10.0), (-0.3, 0.3), (0, 10.5))
+    label, given = case("four dimensions, a result of 7 bits", (-1, 2.0), (-0.7, 0.5), (-1, 2.0))
+    a, b = (given[name].reshape(2, 3, 5, 10) for name in "ab")
+    seven = choose_qparams(-1.2, 1.9, IntGrid(7, signed=False))
+    yield label, {**given, "a": a, "b": b, "qy": seven}
     label, given = case("large inputs that nearly cancel", (0, 8.0), (-8.317, 0), (-0.0973, 0.1011))
     codes = torch.arange(256.0, dtype=torch.float64)
     a, b = codes.repeat_interleave(256), codes.repeat(256)
@@ -410,6 +458,18 @@ ADD_INT = Exercise(
          "their zero points"),
         ("codes.int() - int(q.zero_point) => (codes - int(q.zero_point)).int()",
          "a code minus its zero point wrapped around in uint8: widen to int32 first"),
+        ("y.clamp(qy.grid.qmin, qy.grid.qmax) => y.clamp(0, 255)",
+         "clamped to 0 ... 255: the result's grid has its own ends, qy.grid.qmin and qy.grid.qmax"),
+        ("y.clamp(qy.grid.qmin, qy.grid.qmax).to(qy.grid.dtype) => y.clamp(-128, 127)",
+         "clamped to the ends of int8: those of the result's grid are asked for"),
+        ("+ int(qy.zero_point) => - int(qy.zero_point)",
+         "the zero point of the result is added, not subtracted"),
+        ("q.scale.item() / unit / 2 => 1 / 2",
+         "both inputs were taken to have the larger scale: bring each to the common one first"),
+        ("<< 20 => << 4", "2**20 => 2**4",
+         "4 bits of fraction are too few where the output's step is fine: shift left by 20"),
+        ("/ 2**20 / qy.scale.item() => / 2**20",
+         "the scale of the result is missing: divide by the step of qy"),
         ("unit = max( => unit = min(",
          "the smaller step is common here, and the other's codes leave int32"),
         ("y.clamp(qy.grid.qmin, qy.grid.qmax) => y",

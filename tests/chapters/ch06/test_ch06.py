@@ -169,6 +169,51 @@ def test_a_hook_on_all_modules_is_found_and_taken_off():
     assert dict(global_hooks._global_forward_hooks) == before
 
 
+def test_a_pre_hook_on_all_modules_is_found_and_taken_off():
+    def answer(model, batches):
+        nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: None)
+        return checks.collect(model, batches)
+
+    before = dict(global_hooks._global_forward_pre_hooks)
+    failure = examine(get("06.1"), answer).failure
+    assert failure
+    assert failure.cause == checks.GLOBAL_HOOKS
+    assert dict(global_hooks._global_forward_pre_hooks) == before
+
+
+def test_a_replaced_forward_is_found():
+    def answer(model, batches):
+        ranges = checks.collect(model, batches)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.forward = module.forward
+        return ranges
+
+    failure = examine(get("06.1"), answer).failure
+    assert failure
+    assert failure.cause == checks.PATCHED
+    assert "stem" in str(failure)
+
+
+def test_gradients_switched_off_are_found_and_switched_on_again():
+    def answer(model, batches):
+        torch.set_grad_enabled(False)
+        return checks.collect(model, batches)
+
+    failure = examine(get("06.1"), answer).failure
+    assert failure
+    assert failure.cause == checks.GRADIENTS
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("names", [["conv", "layer2"], ["layer2", "conv"]])
+def test_equally_bad_layers_may_come_in_any_order(names):
+    decibels = {"conv": 12.0, "layer1": 30.1, "layer2": 12.0}
+    checks._same_report(("weights", names), ("weights", ["conv", "layer2"]), decibels)
+    with pytest.raises(AssertionError, match="worst layers"):
+        checks._same_report(("weights", ["conv"] * 2), ("weights", names), decibels)
+
+
 def test_tensors_with_gradients_are_compared_without_a_warning(recwarn):
     def collect(model, batches):
         seen, handles = {}, []

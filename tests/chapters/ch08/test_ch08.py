@@ -206,8 +206,9 @@ def test_two_codes_in_a_hundred_may_be_one_step_off():
     def off(step, count):
         def answer(*args):
             y = add_int(*args).int()
-            middle = torch.nonzero((y > 9) & (y < 246)).flatten()[:count]
-            y[middle] += step
+            flat = y.view(-1)
+            middle = torch.nonzero((flat > 9) & (flat < 246)).flatten()[:count]
+            flat[middle] += step
             return y
 
         return answer
