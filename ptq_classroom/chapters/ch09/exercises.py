@@ -24,11 +24,12 @@ from ptq_classroom.kit.decisions import (
     cheapest_within,
     defended,
     interval,
+    made_scores,
     same_decision,
     unpaired,  # noqa: F401 (of a wrong answer)
 )
 from ptq_classroom.kit.exercises import Exercise
-from ptq_classroom.kit.expect import expect_close
+from ptq_classroom.kit.expect import expect_close, expect_number
 
 # 09.1 ------------------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def _values() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("values below the range, too", [-1.0, 0.5, 2.0], [-1.5, -3.0, 3.0, 1.5, 0.1])
     yield case("values at the ends of the range", [-1.0, 2.0], [-1.0, 2.0, 2.0, 2.5, -1.0])
     yield case("no calibration value near zero", [4.0, 2.0, 3.0], [1.0, 0.5, 3.0, -0.5])
-    yield case("just beyond the range", [-1.0, 2.0], [2.004, -1.003, 1.0, 2.5])
+    yield case("just beyond the range", [-1.0, 2.0], [2.0004, -1.0003, 1.0, 2.5])
     yield case("every calibration value below zero", [-4.0, -2.0], [-1.0, -0.5, 0.5, -5.0, 0.0])
     yield case("nothing is clipped", [-2.0, 2.0, 0.0], [1.0, -1.5])
     yield case("more calibration values than live ones", [-3.0, 0.5, 2.0, 1.0, 9.0], [1.0, 10.0])
@@ -56,9 +57,11 @@ def _values() -> Iterator[tuple[str, dict[str, Any]]]:
     calib = torch.randn(3, 2, 4, 4, generator=generator)
     live = 1.5 * torch.randn(5, 2, 4, 4, generator=generator) + 0.2
     yield "two batches of pictures", {"calib": calib, "live": live}
+    yield "channels last in memory", {"calib": calib, "live": live.permute(0, 2, 3, 1)}
 
 
 def _same_share(got: Any, expected: float, **_: Any) -> None:
+    expect_number(got, "the share")
     expect_close(got, expected, "the share", rtol=1e-5, atol=1e-9)
 
 
@@ -108,6 +111,11 @@ CLIPPED_SHARE = Exercise(
          "the calibration values were counted: none of them lies outside their own range"),
         ("outside.double().mean() => (outside.sum() / calib.numel())",
          "divided by the number of calibration values: it is a share of the live ones"),
+        ("outside.double().mean().item() => outside.sum().item() / len(live)",
+         "divided by len(live), the number of pictures: it is a share of the values"),
+        ("min(calib.min().item(), 0.0), max(calib.max().item(), 0.0) => min(calib[0].min().item(), "
+         "0.0), max(calib[0].max().item(), 0.0)",
+         "the range is that of the first calibration value or picture: it is that of all"),
         ("low, high = min => calib, live = live, calib; low, high = min",
          "calib and live are exchanged: calib makes the range"),
         ("return outside.double() => return (outside.flatten(1).any(1) if live.dim() > 1 else "
@@ -144,14 +152,17 @@ def _modes() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "one picture in forty, risk 0.05", {"share": 0.025, "risk": 0.05}
     yield "one picture in fifty, risk 0.01", {"share": 0.02, "risk": 0.01}
     yield "one picture in a thousand, risk 0.3", {"share": 0.001, "risk": 0.3}
+    yield "one picture in a hundred thousand, risk 0.5", {"share": 0.00001, "risk": 0.5}
+    yield "any risk will do", {"share": 0.3, "risk": 1.0}
 
 
 def _same_number(got: Any, expected: int, **_: Any) -> None:
+    expect_number(got, "the number of samples")
     expect_close(got, expected, "the number of samples", rtol=0, atol=1e-9)
 
 
 def _needed_by_logarithm(share: float, risk: float) -> int:
-    return math.ceil(math.log(risk) / math.log1p(-share) - 1e-9)
+    return max(1, math.ceil(math.log(risk) / math.log1p(-share) - 1e-9))
 
 
 def _needed_by_bisection(share: float, risk: float) -> int:
@@ -182,6 +193,12 @@ SAMPLES_NEEDED = Exercise(
          "3 / share is a rule of thumb for a risk of 5 %: `risk` is not used"),
         ("return n => return math.ceil((1 - risk) / share)",
          "chances do not add up: two samples of share 0.5 do not meet the mode for certain"),
+        ("n = 1 => n = 0", "n is at least 1: with a risk of 1 the formula gives 0 samples"),
+        ("return n => return round(math.log(risk) / math.log(1 - share))",
+         "rounded to the nearest: where that is down, the risk is still too high"),
+        ("return n => return int(torch.ceil(torch.tensor(risk).log() / torch.tensor(1 - share)"
+         ".log()))",
+         "32-bit floats are too coarse for 1 - share: use Python's floats or float64"),
         ("(1 - share) ** n => share**n",
          "this is the chance that every sample shows the mode: use 1 - share"),
         ("> risk => > 1 - risk", "risk is the chance to miss the mode, not the chance to meet it"),
@@ -212,13 +229,29 @@ def choose_size(scores: Scores, baseline: str) -> tuple[str, float, float]:
     raise ValueError("the baseline is one of the options")
 
 
+def _sizes() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from limit_cases(("3", "10", "100", "1000"), 0.01, 930)
+    scores = made_scores(40_000, {"20": 0.45, "60": 0.488, "all": 0.5}, 938)
+    yield "a hard task: FP32 is right half of the time", {"scores": scores, "baseline": "all"}
+    scores = made_scores(8_000, {"3": 0.8, "100": 0.8946, "1000": 0.9}, 940)
+    yield "nine times in ten inside the limit", {"scores": scores, "baseline": "1000"}
+
+
 CHOOSE_SIZE = Exercise(
     id="09.3", title="Choose the size of the set", minutes=7, difficulty=3,
     signature="choose_size(scores, baseline)", reference=choose_size,
-    cases=functools.partial(limit_cases, ("3", "10", "100", "1000"), 0.01, 930),
+    cases=_sizes,
     compare=functools.partial(defended, objection=cheapest_within(0.01)), agree=same_decision,
     accepted=(first_that_fits(0.01), by_standard_error(0.01)),
-    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+    diagnoses=(
+        *WRONG_INTERVALS,
+        *WRONG_CHOICES,
+        ("low >= -limit => abs(low) <= limit",
+         "a gain was refused: the limit is for losses alone"),
+        ("low >= -limit => low >= -limit / scores[baseline].mean()",
+         "the limit is in points of accuracy: neither multiply nor divide by the baseline's"),
+    ),
+    hints=HINTS,
 )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from ptq_classroom.chapters.ch16.museum import CAUSES, EXHIBITS, Pipeline, judge
 from ptq_classroom.kit.cheapest import (
     HINTS,
@@ -33,6 +35,7 @@ from ptq_classroom.kit.expect import Failure
 PASSES = "the test passes on everything: it does not see the bug"
 FAILS = "the test fails on everything, also where the bug is repaired"
 OTHER = "the test is right, the cause is another one"
+EMPTY = "the test returned None: is a `return` missing in it?"
 STOPPED = "the test stopped with ZeroDivisionError: return False instead"
 ORDER = {
     "codes": ("Codes", "the largest code of a value far beyond the range, and the smallest"),
@@ -57,14 +60,24 @@ def _checked(name: str) -> Callable[[Any], None]:
         got = answer()
         pair = isinstance(got, (tuple, list)) and len(got) == 2
         if not pair or not isinstance(got[0], str) or not callable(got[1]):
-            raise refused("this is no diagnosis", got)
+            raise refused("this is no diagnosis", got, _slip(got) if pair else "")
         if said := judge(EXHIBITS[name], *got):
             raise refused("the diagnosis does not hold", got[0], said)
 
     return check
 
 
-def _made(cause: str, test: Callable[[Pipeline], bool]) -> Callable[[], tuple]:
+def _slip(got: Any) -> str:
+    """Why a pair is no diagnosis, where that can be told."""
+    cause, test = got
+    if callable(cause) and isinstance(test, str):
+        return "the cause comes first, then the test"
+    if isinstance(cause, str) and isinstance(test, (bool, Tensor)):
+        return "the test was called: return `test` itself, without parentheses"
+    return ""
+
+
+def _made(cause: str, test: Callable[[Pipeline], Any]) -> Callable[[], tuple]:
     return lambda: (cause, test)
 
 
@@ -95,6 +108,10 @@ def _exercise(number: int, name: str) -> Exercise:
             (_made(exhibit.cause, lambda pipeline: False), FAILS),
             (_made(wrong_cause, exhibit.test), OTHER),
             (_made(exhibit.cause, lambda pipeline: 1 / 0 == 1), STOPPED),
+            (_made(exhibit.cause, lambda pipeline: None), EMPTY),
+            (lambda: (exhibit.test, exhibit.cause), "the cause comes first, then the test"),
+            (lambda: (exhibit.cause, exhibit.test(exhibit.broken)),
+             "the test was called: return `test` itself, without parentheses"),
             (_made("a bug", exhibit.test),
              "'a bug' is none of the causes: choose one of CAUSES"),
         ),
@@ -131,12 +148,20 @@ def _releases() -> Iterator[tuple[str, dict[str, Any]]]:
         ("too few pictures to promise anything", 150, (0.5, 0.045, 0.01)),
         ("few pictures, and a loss that may be chance", 100, (0.6, 0.07, 0.02)),
         ("the network is better without a repair", 4_000, (-0.03, 0.0, 0.0)),
+        ("it is better by more than the limit", 4_000, (-0.07, 0.0, 0.0)),
+        ("a repair that brings out another bug", 4_000, (0.02, 0.3, 0.0)),
         ("a third bug that nobody has found", 4_000, (0.8, 0.4, 0.15)),
         ("one repair leaves a little more than five points", 4_000, (0.5, 0.07, 0.0)),
         ("one repair leaves a little less than five points", 4_000, (0.5, 0.035, 0.0)),
     )):  # fmt: skip
         shares = {name: 0.92 - loss for name, loss in zip(names, (*lost, 0.0), strict=True)}
         yield label, {"scores": made_scores(pictures, shares, 1690 + number), "baseline": "FP32"}
+    one = {"as it is": 0.42, "one repair": 0.89, "both repairs": 0.92, "FP32": 0.92}
+    scores = made_scores(900, one, 1712)
+    yield "just enough pictures to be sure", {"scores": scores, "baseline": "FP32"}
+    scores = made_scores(4_000, {"v1": 0.2, "v1.1": 0.464, "v1.2": 0.5, "float": 0.5}, 1711)
+    label = "a hard task: even the float network is right half of the time"
+    yield label, {"scores": scores, "baseline": "float"}
 
 
 REPAIRS = Exercise(
@@ -144,7 +169,15 @@ REPAIRS = Exercise(
     signature="choose_repairs(scores, baseline)", reference=choose_repairs, cases=_releases,
     compare=functools.partial(defended, objection=cheapest_within(0.05)), agree=same_decision,
     accepted=(first_that_fits(0.05), by_standard_error(0.05)),
-    diagnoses=(*WRONG_INTERVALS, *WRONG_CHOICES), hints=HINTS,
+    diagnoses=(
+        *WRONG_INTERVALS,
+        *WRONG_CHOICES,
+        ("low >= -limit => abs(low) <= limit",
+         "a gain was refused: the limit is for losses alone"),
+        ("low >= -limit => low >= -limit * scores[baseline].mean()",
+         "the limit is in points of accuracy, not a share of the baseline's accuracy"),
+    ),
+    hints=HINTS,
 )  # fmt: skip
 
 

@@ -70,17 +70,26 @@ class Exhibit:
         return mutation(self.broken, *self.changes)
 
 
+def _closed(pipeline: Pipeline) -> Pipeline:
+    """The pipeline behind a function that looks the same for all of them."""
+    return lambda *given, **named: pipeline(*given, **named)
+
+
 def judge(exhibit: Exhibit, cause: str, test: Test) -> str | None:
     """What is wrong with a diagnosis, or None where both cause and test are right.
 
-    The test has to be False on the exhibit and True on two right pipelines.
+    The test has to be False on the exhibit and True on two right pipelines. It gets them wrapped
+    alike, so that it can call them and not look into them.
     """
     if cause not in CAUSES:
         return f"{cause!r} is none of the causes: choose one of CAUSES"
     verdicts = []
     for pipeline in (exhibit.broken, exhibit.repaired, exhibit.variant):
         try:
-            verdicts.append(bool(test(pipeline)))
+            verdict = test(_closed(pipeline))
+            if verdict is None:
+                return "the test returned None: is a `return` missing in it?"
+            verdicts.append(bool(verdict))
         except Exception as error:
             return f"the test stopped with {type(error).__name__}: return False instead"
     if verdicts == [True] * 3:
@@ -119,7 +128,8 @@ def _peaks_variant(net: nn.Module, batches: list[Tensor]) -> dict[str, float]:
         if isinstance(part, (nn.Conv2d, nn.Linear))
     ]
     with torch.no_grad():
-        net(torch.cat(batches))
+        for batch in batches:  # their shapes may differ
+            net(batch)
     for hook in hooks:
         hook.remove()
     return found
@@ -208,12 +218,20 @@ _FEED = (
     "hooks = [] => hooks = [m.register_forward_pre_hook("
     "lambda _, x, n=n: calibrators[n].observe(x[0])) for n, m in layers.items()]"
 )
+# Zeros need a scale in which the codes of the bias fit 32 bits.
+_ZEROS = (
+    "x_scale = x.abs().max().clamp(min=1e-6) / 127 => "
+    "largest = x.abs().max(); x_scale = largest.where(largest > 0, 1.0) / 127",
+    "w_scale = weight.abs().amax(1).clamp(min=1e-6) / 127 => "
+    "rows = weight.abs().amax(1); w_scale = rows.where(rows > 0, 1.0) / 127",
+)
 
 EXHIBITS = {
     "peaks": Exhibit(peaks, CAUSES[0], (_FEED,), _peaks_variant, _peaks_test),
     "codes": Exhibit(
         to_int8, CAUSES[1],
-        ("codes = codes.to(torch.int8) => codes = codes.clamp(-128, 127)",
+        ("codes = (x / scale).round().to(torch.int32) => codes = (x / scale).round()",
+         "codes = codes.to(torch.int8) => codes = codes.clamp(-128, 127)",
          "return codes.clamp(-128, 127) => return codes.to(torch.int8)"),
         _codes_variant, _codes_test,
     ),
@@ -236,7 +254,7 @@ EXHIBITS = {
         _channels_variant, _channels_test,
     ),
     "linear": Exhibit(
-        integer_linear, CAUSES[5], ("bias / w_scale => bias / (x_scale * w_scale)",),
+        integer_linear, CAUSES[5], ("bias / w_scale => bias / (x_scale * w_scale)", *_ZEROS),
         _linear_variant, _linear_test,
     ),
     "collecting": Exhibit(

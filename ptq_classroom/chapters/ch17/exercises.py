@@ -36,10 +36,19 @@ def _releases() -> Iterator[tuple[str, dict[str, Any]]]:
         ("a gain that is not sure", 300, 0.01, 0.0),
         ("too large on average, small at best", 300, -0.035, 0.02),
         ("surely inside, where the same pictures are compared", 2_000, -0.006, 0.02),
+        ("a sure loss inside a large limit", 10_000, -0.09, 0.1),
+        ("a little more than a large limit", 10_000, -0.097, 0.1),
+        ("a clear gain on few pictures", 400, 0.05, 0.02),
     )
     for number, (label, pictures, change, limit) in enumerate(rows):
         scores = made_scores(pictures, {"before": 0.9, "after": 0.9 + change}, 1701 + number)
         yield label, {**scores, "limit": limit}
+    yield "the limit is reached exactly", {**scores, "after": scores["before"], "limit": 0.0}
+    scores = made_scores(8_000, {"before": 0.9, "after": 0.89}, 1719)
+    change = scores["after"] - scores["before"]
+    error = (change.std() / len(change) ** 0.5).item()  # 1.73 of them: 92 %, not 95 %
+    limit = round(1.73 * error - change.mean().item(), 5)
+    yield "nine times in ten inside", {**scores, "limit": limit}
 
 
 def _verdict(got: Any, expected: bool, **inputs: Any) -> None:
@@ -81,6 +90,12 @@ ACCEPTS = Exercise(
         ("low >= -limit => low >= limit", "the limit is an allowed loss: compare with -limit"),
         ("low >= -limit => low >= 0", "no loss at all was allowed: the limit may be used up"),
         ("low >= -limit => low < -limit", "turned round: this accepts what has to be refused"),
+        ("low >= -limit => low > -limit",
+         "a lower end of exactly -limit is accepted: compare with >="),
+        ("paired_bootstrap(before, after)[1] => paired_bootstrap(before, after, confidence=0.9)[1]",
+         "this is the interval of 90 % (or 1.645 standard errors): asked for are 95 %"),
+        ("low >= -limit => low >= -limit * before.mean()",
+         "the limit is in points of accuracy, not a share of FP32's accuracy"),
         (_unpaired,
          "not paired: subtract picture by picture, then ask how far the mean may move"),
     ),
@@ -110,6 +125,28 @@ def pick_release(
     return max(fit)[1] if fit else None
 
 
+def _changed(row: Tensor, gained: int, lost: int) -> Tensor:
+    """`row` with so many wrong answers turned right, and so many right ones turned wrong."""
+    after = row.clone()
+    after[(row == 0).nonzero()[:gained]] = 1.0
+    after[(row == 1).nonzero()[:lost]] = 0.0
+    return after
+
+
+def _uncertain() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Versions that change many answers, and so have wide intervals, against one with few."""
+    sizes = {"W4A8": 0.14, "W8A8": 0.26, "FP32": 1.0}  # another order than that of the scores
+    fp32 = made_scores(4_000, {"FP32": 0.85}, 1750)["FP32"]
+    for label, eight, four, limit in (
+        ("the most accurate has the lower lower end", (30, 0), (220, 180), 0.025),
+        ("the most accurate has the lower upper end", (40, 0), (220, 200), 0.025),
+        ("the most accurate of them is not sure", (500, 495), (0, 12), 0.01),
+        ("no loss is allowed, and none is made", (0, 0), (0, 100), 0.0),
+    ):
+        scores = {"W8A8": _changed(fp32, *eight), "FP32": fp32, "W4A8": _changed(fp32, *four)}
+        yield label, {"scores": scores, "sizes": sizes, "limit": limit, "budget": 0.3}
+
+
 def _versions() -> Iterator[tuple[str, dict[str, Any]]]:
     sizes = {"FP32": 1.0, "INT8": 0.26, "INT8 min-max": 0.26, "INT4": 0.14}
     rows = (
@@ -122,11 +159,31 @@ def _versions() -> Iterator[tuple[str, dict[str, Any]]]:
          {"INT8": -0.01, "INT8 min-max": -0.02, "INT4": -0.02}, 0.01, 0.3),
         ("inside on average, not surely", 900,
          {"INT8": -0.1, "INT8 min-max": -0.018, "INT4": -0.1}, 0.025, 0.3),
+        ("a size of exactly the budget", 4_000,
+         {"INT8": 0.0, "INT8 min-max": -0.01, "INT4": -0.015}, 0.025, 0.26),
+        ("a size a little above the budget", 4_000,
+         {"INT8": 0.0, "INT8 min-max": -0.01, "INT4": -0.015}, 0.025, 0.255),
+        ("a budget that FP32 keeps, too", 4_000,
+         {"INT8": -0.005, "INT8 min-max": -0.02, "INT4": -0.03}, 0.025, 1.0),
+        ("a larger limit", 4_000, {"INT8": -0.035, "INT8 min-max": -0.1, "INT4": -0.1}, 0.05, 0.3),
+        ("a gain beyond the limit", 4_000,
+         {"INT8": 0.06, "INT8 min-max": 0.0, "INT4": -0.01}, 0.025, 0.3),
+        ("a gain that is too large for the budget", 4_000,
+         {"INT8": 0.05, "INT8 min-max": 0.0, "INT4": -0.01}, 0.025, 0.15),
     )  # fmt: skip
     for number, (label, pictures, changes, limit, budget) in enumerate(rows):
         shares = {"FP32": 0.85, **{n: 0.85 + c for n, c in changes.items()}}
         scores = made_scores(pictures, shares, 1720 + number)
         yield label, {"scores": scores, "sizes": sizes, "limit": limit, "budget": budget}
+    yield from _uncertain()
+
+
+def _best_first(scores: Any, sizes: Any, limit: float, budget: float) -> str | None:
+    """A wrong answer: only the most accurate inside the budget is asked whether it is sure."""
+    fit = [name for name in scores if name != "FP32" and sizes[name] <= budget]
+    best = max(fit, key=lambda name: scores[name].mean().item(), default="FP32")
+    sure = paired_bootstrap(scores["FP32"], scores[best])[1] >= -limit
+    return best if sure and fit else None
 
 
 def _same_choice(got: Any, expected: str | None, **_: Any) -> None:
@@ -161,6 +218,18 @@ CHOOSE = Exercise(
         ("sizes[name] > budget => False", "the budget was not looked at"),
         ('name == "FP32" or sizes[name] > budget => sizes[name] > max(budget, 1)',
          "FP32 is no quantized version, and larger than the budget"),
+        ("sizes[name] > budget => sizes[name] >= budget",
+         "a size of exactly the budget keeps it"),
+        ('name == "FP32" or sizes[name] > budget => sizes[name] > budget',
+         "FP32 itself was released: a budget that it keeps does not make it a release"),
+        ("low >= -limit => low > -limit",
+         "a lower end of exactly -limit is still allowed: compare with >="),
+        ("low >= -limit => abs(low) <= limit",
+         "a gain was refused: the limit is for losses alone"),
+        ("fit.append((mean, name)) => fit.append((low, name))",
+         "the best lower end was taken: it decides what is allowed, the accuracy which is taken"),
+        (_best_first,
+         "the limit was asked of the most accurate alone: another one may be surely inside"),
         ("max(fit)[1] => min(fit)[1]", "the least accurate that fits was taken"),
         ("max(fit)[1] if fit else None => max(fit)[1] if fit else \"FP32\"",
          "where nothing fits, nothing is released: None"),

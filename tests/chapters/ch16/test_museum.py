@@ -183,6 +183,56 @@ def test_wrong_diagnoses_are_refused(name: str):
 
 
 @EACH
+def test_a_test_cannot_look_into_the_pipeline(name: str):
+    exhibit = EXHIBITS[name]
+    code, source = exhibit.broken.__code__, inspect.getsource(exhibit.broken)
+    for peeping in (
+        lambda p: p is not exhibit.broken,
+        lambda p: p.__code__ is not code,
+        lambda p: p.__name__ != exhibit.broken.__name__,
+        lambda p: inspect.getsource(p) != source,
+    ):
+        assert "on everything" in (judge(exhibit, exhibit.cause, peeping) or "")
+    assert "returned None" in (judge(exhibit, exhibit.cause, lambda _: None) or "")  # type: ignore
+
+
+def _codes_far_away(pipeline) -> bool:
+    far = torch.tensor([1e10, -1e10, float("inf"), -float("inf")])
+    return pipeline(far, 1.0).tolist() == [127, -128, 127, -128]
+
+
+def _peak_of_vectors(pipeline) -> bool:
+    line = nn.Sequential(nn.Linear(2, 2))
+    return pipeline(line, [torch.tensor([3.0, -5.0]), torch.tensor([1.0, -7.0])])["0"] == 7
+
+
+def _peak_of_pictures_of_two_sizes(pipeline) -> bool:
+    pictures = [torch.full((1, 1, 4, 4), 3.0), torch.full((2, 1, 8, 8), 4.0)]
+    return pipeline(nn.Sequential(nn.Conv2d(1, 1, 1)), pictures)["0"] == 4
+
+
+def _bias_of_zeros(pipeline) -> bool:
+    bias, zeros, ones = torch.tensor([0.5, -2.0]), torch.zeros(2, 2), torch.ones(2, 2)
+    return all(
+        torch.allclose(pipeline(x, weight, bias), bias, atol=0.02)
+        for x, weight in ((zeros, ones), (ones, zeros), (zeros, zeros))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "test"),
+    [
+        ("codes", _codes_far_away),
+        ("peaks", _peak_of_vectors),
+        ("peaks", _peak_of_pictures_of_two_sizes),
+        ("linear", _bias_of_zeros),
+    ],
+)
+def test_a_test_at_a_corner_of_the_promise_is_accepted(name: str, test):
+    assert judge(EXHIBITS[name], EXHIBITS[name].cause, test) is None
+
+
+@EACH
 def test_a_test_of_another_exhibit_does_not_pass(name: str):
     for other, exhibit in EXHIBITS.items():
         if other != name:
