@@ -374,7 +374,7 @@ def _lights() -> Iterator[tuple[str, dict[str, Any]]]:
     scores = {rule: row[torch.from_numpy(order)] for rule, row in scores.items()}
     for protected, baseline in (
         ("flash", "KL"), ("night", "min-max"), ("rain", "min-max"), ("flash", "min-max"),
-        ("rain", "KL"),
+        ("rain", "KL"), ("day", "min-max"),
     ):  # fmt: skip
         yield f"{protected} pictures count, {baseline} is the baseline", {
             "scores": scores, "kinds": kinds[order], "protected": protected, "baseline": baseline,

@@ -498,6 +498,8 @@ def _options() -> Iterator[tuple[str, dict[str, Any]]]:
         ("each layer counts", "none", {"none": 0.5, "conv": 0.6, "first": 0.7, "all": 0.9}),
         ("the first step gains nothing", "none",
          {"none": 0.5, "conv": 0.5, "first": 0.85, "all": 0.852}),
+        ("small steps, of which two together count", "none",
+         {"none": 0.8, "conv": 0.808, "first": 0.816, "all": 0.816}),
         ("the dearest is not the best", "all",
          {"none": 0.5, "conv": 0.87, "first": 0.9, "all": 0.8}),
     )):  # fmt: skip

@@ -368,6 +368,7 @@ BATCH_NORM = Exercise(
 
 
 ONCE = "one forward pass is enough: register all hooks first, then run the model once"
+OTHERS = "remove the hooks that you registered and no others: handle.remove() of each handle"
 
 
 def linear_outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -424,7 +425,7 @@ def _once_and_clean_afterwards(fn: Probe) -> None:
     expect(
         left >= 0,
         "a hook that was on the model before the call is gone",
-        cause="remove the hooks that you registered and no others: handle.remove() of each handle",
+        cause=OTHERS,
     )
     expect(len(calls) == 1, f"a layer ran {len(calls)} times", cause=ONCE)
     expect(
@@ -499,6 +500,8 @@ LINEAR_OUTPUTS = Exercise(
          "every module was recorded; keep those with isinstance(module, nn.Linear)"),
         ("handle.remove() => pass",
          "keep the handle of register_forward_hook and call handle.remove()"),
+        ("handle.remove() => [module._forward_hooks.clear() for module in model.modules()]",
+         OTHERS),
         ("named_modules => named_children",
          "a Linear inside another module was missed: named_modules() goes through all of them, "
          "named_children() does not"),
