@@ -58,6 +58,7 @@ def _networks() -> Iterator[tuple[str, dict[str, Any]]]:
     label, given = case("every logit is negative", [0, 1, 2, 2], [0, 2, 1, 2], [0, 1, 1, 0], 3)
     yield label, {**given, "fp": given["fp"] - 5, "q": given["q"] - 5}
     yield case("as many images as classes", [0, 1, 2, 3], [0, 3, 2, 3], [0, 1, 2, 1], 4)
+    yield case("the first is lost, the last is gained", [0, 1, 2, 0], [1, 1, 2, 2], [0, 1, 1, 2], 3)
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 10, 200)
     fp = np.where(rng.random(200) < 0.9, truth, rng.integers(0, 10, 200))
@@ -297,6 +298,7 @@ def _small_networks() -> Iterator[tuple[str, dict[str, Any]]]:
             layers = nn.Conv2d(3, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, 5, 1)
             batches = [torch.randn(8, 3, 6, 6) * size for size in (1.0, 3.0, 2.0)]
         batches[1][0, 0, 0, 0] = 40.0  # min-max keeps it, other rules clip it
+        batches[2][1, 1, 2, 2] = -60.0  # so that no batch can be left out
         model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
         yield f"a network with {hidden} channels", {"model": model, "batches": batches}
 
@@ -374,9 +376,12 @@ def _versions() -> Iterator[tuple[str, dict[str, Any]]]:
         "the last one is clearly best": {"minmax": 0.88, "percentile": 0.90, "kl": 0.93},
         "the first one is clearly best": {"minmax": 0.93, "percentile": 0.90, "kl": 0.85},
         "two are hard to tell apart": {"minmax": 0.85, "percentile": 0.91, "kl": 0.911},
+        "nothing beats the baseline": {"minmax": 0.85, "percentile": 0.93, "kl": 0.88},
+        "several beat the baseline": {"minmax": 0.82, "percentile": 0.87, "kl": 0.93, "mse": 0.89},
     }.items()):  # fmt: skip
         scores = made_scores(3000, accuracies, 400 + i)
-        yield label, {"scores": scores, "baseline": ("percentile", "percentile", "minmax")[i]}
+        baseline = ("percentile", "percentile", "minmax", "percentile", "minmax")[i]
+        yield label, {"scores": scores, "baseline": baseline}
 
 
 def _choose_numpy(scores: Scores, baseline: str) -> list:
@@ -403,6 +408,8 @@ CHOOSE_VERSION = Exercise(
         ("max(scores, key => min(scores, key", "this is the version with the fewest right answers"),
         ("max(scores, key=lambda name: scores[name].mean().item()) => baseline",
          "the baseline is one of the versions, but not the best of them"),
+        ("max(scores, key => max((name for name in scores if name != baseline), key",
+         "the baseline was left out: it is one of the versions, and may be the best of them"),
         ("max(scores, key=lambda name: scores[name].mean().item()) => list(scores)[-1]",
          "the last one in the list: let the scores decide"),
     ),

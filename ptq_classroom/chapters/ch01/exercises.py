@@ -54,6 +54,7 @@ def _ranges() -> Iterator[tuple[str, dict[str, Any]]]:
     for grid in (U8, S8, U4, S4):
         lo, hi = sorted(round(float(v), 2) for v in rng.uniform(-5, 5, 2))
         yield "random ends", {"lo": lo, "hi": hi, "grid": grid}
+    yield "a very small range", {"lo": -2e-4, "hi": 5e-4, "grid": U8}
     yield "nothing but zeros", {"lo": 0.0, "hi": 0.0, "grid": U8}
 
 
@@ -120,6 +121,8 @@ QPARAMS = Exercise(
          "ends"),
         ("if lo == hi: => if False:",
          "a range without width (lo = hi = 0) divides by zero: give it any positive scale"),
+        ("if lo == hi: => if hi - lo < 1e-3:",
+         "a small range is not an empty one: only lo = hi has no width"),
         ("(grid.qmax - grid.qmin) => (2**grid.bits - 1)",
          "2^bits - 1 steps are those of a full grid; a narrow one has one less: use qmax - qmin"),
         ("lo, hi = min => same, lo, hi = lo == hi, min",
@@ -171,6 +174,7 @@ def _tensors() -> Iterator[tuple[str, dict[str, Any]]]:
     x = torch.randn(4, 5, generator=generator)
     codes = torch.floor(x / 0.03) + 0.3  # never halfway between two codes
     yield case("a matrix", codes * 0.03, 0.03, -20, S8)
+    yield case("a transposed matrix", (codes * 0.03).T, 0.03, -20, S8)
     yield case("halfway between two codes", [0.25, 0.75, 1.25, 1.75, -0.25, -0.75], 0.5, 3, U8)
 
 
@@ -260,6 +264,7 @@ def _widths() -> Iterator[tuple[str, dict[str, Any]]]:
         ("only a wide limit allows 4 bits", {"4": 0.86, "6": 0.89, "8": 0.9, "32": 0.9}, 0.06),
         ("6 bits lose little, but not surely", {"4": 0.6, "6": 0.892, "8": 0.9, "32": 0.9}, 0.01),
         ("6 bits happen to be best", {"4": 0.60, "6": 0.93, "8": 0.9, "32": 0.9}, 0.01),
+        ("6 bits keep the limit, 8 do not", {"4": 0.6, "6": 0.91, "8": 0.86, "32": 0.9}, 0.01),
         ("only FP32 can promise it", {"4": 0.60, "6": 0.80, "8": 0.888, "32": 0.9}, 0.01),
     )):  # fmt: skip
         scores = made_scores(4000, accuracies, 130 + i)
@@ -301,6 +306,8 @@ FEWEST_BITS = Exercise(
         ("interval(scores[baseline], scores[name])[0] >= => "
          "(scores[name].mean() - scores[baseline].mean()).item() >=",
          "the mean alone was asked: other pictures may lose more, so the lower end decides"),
+        ("fits[0] => next(n for i, n in enumerate(scores) if set(list(scores)[i:]) <= set(fits))",
+         "stopped at the first that does not fit, from the dearest down: a cheaper one may fit"),
         ("fits[0] => list(scores)[0]", "the cheapest of all, whatever it loses"),
         (">= -limit => >= 0", "this asks for no loss at all: `limit` may be lost"),
     ),

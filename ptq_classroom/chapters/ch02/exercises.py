@@ -291,6 +291,8 @@ def _clippings() -> Iterator[tuple[str, dict[str, Any]]]:
                242, "p99.9")  # fmt: skip
     yield case("more clipping hurts everyone", [0.88, 0.90, 0.80, 0.60], [0.5, 0.4, 0.3, 0.2],
                244, "p99.9")  # fmt: skip
+    yield case("all are allowed, the third is best", [0.80, 0.86, 0.93, 0.84],
+               [0.5, 0.5, 0.5, 0.5], 246, "p99.9")  # fmt: skip
 
 
 def _clips_no_flash(choice: str, scores: Scores, flash: Scores, baseline: str) -> str:
@@ -336,6 +338,8 @@ CHOOSE_PERCENTILE = Exercise(
          "the flash pictures were not asked: look at their interval before you choose"),
         ("flash[name])[1] >= 0 => flash[name])[0] >= 0",
          "this asks that flash pictures surely do not lose: they may, unless they surely lose"),
+        ("max(harmless, key=lambda name: scores[name].mean().item()) => harmless[-1]",
+         "this clips as much as is allowed: among those that are allowed, take what is best"),
         ("max(harmless => min(harmless", "this is the worst of those that are allowed"),
         ("max(harmless, key=lambda name: scores[name].mean().item()) => baseline",
          "the baseline is allowed, but another one beats it without hurting flash pictures"),

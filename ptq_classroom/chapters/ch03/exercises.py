@@ -47,6 +47,7 @@ def _pairs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a bin that is empty in P", _pair([3, 0, 1, 4], [2, 1, 1, 4])
     yield "a bin that is empty in both", _pair([6, 0, 2], [5, 0, 3])
     yield "a bin that is empty in Q only", _pair([6, 1, 2], [5, 0, 3])
+    yield "shares instead of counts", _pair([0.5, 0.25, 0.25], [0.125, 0.5, 0.375])
     rng = np.random.default_rng(301)
     for _ in range(2):
         yield "random", _pair(rng.integers(1, 50, 12), rng.integers(1, 50, 12))
@@ -243,7 +244,7 @@ def _groupings() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "groups of unequal width", {"hist": seven.copy(), "i": 7, "levels": 2}
     yield (
         "an empty last bin that receives outliers",
-        {"hist": np.array([8, 4, 2, 0, 0, 5]), "i": 4, "levels": 2},
+        {"hist": np.array([8, 4, 2, 0, 0, 5, 0]), "i": 4, "levels": 2},
     )
     yield (
         "an empty last bin, and no outliers",
@@ -371,8 +372,11 @@ def _lights() -> Iterator[tuple[str, dict[str, Any]]]:
     kinds = np.repeat([name for name, _, _ in parts], [count for _, count, _ in parts])
     order = np.random.default_rng(340).permutation(len(kinds))
     scores = {rule: row[torch.from_numpy(order)] for rule, row in scores.items()}
-    for protected, baseline in (("flash", "KL"), ("night", "min-max"), ("rain", "min-max")):
-        yield f"{protected} pictures count", {
+    for protected, baseline in (
+        ("flash", "KL"), ("night", "min-max"), ("rain", "min-max"), ("flash", "min-max"),
+        ("rain", "KL"), ("day", "min-max"),
+    ):  # fmt: skip
+        yield f"{protected} pictures count, {baseline} is the baseline", {
             "scores": scores, "kinds": kinds[order], "protected": protected, "baseline": baseline,
         }  # fmt: skip
 
@@ -414,6 +418,8 @@ CHOOSE_RULE = Exercise(
         ("kinds == protected => kinds != protected", "the protected pictures were left out"),
         ("return choice, low, high => return baseline, low, high",
          "the baseline's name with another rule's interval"),
+        ("max(scores => max((rule for rule in scores if rule != baseline)",
+         "the baseline was left out: it is one of the rules, and may be the best of them"),
         ("max(scores, key=lambda rule: scores[rule].mean().item()) => baseline",
          "the baseline is no choice: compare the rules on the protected pictures"),
     ),

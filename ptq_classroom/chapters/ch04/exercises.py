@@ -205,6 +205,29 @@ TWO_HEADS: Ops = {  # three readers, two of which only move numbers
     "fc_2": ("linear", ("flatten_2",)),
     "add": ("add", ("fc_1", "fc_2", "pool")),
 }
+UNTOLD: Ops = {  # names that tell no kinds
+    "picture": ("input", ()),
+    "edges": ("conv", ("picture",)),
+    "even": ("bn", ("edges",)),
+    "small": ("pool", ("even",)),
+    "row": ("flatten", ("small",)),
+    "answer": ("linear", ("row",)),
+}
+NESTED: Ops = {  # names that stand in other names
+    "x": ("input", ()),
+    "conv": ("conv", ("x",)),
+    "relu": ("relu", ("conv",)),
+    "layer1_conv": ("conv", ("relu",)),
+    "layer1_relu": ("relu", ("layer1_conv",)),
+    "layer2_conv": ("conv", ("layer1_relu",)),
+}
+EARLY: Ops = {  # an output that is not the last operation
+    "x": ("input", ()),
+    "conv": ("conv", ("x",)),
+    "early": ("linear", ("conv",)),
+    "pool": ("pool", ("conv",)),
+    "late": ("linear", ("pool",)),
+}
 
 
 def _graphs() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -215,6 +238,9 @@ def _graphs() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "two ReLUs read one value", {"ops": TWO_RELUS, "merge": ("bn", "relu")}
     yield "a flatten and a pooling read one value", {"ops": CROSSING, "merge": ("bn", "relu")}
     yield "two flattens and a pooling read one value", {"ops": TWO_HEADS, "merge": ("bn", "relu")}
+    yield "names that tell no kinds", {"ops": UNTOLD, "merge": ("bn", "relu")}
+    yield "names that stand in other names", {"ops": NESTED, "merge": ("bn", "relu")}
+    yield "an output before the last operation", {"ops": EARLY, "merge": ("bn", "relu")}
 
 
 def _users(ops: Ops, name: str) -> list[str]:
@@ -267,6 +293,12 @@ QDQ_PAIRS = Exercise(
          "two ReLUs read it: neither reads it alone, so neither merges"),
         ("merges = len(users) == 1 and ops[users[0]][0] in merge => merges = False",
          "nothing was merged: look at `merge`"),
+        ('ops[users[0]][0] in merge => users[0].split("_")[0].rstrip("0123456789") in merge',
+         "the name was asked instead of the kind: ops[name][0] is the kind"),
+        ("if name in inputs => if name in str(inputs)",
+         "a name was found inside another one, as conv is in layer1_conv: name in inputs"),
+        ("if users and => if name != list(ops)[-1] and",
+         "the last operation was left out: leave out every value that nobody reads"),
         ("return pairs => return len(ops)",
          "this is the number of operations; some values need no pair"),
     ),
@@ -310,7 +342,9 @@ def _one_of_each() -> nn.Module:
     """Every kind that cares, and names that say nothing about kinds."""
     parts = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2)]
     parts += [kind() for kind in (*DROPOUTS, nn.ReLU)]
+    parts += [nn.LayerNorm(2), nn.GroupNorm(1, 2)]  # one picture at a time, in both modes
     names = ("start", "stem", "cube", "noise", "lines", "maps", "cubes", "drop_nothing")
+    names = (*names, "rows", "groups")
     return nn.ModuleDict(dict(zip(names, parts, strict=True)))
 
 
@@ -324,6 +358,9 @@ def _modes() -> Iterator[tuple[str, dict[str, Any]]]:
     frozen[1].eval()
     frozen[2][1].eval()
     yield "train() on the network, its batch norms frozen", {"model": frozen}
+    lonely = _small_net().eval()
+    lonely[2][1].train()
+    yield "one batch norm trains, in a block in eval mode", {"model": lonely}
     yield "one of each kind", {"model": _one_of_each().train()}
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).train()
     yield "training mode, but nothing that cares", {"model": plain}
@@ -350,7 +387,9 @@ def _same_names(got: Any, expected: list[str], model: nn.Module) -> None:
 
 def _changes_nothing(fn: Callable[..., list[str]]) -> None:
     """Evidence must not change what it looks at: modes and running statistics stay."""
-    for model in (_small_net().train(), _small_net().eval()):
+    mixed = _small_net().train()
+    mixed[1].eval()
+    for model in (_small_net().train(), _small_net().eval(), mixed):
         before = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
         fn(model)
         modes = [m.training for m in model.modules()]
@@ -415,6 +454,11 @@ SUSPECTS = Exercise(
         ('isinstance(m, kinds) => any(word in str(m) for word in ("BatchNorm", "Dropout"))',
          "looked for words in the printed module: a container prints what is in it; ask for its "
          "type"),
+        ('isinstance(m, kinds) => ("Norm" in type(m).__name__ or isinstance(m, kinds))',
+         "layer norm and group norm look at one picture alone: of the norms, only batch norm "
+         "looks at the others"),
+        ('m.training => m.training and model.get_submodule(name.rpartition(".")[0]).training',
+         "the block around it was asked as well: only the module's own `training` counts"),
         ("named_modules => named_children",
          "named_children() stops at the first level; use named_modules()"),
         ("nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, =>",
@@ -447,12 +491,19 @@ def layers_to_keep(scores: Scores, baseline: str) -> tuple:
 
 
 def _options() -> Iterator[tuple[str, dict[str, Any]]]:
-    for i, (label, accuracies) in enumerate((
-        ("one layer is enough", {"none": 0.5, "conv": 0.52, "first": 0.855, "all": 0.858}),
-        ("nothing needs to be kept", {"none": 0.857, "conv": 0.86, "first": 0.857, "all": 0.859}),
-        ("each layer counts", {"none": 0.5, "conv": 0.6, "first": 0.7, "all": 0.9}),
+    for i, (label, baseline, accuracies) in enumerate((
+        ("one layer is enough", "none", {"none": 0.5, "conv": 0.52, "first": 0.855, "all": 0.858}),
+        ("nothing needs to be kept", "none",
+         {"none": 0.857, "conv": 0.86, "first": 0.857, "all": 0.859}),
+        ("each layer counts", "none", {"none": 0.5, "conv": 0.6, "first": 0.7, "all": 0.9}),
+        ("the first step gains nothing", "none",
+         {"none": 0.5, "conv": 0.5, "first": 0.85, "all": 0.852}),
+        ("small steps, of which two together count", "none",
+         {"none": 0.8, "conv": 0.808, "first": 0.816, "all": 0.816}),
+        ("the dearest is not the best", "all",
+         {"none": 0.5, "conv": 0.87, "first": 0.9, "all": 0.8}),
     )):  # fmt: skip
-        yield label, {"scores": made_scores(3000, accuracies, 440 + i), "baseline": "none"}
+        yield label, {"scores": made_scores(3000, accuracies, 440 + i), "baseline": baseline}
 
 
 def _cheapest_unbeaten(choice: str, scores: Scores, baseline: str) -> str:
@@ -489,6 +540,12 @@ LAYERS_TO_KEEP = Exercise(
         *WRONG_INTERVALS,
         ("unbeaten[0] => max(scores, key=lambda name: scores[name].mean().item())",
          "the highest mean: a cheaper one that cannot be told from it is enough"),
+        ("for other in scores.values() => "
+         "for other in list(scores.values())[list(scores).index(name) :][:2]",
+         "only the next one was asked: a dearer one may beat it"),
+        ('interval(scores[name], other)[0] <= 0 for other in scores.values() => '
+         'interval(scores[name], list(scores.values())[-1])[0] <= 0 for _ in "1"',
+         "only the dearest was asked: each of the others may beat it"),
         ("unbeaten[0] => list(scores)[-1]",
          "the dearest option: the dictionary begins with the cheapest"),
         ("unbeaten[0] => list(scores)[0]", "the cheapest option, though others surely beat it"),

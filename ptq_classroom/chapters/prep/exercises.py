@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ptq_classroom.kit.examine import Probe
 from ptq_classroom.kit.exercises import Exercise
 from ptq_classroom.kit.expect import expect, expect_close, roughly
+from ptq_classroom.kit.values import same, snapshot
 
 Case = tuple[str, dict[str, Any]]
 
@@ -35,6 +36,8 @@ def _weights() -> Iterator[Case]:
     yield "every dimension is 3", {"w": _random(3, 3, 3, 3, seed=1), "s": s}
     yield "four outputs, two inputs", {"w": _random(4, 2, 3, 3, seed=2), "s": torch.arange(1.0, 5)}
     yield "a depthwise weight", {"w": _random(5, 1, 3, 3, seed=3), "s": torch.arange(1.0, 6) / 4}
+    s = torch.tensor([-2.0, 0.5])
+    yield "a kernel of 1 x 5, a negative factor", {"w": _random(2, 3, 1, 5, seed=13), "s": s}
 
 
 def _scaled_loop(w: Tensor, s: Tensor) -> Tensor:
@@ -138,6 +141,8 @@ def _samples() -> Iterator[Case]:
     yield "two outside", {"x": x, "low": 0.0, "high": 1.0, "bins": 4}
     x = torch.tensor([0.0, 0.3, 1.0, 1.0])
     yield "on the upper edge", {"x": x, "low": 0.0, "high": 1.0, "bins": 4}
+    x = torch.tensor([0.25, 0.5, 0.5, 0.6, 0.75, 0.1])
+    yield "on the edges between bins", {"x": x, "low": 0.0, "high": 1.0, "bins": 4}
     yield "normal", {"x": _random(400, seed=4), "low": -2.0, "high": 2.0, "bins": 16}
 
 
@@ -163,6 +168,8 @@ HISTOGRAM = Exercise(
          "values outside the range were piled into the end bins; leave them out"),
         ("* bins) => * (bins - 1))", "the width of a bin is (high - low) / bins, not / (bins - 1)"),
         (".long() => .round().long()", "the bin's number is rounded down, not to the nearest"),
+        (".long() => .ceil().sub(1).clamp(min=0).long()",
+         "a value on the edge between two bins went to the lower one: it begins the upper one"),
     ),
     hints=(
         ("Which bin does a value fall into",
@@ -187,6 +194,7 @@ def _signals() -> Iterator[Case]:
     x = _random(6, 7, seed=5)
     yield "a noisy matrix", {"signal": x, "noisy": x + 0.3 * _random(6, 7, seed=6)}
     yield "everything too large", {"signal": x, "noisy": x + 0.3 + 0.1 * _random(6, 7, seed=6)}
+    yield "more noise than signal", {"signal": x, "noisy": x + 3 * _random(6, 7, seed=6)}
 
 
 def _power_ratio(signal: Tensor, noisy: Tensor) -> float:
@@ -209,6 +217,9 @@ SQNR_DB = Exercise(
          "var() subtracts the mean first: a constant error counts too, so square and sum"),
         ("return 10 => return 5",
          "a ratio of amplitudes takes 20 log10 (or square them and take 10)"),
+        ("return 10 * math.log10( => return abs(10 * math.log10(",
+         "** 2).sum())) => ** 2).sum())))",
+         "the sign was taken away: with more noise than signal the decibels are negative"),
         ("(signal - noisy) ** 2 => noisy**2",
          "the error is signal - noisy; the power of `noisy` itself was used"),
     ),
@@ -357,6 +368,7 @@ BATCH_NORM = Exercise(
 
 
 ONCE = "one forward pass is enough: register all hooks first, then run the model once"
+OTHERS = "remove the hooks that you registered and no others: handle.remove() of each handle"
 
 
 def linear_outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -399,8 +411,9 @@ class _Counted(nn.Sequential):
 
 
 def _once_and_clean_afterwards(fn: Probe) -> None:
-    model = _Counted(nn.Linear(2, 2), nn.Linear(2, 1))
-    fn(model, torch.ones(1, 2))
+    model, calls = _Counted(nn.Linear(2, 2), nn.Linear(2, 1)), []
+    model[0].register_forward_hook(lambda *_: calls.append(1))  # somebody else's
+    found = fn(model, torch.ones(1, 2))
     expect(
         model.runs == 1,
         f"the model ran {model.runs} times",
@@ -408,13 +421,26 @@ def _once_and_clean_afterwards(fn: Probe) -> None:
         got=f"{model.runs} forward passes",
         cause=ONCE,
     )
-    left = sum(len(m._forward_hooks) for m in model.modules())
+    left = sum(len(m._forward_hooks) for m in model.modules()) - 1
+    expect(
+        left >= 0,
+        "a hook that was on the model before the call is gone",
+        cause=OTHERS,
+    )
+    expect(len(calls) == 1, f"a layer ran {len(calls)} times", cause=ONCE)
     expect(
         left == 0,
         "hooks were left on the model",
         expected="0 hooks",
         got=f"{left} hooks",
         cause="keep the handle of register_forward_hook and call handle.remove()",
+    )
+    kept = snapshot(found)
+    model(torch.full((1, 2), 3.0))
+    expect(
+        same(kept, found),
+        "the outputs that were returned changed when the model ran again",
+        cause="something still records: a global hook, or a `forward` that was replaced",
     )
 
 
@@ -474,6 +500,8 @@ LINEAR_OUTPUTS = Exercise(
          "every module was recorded; keep those with isinstance(module, nn.Linear)"),
         ("handle.remove() => pass",
          "keep the handle of register_forward_hook and call handle.remove()"),
+        ("handle.remove() => [module._forward_hooks.clear() for module in model.modules()]",
+         OTHERS),
         ("named_modules => named_children",
          "a Linear inside another module was missed: named_modules() goes through all of them, "
          "named_children() does not"),
