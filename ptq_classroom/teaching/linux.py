@@ -19,6 +19,8 @@ _MACHINE = platform.machine()
 NEW_NS, NEW_UTS, NEW_IPC = 0x20000, 0x4000000, 0x8000000
 NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
 _RDONLY, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
+# Where an answer may write. Not /tmp: the course itself may lie there, and would be out of sight.
+SCRATCH = "/scratch"
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 
 
@@ -68,7 +70,7 @@ def show_only(visible: Iterable[Path], root: str) -> None:
     mount("none", root, "tmpfs", 2 | 4, "size=1m,mode=755")
     for path in visible:
         _bind(path, Path(root + str(path)))
-    for place in ("/tmp", "/dev"):
+    for place in (SCRATCH, "/dev"):
         Path(root + place).mkdir(exist_ok=True)
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         _bind(Path(device), Path(root + device), writable=True)
@@ -97,9 +99,9 @@ def _bind(path: Path, target: Path, writable: bool = False) -> None:
 
 
 def private_scratch(megabytes: int) -> None:
-    """An empty /tmp of this process's own, in memory."""
+    """An empty SCRATCH of this process's own, in memory."""
     unshare(NEW_NS)
-    mount("none", "/tmp", "tmpfs", 2 | 4, f"size={megabytes}m,mode=777")
+    mount("none", SCRATCH, "tmpfs", 2 | 4, f"size={megabytes}m,mode=777")
 
 
 def drop_capabilities() -> None:

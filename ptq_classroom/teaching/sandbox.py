@@ -90,7 +90,7 @@ def shut_in(names: list[str], limits: Limits, folder: str, user: int | None = No
     layers = list(names)
     if names:
         linux.private_scratch(SCRATCH_MB)
-        folder = "/tmp"
+        folder = linux.SCRATCH
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
     if sys.platform.startswith("linux"):
