@@ -17,7 +17,10 @@ from ptq_classroom.teaching.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = sys.platform.startswith("linux")
-pytestmark = pytest.mark.skipif(not LINUX, reason="the hostile ones are for Linux's protections")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not LINUX, reason="the hostile ones are for Linux's protections"),
+]
 IDS = ("01.1", "01.2", "01.3")
 
 
