@@ -10,20 +10,27 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+MADE: list[Figure] = []  # since the present test of a chapter began
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before the fixtures of a chapter's test: what tests elsewhere drew is none of its figures."""
+    MADE.clear()
+
 
 @pytest.fixture(scope="session")
 def _drawn() -> Iterator[list[Figure]]:
-    """The figures that were made since somebody looked."""
-    made: list[Figure] = []
+    """The figures that this test and its fixtures have made."""
     begin = FigureCanvasAgg.__init__
 
     def recorded(self: Any, figure: Figure, *args: Any, **kwargs: Any) -> None:
         begin(self, figure, *args, **kwargs)
-        made.append(figure)
+        MADE.append(figure)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FigureCanvasAgg, "__init__", recorded)
-        yield made
+        yield MADE
 
 
 @pytest.fixture(autouse=True)
