@@ -28,6 +28,7 @@ from ptq_course.graph.norms import (
     BatchNorm,
     argument,
     batch_norm_at,
+    factor_of,
     fold_into_reader,
     write_as_convolution,
 )
@@ -86,11 +87,7 @@ def fold_batch_norm(
                 f"fold_batch_norm: {name} has shape {tuple(value.shape)}, the weight has "
                 f"{channels} channels on axis {channel_axis}."
             )
-    if (var < 0).any():
-        raise QuantizationError("fold_batch_norm: a variance is negative; is it the running_var?")
-    factor = (var.double() + eps).rsqrt()
-    if gamma is not None:
-        factor = factor * gamma.double()
+    factor = factor_of(var, gamma, eps)
     shape = [1] * weight.dim()
     shape[channel_axis] = weight.shape[channel_axis]
     by_group = weight.double().unflatten(0, (groups, -1))

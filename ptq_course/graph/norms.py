@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ptq_course.errors import QuantizationError
 from ptq_course.graph.functional import constant, insert_layer
 from ptq_course.graph.kinds import (
     ARITHMETIC,
@@ -48,6 +49,14 @@ _KEEPS_RANK = (
 ) - {"sum", torch.sum}  # fmt: skip
 
 
+def factor_of(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    """gamma / sqrt(var + eps), [channels], in float64; QuantizationError for a variance < 0."""
+    if (var < 0).any():
+        raise QuantizationError("batch norm: a variance is negative; is it the running_var?")
+    factor = (var.double() + eps).rsqrt()
+    return factor if gamma is None else factor * gamma.double()
+
+
 class BatchNorm(NamedTuple):
     """A batch norm with constant statistics, each [channels], and the node that it normalizes."""
 
@@ -60,9 +69,7 @@ class BatchNorm(NamedTuple):
 
     def line(self) -> tuple[Tensor, Tensor]:
         """factor and shift of y = x * factor + shift, each [channels], in float64."""
-        factor = (self.var.double() + self.eps).rsqrt()
-        if self.gamma is not None:
-            factor = factor * self.gamma.double()
+        factor = factor_of(self.var, self.gamma, self.eps)
         shift = -self.mean.double() * factor
         return factor, shift if self.beta is None else shift + self.beta.double()
 
@@ -121,7 +128,7 @@ def fold_into_reader(module: fx.GraphModule, node: fx.Node, batch_norm: BatchNor
     inputs = weight.shape[1] * groups
     if len(factor) != inputs or weight.dim() < 2:
         return False
-    if isinstance(layer, nn.Linear) and rank(module, batch_norm.source) not in (None, 2):
+    if isinstance(layer, nn.Linear) and not _are_features(module, batch_norm.source):
         return False  # its channels are on axis 1, the layer reads the last
     by_group = weight.detach().double().unflatten(0, (groups, -1))
     shape = (groups, 1, -1, *[1] * (weight.dim() - 2))
@@ -134,6 +141,13 @@ def fold_into_reader(module: fx.GraphModule, node: fx.Node, batch_norm: BatchNor
     node.replace_all_uses_with(batch_norm.source)
     module.graph.erase_node(node)
     return True
+
+
+def _are_features(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value is rows of features, [N, C], as far as a graph tells."""
+    while operation_of(module, node) in _KEEPS_RANK and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return operation_of(module, node) in {nn.Linear, nn.Flatten, *every_form("flatten")}
 
 
 def _reads_plainly(layer: nn.Module, shifted: bool) -> bool:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from ptq_course.errors import QuantizationError
 from ptq_course.graph.fusion import BATCH_NORMS, fuse
 from ptq_course.graph.norms import rank
 from ptq_course.graph.planning import plan
@@ -161,3 +162,21 @@ def test_the_rank_is_known_where_a_layer_tells(model, found):
 
 def last_relu(model):
     return [name for name, part in model.named_children() if isinstance(part, nn.ReLU)][-1]
+
+
+@pytest.mark.parametrize("reader", [nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 3, padding=1)])
+def test_a_late_norm_with_a_negative_variance_is_refused(reader):
+    norm = nn.BatchNorm2d(4)
+    norm.running_var = torch.full((4,), -1.0)
+    with pytest.raises(QuantizationError, match="variance is negative"):
+        fuse(trace(nn.Sequential(nn.ReLU(), norm, reader).eval()))
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 6)])
+def test_a_norm_on_the_networks_input_serves_rows_and_sequences(shape):
+    """Nothing tells which of the two it reads: it stays, and both compute as before."""
+    torch.manual_seed(0)
+    model = randomize_batch_norms(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))).eval()
+    x = torch.randn(shape)
+    torch.testing.assert_close(fuse(trace(model))(x), model(x), atol=1e-5, rtol=1e-5)
+    PTQQuantizer(model).calibrate([x])  # which compares with the user's model

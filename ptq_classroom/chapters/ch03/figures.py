@@ -78,26 +78,11 @@ def windows(counts: ArrayLike, levels: int, stops: Sequence[int]) -> Shown:
         ax.set_title(f"keep {stop}: {divergence:.3f}", fontsize=10)
         said.append((divergence, f"{stop} bins {divergence:.3f}"))
     axes[0].set_ylabel("share of the values")
-    axes[0].text(
-        0.97,
-        0.95,
-        "P (filled)",
-        fontsize=9,
-        color=ink(BLUE),
-        transform=axes[0].transAxes,
-        ha="right",
-        va="top",
-    )
-    axes[0].text(
-        0.97,
-        0.83,
-        "Q (dashed)",
-        fontsize=9,
-        color=ink(ORANGE),
-        transform=axes[0].transAxes,
-        ha="right",
-        va="top",
-    )
+    for height, label, hue in ((0.95, "P (filled)", BLUE), (0.83, "Q (dashed)", ORANGE)):
+        axes[0].text(
+            0.97, height, label, fontsize=9, color=ink(hue), transform=axes[0].transAxes,
+            ha="right", va="top",
+        )  # fmt: skip
     return fig, (
         f"The divergence is smallest with {min(said)[1]} nats. P (filled) and Q (dashed, {levels} "
         f"groups) of a histogram of {len(counts)} bins for {len(stops)} windows: "
