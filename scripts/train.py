@@ -4,6 +4,7 @@
     python scripts/train.py --arch mobilenet
     python scripts/train.py --arch efficientnet
     python scripts/train.py --arch vit
+    python scripts/train.py --arch resnet20
 
 Writes data/<arch>.safetensors and its entry in data/manifest.json. Interrupted, the same command
 continues from the last chunk (checkpoints in training/, no pickles). Batch norm uses batch
@@ -33,7 +34,7 @@ from ptq_classroom.pictures.models import ARCHITECTURES, multiply_adds
 ROOT = Path(__file__).resolve().parents[1]
 # Share of the training after which batch norm is frozen. At 60 %, with the learning rate still
 # high, the depthwise network diverges.
-FREEZE = {"resnet": 0.6, "mobilenet": 0.85, "efficientnet": 0.85, "vit": 1.0}
+FREEZE = {"resnet": 0.6, "mobilenet": 0.85, "efficientnet": 0.85, "vit": 1.0, "resnet20": 0.6}
 RATE = {"vit": 0.002}  # of AdamW; the others learn with SGD
 CHUNK = 8192  # pictures drawn, learned from and thrown away
 
