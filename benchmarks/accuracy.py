@@ -50,7 +50,7 @@ from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
 COPIES, SHIFT = 8, 3  # of each calibration picture, moved by so many pixels at most
-STEPS = 1000  # of reconstruction
+STEPS = 1500  # of reconstruction
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 Made = nn.Module | Session
 Way = Callable[[], Made]
