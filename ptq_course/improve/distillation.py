@@ -27,6 +27,7 @@ from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedEr
 from ptq_course.graph.layer_types import bias_of, known_type, weight_of
 from ptq_course.grids.affine import SCALE_FLOOR, IntGrid, QParams, QTensor, quantize
 from ptq_course.grids.blocks import parameter_for_blocks, split_into_blocks
+from ptq_course.grids.floats import format_name
 from ptq_course.improve.walk import put_weight
 from ptq_course.simulation.bias import quantize_bias, scale_per_output
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, check_call
@@ -80,12 +81,10 @@ class LearningLayer(nn.Module):
 
     def __init__(self, layer: QuantizedLayer, learn_scales: bool) -> None:
         super().__init__()
-        qparams, floating = layer.weight_qparams, layer.float_layer
-        if qparams is None:
-            raise UnsupportedError(
-                f"{layer.name}: a codebook decodes its weight, which has no scale to learn with; "
-                "train before clustering."
-            )
+        qparams, floating = (
+            layer.require_integers("training through the rounding"),
+            layer.float_layer,
+        )
         self.name, self.floating, self.qparams = layer.name, floating, qparams
         self.weight = nn.Parameter(near_codes(weight_of(floating).detach(), layer))
         bias = bias_of(floating) if layer.bias is None else layer.bias
@@ -135,7 +134,13 @@ class LearningQuantizer(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
-        self.qparams = quantizer.qparams
+        q = quantizer.qparams
+        if not isinstance(q, QParams):
+            raise UnsupportedError(
+                f"value {quantizer.name!r} is rounded to {format_name(q)}, and training through "
+                "the rounding needs a grid of integers; leave activation_format out."
+            )
+        self.qparams = q
 
     def forward(self, x: Tensor) -> Tensor:
         q = self.qparams
@@ -208,7 +213,8 @@ def fine_tune(
     watch: called with the step and the network so far, every ``every`` steps and at the end.
 
     Raises CalibrationError where no batch comes, QuantizationError for other settings, labels that
-    are missing and a loss that is not finite, UnsupportedError for weights in codebooks.
+    are missing and a loss that is not finite, UnsupportedError for weights in
+    codebooks and for floats.
     """
     steps, every = whole("fine_tune: steps", steps, 1), whole("fine_tune: every", every, 0)
     number("fine_tune: rate", rate, "(0, inf)")

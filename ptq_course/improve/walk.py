@@ -72,17 +72,7 @@ class LayerStep(Protocol):
 
 def put_weight(layer: QuantizedLayer, weight: QTensor) -> None:
     """Replace the codes of a quantized layer, and what decodes them."""
-    q = weight.qparams
-    buffers = {
-        "weight_codes": weight.codes,
-        "codebook": weight.codebook,
-        "weight_scale": None if q is None else q.scale,
-        "weight_zero_point": None if q is None else q.zero_point,
-    }
-    for name, values in buffers.items():
-        setattr(layer, name, values)
-    layer.weight_grid = None if q is None else q.grid
-    layer.weight_block_size = None if q is None else q.block_size
+    layer.put_weight(weight)
 
 
 def sum_of_moments(layer: nn.Module, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
