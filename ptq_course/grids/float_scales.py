@@ -61,7 +61,12 @@ class FloatQParams:
             )
         if self.row_axis is not None and (size is None or len(size) != 2 or size[0] != 1):
             raise QuantizationError(f"blocks along rows have the size (1, block), got {size}.")
-        if (self.tensor_scale is not None) != (self.scale_format == "e4m3"):
+        shared = self.tensor_scale
+        if shared is not None:
+            check_tensor(shared, "tensor_scale", (torch.float32,))
+            if shared.dim() or not 0 < shared.item() < torch.inf:
+                raise QuantizationError("tensor_scale is one positive, finite number.")
+        if (shared is not None) != (self.scale_format == "e4m3"):
             raise QuantizationError("tensor_scale belongs to scale_format='e4m3', and to no other.")
         if torch.compiler.is_compiling():  # torch.export asks no tensor what it holds
             return

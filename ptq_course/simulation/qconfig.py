@@ -53,7 +53,8 @@ class QConfig:
         "fp8_e5m2" and "fp4_e2m1" with scales as ``weight_granularity`` says; "mxfp4" and "nvfp4"
         with blocks of 32 and 16 along each row of the weight (its last one may be shorter). The
         bits are then the format's, biases stay in floating point, and products are those of floats.
-    activation_format: "fp8_e4m3", "fp8_e5m2" or "fp4_e2m1", with one calibrated scale a tensor.
+    activation_format: "fp8_e4m3", "fp8_e5m2" or "fp4_e2m1", with one calibrated scale a tensor, in
+        the places where the target's integer kernels would want a value rounded.
 
     Raises QuantizationError, naming the choices, for any other value.
     """
@@ -209,6 +210,13 @@ class QConfig:
         if self.activation_format is not None:
             return FLOAT_FORMATS[self.activation_format]
         return IntGrid(self.activation_bits, signed=self.activation_signed)
+
+    @property
+    def formats(self) -> list[str]:
+        """Names of the formats of floats that it asks for, each once."""
+        widths = [width for _, width in self.layer_bits if isinstance(width, str)]
+        named = [self.weight_format, self.activation_format, *widths]
+        return list(dict.fromkeys(name for name in named if name is not None))
 
     def with_bits(self, bits: int) -> QConfig:
         """The same choices with ``bits`` for all that is quantized (None stays None).
