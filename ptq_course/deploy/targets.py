@@ -15,7 +15,7 @@ from torch import nn
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph.layer_types import known_type
 from ptq_course.grids.affine import FloatQParams, IntGrid
-from ptq_course.grids.floats import FP8_E4M3, FP8_E5M2, FloatGrid, format_name
+from ptq_course.grids.floats import FP8_E4M3, FP8_E5M2, format_name
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
@@ -112,14 +112,15 @@ def check_dynamic(model: DynamicModel, target: Target) -> None:
 
 
 def _check_activation(name: str, part: ActivationQuantizer, target: Target) -> None:
-    grid = part.grid
-    if isinstance(grid, FloatGrid):
-        if target.name == "onnxruntime" and grid in FP8 and not part.scale.dim():
+    qparams = part.qparams
+    if isinstance(qparams, FloatQParams):
+        if target.name == "onnxruntime" and qparams.grid in FP8 and not part.scale.dim():
             return
         raise UnsupportedError(
-            f"export: value {name!r} is rounded to {format_name(part.qparams)}, and {target.name} "
-            f"reads {target.activations} here. {target.remedy}"
+            f"export: value {name!r} is rounded to {format_name(qparams)}, and {target.name} reads "
+            f"{target.activations} here, or FP8 with target='onnxruntime'. {target.remedy}"
         )
+    grid = qparams.grid
     if grid.bits > 8:
         raise UnsupportedError(
             f"export: value {name!r} has {grid.bits} bits, and no runtime has integer kernels for "

@@ -8,7 +8,7 @@ network with integers only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ptq_course.graph.layer_types import bias_of, channel_axis, known_type, laye
 from ptq_course.grids.affine import (
     AnyGrid,
     AnyQParams,
+    IntGrid,
     QParams,
     QTensor,
     block_minmax,
@@ -72,8 +73,9 @@ class ActivationQuantizer(nn.Module):
         grid = self.grid
         if self.scale.dim():
             return f"{self.scale.numel()} scales, bits={grid.bits}"
-        if self.zero_point is None:
-            return f"scale={self.scale.item():.6g}, {format_name(self.qparams)}"
+        if isinstance(qparams := self.qparams, FloatQParams):
+            return f"scale={self.scale.item():.6g}, {format_name(qparams)}"
+        assert self.zero_point is not None
         return (
             f"scale={self.scale.item():.6g}, zero_point={self.zero_point.item()}, bits={grid.bits}"
         )
@@ -114,10 +116,6 @@ class QuantizedLayer(LayerStandIn):
 
     stands_for = "float_layer"
     weight_codes: Tensor
-    weight_scale: Tensor | None
-    weight_zero_point: Tensor | None
-    weight_tensor_scale: Tensor | None
-    codebook: Tensor | None
 
     def __init__(
         self, layer: nn.Module, weight: QTensor, bias_codes: Tensor | None = None,
@@ -133,9 +131,9 @@ class QuantizedLayer(LayerStandIn):
         self.name = name
         self.float_layer = layer
         self.raised_channels = 0  # scales that `from_float` enlarged for the bias
-        for buffer in ("weight_codes", "codebook", "weight_scale", "weight_zero_point"):
+        for buffer in ("weight_codes", "codebook", "weight_scale", "weight_zero_point",
+                       "weight_tensor_scale"):  # fmt: skip
             self.register_buffer(buffer, None)
-        self.register_buffer("weight_tensor_scale", None)
         self.put_weight(weight)
         self.register_buffer("bias_codes", bias_codes)
         self.register_buffer("bias_scale", bias_scale)
@@ -145,10 +143,15 @@ class QuantizedLayer(LayerStandIn):
         """Replace the codes of the weight, and what decodes them; the bias stays as it is."""
         q = weight.qparams
         floats = q if isinstance(q, FloatQParams) else None
-        self.weight_codes, self.codebook = weight.codes, weight.codebook
-        self.weight_scale = None if q is None else q.scale
-        self.weight_zero_point = q.zero_point if isinstance(q, QParams) else None
-        self.weight_tensor_scale = None if floats is None else floats.tensor_scale
+        buffers = {
+            "weight_codes": weight.codes,
+            "codebook": weight.codebook,
+            "weight_scale": None if q is None else q.scale,
+            "weight_zero_point": q.zero_point if isinstance(q, QParams) else None,
+            "weight_tensor_scale": None if floats is None else floats.tensor_scale,
+        }
+        for name, values in buffers.items():
+            setattr(self, name, values)
         self.weight_grid = None if q is None else q.grid
         self.weight_block_size = None if q is None else q.block_size
         self.weight_row_axis = None if floats is None else floats.row_axis
@@ -353,6 +356,16 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
     )
 
 
+@overload
+def weight_qparams(
+    layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True,
+    weight_range: str = "minmax",
+) -> QParams: ...  # fmt: skip
+@overload
+def weight_qparams(
+    layer: nn.Module, grid: AnyGrid, granularity: str | int, symmetric: bool = True,
+    weight_range: str = "minmax",
+) -> AnyQParams: ...  # fmt: skip
 def weight_qparams(
     layer: nn.Module, grid: AnyGrid, granularity: str | int, symmetric: bool = True,
     weight_range: str = "minmax",

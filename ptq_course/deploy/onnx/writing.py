@@ -101,8 +101,9 @@ def export(
 
     Codebooks and FP8 (target "onnxruntime"). The file holds a codebook and its codes (UINT4 where 4
     bits hold them, else uint8), or FP8 codes; the runtime decodes them once, when it opens the
-    file, and computes in floating point: smaller, no faster. A warning names the layers where
-    their inputs are rounded (`lookups`). FP4, MXFP4 and NVFP4 have no kernel and are refused.
+    file, and computes in floating point: smaller, no faster. Where inputs are rounded a warning
+    names these layers, and what ONNX Runtime would do to them (`session`). FP4, MXFP4 and NVFP4
+    have no kernel and are refused.
 
     Scales chosen at run time (`quantize_dynamic`, target "onnxruntime"). Linear layers become
     DynamicQuantizeLinear and MatMulInteger, which the runtime fuses to DynamicQuantizeMatMul;
@@ -168,7 +169,9 @@ def _warn_decoded(model: QuantizedModel) -> None:
         warnings.warn(
             f"export: {', '.join(found)}: weights decoded from {kinds}. The file is small, and the "
             "runtime computes these layers in floating point from the decoded weight: no faster "
-            "than FP32, although their inputs are rounded. Integer kernels need integer weights.",
+            "than FP32, although their inputs are rounded. Integer kernels need integer weights. "
+            "Open it with deploy.onnx.session, which turns WeightBiasQuantization off: that "
+            "optimizer of ONNX Runtime would round the decoded weights to integers once more.",
             stacklevel=3,
         )
 
