@@ -96,7 +96,7 @@ def test_fp8_computes_what_torch_float8_says():
 @pytest.mark.parametrize(("name", "choose"), [("mxfp4", mxfp4), ("nvfp4", nvfp4)])
 def test_blocks_along_rows_are_those_of_float_weights(name, choose):
     layers = quantized(QConfig(weight_format=name, activation_bits=None)).quantized_layers()
-    module = float_weights(network(), choose).module
+    module: Any = float_weights(network(), choose).module
     assert torch.equal(layers["0"].weight, module.get_submodule("0").weight), "128 in a row"
     depthwise = network()[3].weight.flatten(1)
     rows = F.pad(depthwise, (0, -9 % (FLOAT_FORMATS[name].block or 1)))

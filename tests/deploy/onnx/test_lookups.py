@@ -163,7 +163,7 @@ def test_fp8_activations_behind_every_clamp(tmp_path, name):
 )  # fmt: skip
 def test_what_has_no_form_is_refused_by_name(tmp_path, config, target, why):
     quantizer = PTQQuantizer(network(), config=config).calibrate([X], progress=False)
-    model = quantizer.convert()
+    model: Any = quantizer.convert()
     if target == "tensorrt":
         for layer in model.quantized_layers().values():
             layer.bias_codes = layer.bias_scale = None
