@@ -19,6 +19,10 @@ from torch import Tensor
 from ptq_course.errors import QuantizationError, whole
 from ptq_course.grids.tensors import check_tensor
 
+# A format to compute in, integers of its size, and the bits that hold its exponent.
+SHORT = torch.float32, torch.int32, 0x7F800000
+LONG = torch.float64, torch.int64, 0x7FF0000000000000
+
 
 @dataclass(frozen=True)
 class FloatGrid:
@@ -77,16 +81,19 @@ FP4_E2M1 = FloatGrid(2, 1, 6.0)
 def round_to_float(x: Tensor, grid: FloatGrid) -> Tensor:
     """x on the grid, in x's dtype: to nearest, half to even, saturating; -0 stays -0.
 
-    Computed in float32 (float64 for float64), where dividing by a power of two is exact. Raises
-    QuantizationError for NaN, integers, and what `check_tensor` refuses.
+    Computed in float32 (float64 for float64 and for exponents of 8 bits), where dividing by a power
+    of two is exact. Raises QuantizationError for NaN, integers, and what `check_tensor` refuses.
     """
     check_tensor(x, "round_to_float")
     if bool(torch.isnan(x).any()):
         raise QuantizationError(f"round_to_float: {int(torch.isnan(x).sum())} values are NaN.")
-    values = x.to(torch.float64).clamp(-grid.largest, grid.largest)
-    exponent = (torch.frexp(values).exponent - 1).clamp(min=grid.least_exponent)
-    step = torch.exp2((exponent - grid.mantissa_bits).double())
-    return (torch.round(values / step) * step).clamp(-grid.largest, grid.largest).to(x.dtype)
+    long = x.dtype == torch.float64 or grid.exponent_bits == 8
+    dtype, integers, exponent = LONG if long else SHORT
+    values = x.to(dtype).clamp(-grid.largest, grid.largest)
+    # The exponent's bits alone are the power of two at or below |value|: the step times 2^mantissa.
+    power = (values.detach().view(integers) & exponent).view(dtype)
+    step = power.clamp_(min=2.0**grid.least_exponent).mul_(2.0**-grid.mantissa_bits)
+    return ((values / step).round_() * step).clamp_(-grid.largest, grid.largest).to(x.dtype)
 
 
 @cache

@@ -1,7 +1,9 @@
 """Floats with scales: what `QParams`, `quantize` and `dequantize` are for integers. Chapter 13.
 
-code  = the bit pattern of round_to_float(x / scale)          quantize_float
-x_hat = the value of the code * scale                         dequantize_float
+    code  = the bit pattern of round_to_float(x / scale)          quantize_float
+    x_hat = the value of the code * scale                         dequantize_float
+
+As for integers, x / scale is computed in float32 (float64 for float64), as ONNX Runtime does it.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ def quantize_float(x: Tensor, qparams: FloatQParams) -> Tensor:
     """
     check_tensor(x, "quantize")
     blocks, scale = _blocks(x, qparams)
-    rounded = round_to_float(blocks.double() / scale, qparams.grid)
+    rounded = round_to_float(blocks.to(scale.dtype) / scale, qparams.grid)
     return _joined(bit_patterns(rounded, qparams.grid), x.shape, qparams)
 
 
@@ -123,7 +125,9 @@ def dequantize_float(
 ) -> Tensor:
     """The reals that bit patterns stand for: values of the grid times the scale."""
     blocks, scale = _blocks(codes, qparams)
-    values = from_bit_patterns(blocks, qparams.grid) * scale
+    if dtype == torch.float64:
+        scale = scale.double()
+    values = from_bit_patterns(blocks, qparams.grid).to(scale.dtype) * scale
     return _joined(_cast(values, dtype), codes.shape, qparams)
 
 
@@ -134,7 +138,7 @@ def fake_quantize_float(x: Tensor, qparams: FloatQParams) -> Tensor:
     """
     check_tensor(x, "fake_quantize_float")
     blocks, scale = _blocks(x, qparams)
-    rounded = round_to_float(blocks.double() / scale, qparams.grid) * scale
+    rounded = round_to_float(blocks.to(scale.dtype) / scale, qparams.grid) * scale
     return _joined(_cast(rounded, x.dtype), x.shape, qparams)
 
 
@@ -143,7 +147,7 @@ def outside_float(x: Tensor, qparams: FloatQParams) -> int:
     blocks, scale = _blocks(x, qparams)
     grid = qparams.grid
     edge = grid.largest + grid.step_at(grid.largest) / 2
-    return int(((blocks.double() / scale).abs() > edge).sum())
+    return int(((blocks / scale).abs() > edge).sum())
 
 
 def in_rows(x: Tensor, axis: int, block: int) -> Tensor:
@@ -153,8 +157,12 @@ def in_rows(x: Tensor, axis: int, block: int) -> Tensor:
 
 
 def _blocks(x: Tensor, qparams: FloatQParams) -> tuple[Tensor, Tensor]:
-    """x, values or codes, cut into blocks, and the scales, float64, that broadcast against it."""
-    scale = qparams.scale.to(x.device, torch.float64)
+    """x, values or codes, cut into blocks, and the scales that broadcast against it.
+
+    The scales have the type to compute in, float32, or float64 where x has it.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scale = qparams.scale.to(x.device, dtype)
     if qparams.block_size is None:
         return x, scale
     if qparams.row_axis is not None:

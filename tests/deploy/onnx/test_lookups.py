@@ -141,10 +141,9 @@ def test_fp8_activations_behind_every_clamp(tmp_path, name):
     graph = onnx.load(path).graph
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) >= 7
     expected = model(X).detach()
-    # Both round x / scale, the file in float32: a few near-ties fall to the other side.
     error = (deploy.session(path)(X) - expected).norm() / expected.norm()
-    assert error < 2e-2
-    assert error < 0.3 * ((expected - network()(X)).norm() / expected.norm()).item()
+    assert error < 1e-3, "sums in another order may move a value across a tie"
+    assert error < 0.1 * ((expected - network()(X)).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
