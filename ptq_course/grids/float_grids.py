@@ -85,7 +85,7 @@ def round_to_float(x: Tensor, grid: FloatGrid) -> Tensor:
     of two is exact. Raises QuantizationError for NaN, integers, and what `check_tensor` refuses.
     """
     check_tensor(x, "round_to_float")
-    if bool(torch.isnan(x).any()):
+    if not torch.compiler.is_compiling() and bool(torch.isnan(x).any()):  # a NaN stays a NaN there
         raise QuantizationError(f"round_to_float: {int(torch.isnan(x).sum())} values are NaN.")
     long = x.dtype == torch.float64 or grid.exponent_bits == 8
     dtype, integers, exponent = LONG if long else SHORT
@@ -96,9 +96,17 @@ def round_to_float(x: Tensor, grid: FloatGrid) -> Tensor:
     return ((values / step).round_() * step).clamp_(-grid.largest, grid.largest).to(x.dtype)
 
 
-@cache
 def _magnitudes(grid: FloatGrid) -> Tensor:
     """The values from 0 up, float64: the place of each is its bit pattern without the sign."""
+    return _made(grid) if torch.compiler.is_compiling() else _kept(grid)
+
+
+@cache
+def _kept(grid: FloatGrid) -> Tensor:
+    return _made(grid)
+
+
+def _made(grid: FloatGrid) -> Tensor:
     normal = range(grid.least_exponent, 2 ** (grid.exponent_bits - 1) + 1)
     steps = torch.arange(2**grid.mantissa_bits, dtype=torch.float64)
     positive = [steps * grid.smallest]

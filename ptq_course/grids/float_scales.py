@@ -63,18 +63,21 @@ class FloatQParams:
             )
         if self.row_axis is not None and (size is None or len(size) != 2 or size[0] != 1):
             raise QuantizationError(f"blocks along rows have the size (1, block), got {size}.")
+        if (self.tensor_scale is not None) != (self.scale_format == "e4m3"):
+            raise QuantizationError("tensor_scale belongs to scale_format='e4m3', and to no other.")
+        if not torch.compiler.is_compiling():  # torch.export asks no tensor what it holds
+            self._check_values()
+
+    def _check_values(self) -> None:
         shared = self.tensor_scale
         if shared is not None:
             check_tensor(shared, "tensor_scale", (torch.float32,))
             if shared.dim() or not 0 < shared.item() < torch.inf:
                 raise QuantizationError("tensor_scale is one positive, finite number.")
-        if (shared is not None) != (self.scale_format == "e4m3"):
-            raise QuantizationError("tensor_scale belongs to scale_format='e4m3', and to no other.")
-        if torch.compiler.is_compiling():  # torch.export asks no tensor what it holds
-            return
         if not bool((torch.isfinite(self.scale) & (self.scale > 0)).all()):
             raise QuantizationError("every scale must be positive and finite.")
-        if not torch.equal(self._from_stored(self.stored_scale), self.scale):
+        stored = scale_from_stored(self.stored_scale, self.scale_format, shared)
+        if not torch.equal(stored, self.scale):
             raise QuantizationError(f"a scale is no value of its format, {self.scale_format}.")
 
     @property
@@ -87,9 +90,6 @@ class FloatQParams:
             parts = round_to_float(parts, FP8_E4M3).clamp(min=FP8_E4M3.smallest)
             return bit_patterns(parts, FP8_E4M3)
         return self.scale
-
-    def _from_stored(self, stored: Tensor) -> Tensor:
-        return scale_from_stored(stored, self.scale_format, self.tensor_scale)
 
     def nbits_per_value(self, count: int) -> float:
         """Bits for one of ``count`` values, its share of the scales included."""
