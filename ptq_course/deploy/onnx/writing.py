@@ -137,10 +137,9 @@ def export(
         check_dynamic(model, runtime)
     elif isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
+        _warn_decoded(model)
     _check_dtype(model, tensors_of(given))
     module = _exportable(model, given, runtime.integer_bias)
-    if isinstance(model, QuantizedModel) and model.config.activation_bits is not None:
-        _warn_decoded(model)
     wider = stored_as_int8(model, four_bit_convolutions)
     if wider:
         warnings.warn(
@@ -164,7 +163,7 @@ def export(
 def _warn_decoded(model: QuantizedModel) -> None:
     """Say which layers compute in floating point although their input is rounded."""
     found = decoded_in_float(model)
-    if found:
+    if found and model.config.activation_bits is not None:
         kinds = ", ".join(dict.fromkeys(found.values()))
         warnings.warn(
             f"export: {', '.join(found)}: weights decoded from {kinds}. The file is small, and the "
