@@ -330,7 +330,7 @@ class QTensor:
 
     @property
     def decoded_by(self) -> str:
-        """ "a codebook", "an integer grid", or the name of the format of floats."""
+        """What decodes the codes, in words: a codebook, an integer grid, or a named format."""
         if self.codebook is not None:
             return "a codebook"
         if isinstance(self.qparams, FloatQParams):
