@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ptq_course.diagnosis.remedies import IMPORTS, Recipe
-from ptq_course.diagnosis.scores import Variant, shown
+from ptq_course.diagnosis.scores import UNPAIRED, Variant, shown
 from ptq_course.diagnosis.sizes import SIZE_NOT_SPEED
 from ptq_course.tables import html_table, text_table
 
@@ -22,7 +22,7 @@ class Step:
     line: Python that makes it by hand. change: against FP32. gained: against the best network
     before, None for the first. bytes: of the network, packed as a checkpoint has it. milliseconds:
     an example in ONNX Runtime, None where it was not timed. seconds: to make it. kept: it was
-    better, so later steps build on it.
+    better, so later steps build on it. scored: seconds that `evaluate` took.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Step:
     milliseconds: float | None
     seconds: float
     kept: bool
+    scored: float = 0.0
 
     def cells(self) -> tuple[str, ...]:
         ms = "-" if self.milliseconds is None else f"{self.milliseconds:.2f} ms"
@@ -56,7 +57,7 @@ class Log:
     best: Step
     reached: bool
     drop: float
-    test: Variant
+    test: Variant | None
     validation_examples: int
     test_examples: int
     notes: tuple[str, ...] = ()
@@ -85,7 +86,9 @@ class Log:
         """What came out, in sentences."""
         unit = " points" if self.best.change.is_share else ""
         asked = f"a drop of at most {self.drop:g}{unit}"
-        best = f"{self.best.name!r}: {self.best.change} on {self.validation_examples} examples"
+        best = f"{self.best.name!r}: {self.best.change}"
+        if self.test is not None:
+            best += f" on {self.validation_examples} examples"
         if self.reached:
             lines = [f"reached {asked} with {best}"]
         else:
@@ -95,6 +98,8 @@ class Log:
                     "the mean drop is inside the target, but its interval is not: score more "
                     "examples to decide"
                 )
+        if self.test is None:
+            return [*lines, f"no part was held out for a final number: {UNPAIRED}"]
         where = "inside" if self.confirmed else "not shown to be inside"
         lines.append(
             f"held-out test part, {self.test_examples} examples: {self.test}, {where} the target"
@@ -104,17 +109,23 @@ class Log:
     @property
     def confirmed(self) -> bool:
         """Is the drop inside the target on the held-out part, too, by its interval?"""
-        return self.test.low is not None and -self.test.low <= self._limit
+        low = None if self.test is None else self.test.low
+        return low is not None and -low <= self._limit
 
     @property
     def _limit(self) -> float:
         return self.drop * (0.01 if self.best.change.is_share else 1.0)
 
     def _below(self) -> list[str]:
-        lines = [*self.verdict(), *self.notes]
+        lines = [*self.verdict(), *self.notes, self._time()]
         if self.best.recipe is not None and self.best.recipe.config.float_layers:
             lines.append(SIZE_NOT_SPEED)
         return [*lines, f"by hand: {self.best.line}"]
+
+    def _time(self) -> str:
+        made = sum(step.seconds for step in self.steps)
+        scored = sum(step.scored for step in (self.reference, *self.steps))
+        return f"{made:.0f} s to make {len(self)} networks, {scored:.0f} s to score them and FP32"
 
     def __str__(self) -> str:
         return "\n".join([text_table(COLUMNS, self._rows()), *self._below()])

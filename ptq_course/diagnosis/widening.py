@@ -1,0 +1,125 @@
+"""Layers kept wider: the most sensitive for their bytes, and no more of them than needed.
+
+Chapter 10. 1, 2, 4 ... layers of the order until the target is reached, then bisection. What takes
+minutes (`remedies.COSTLY`) is left out while layers are chosen: it comes in where the network
+without it has lost so little that it should be enough, going by what it has repaired before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from ptq_course.diagnosis.journal import Journal
+from ptq_course.diagnosis.log import Step
+from ptq_course.diagnosis.noise import OutputNoise
+from ptq_course.diagnosis.remedies import Recipe, Workshop
+from ptq_course.errors import QuantizationError
+
+WIDER = 8  # bits of a layer that is kept wider, before FP16
+
+
+class Climber(Protocol):
+    """What is asked of a `Ladder`."""
+
+    workshop: Workshop
+    journal: Journal
+    start: Recipe
+    limit: float
+    steps: list[Step]
+    notes: list[str]
+
+    @property
+    def recipe(self) -> Recipe: ...
+    def reaches(self, step: Step) -> bool: ...
+    def try_(self, name: str, recipe: Recipe, only_if_reached: bool = False) -> Step: ...
+
+
+class Widening:
+    """``climb()`` widens layers of the ladder's best recipe: to 8 bits, then to FP16."""
+
+    def __init__(self, ladder: Climber) -> None:
+        self.ladder = ladder
+
+    def climb(self) -> None:
+        bits = self.ladder.start.config.weight_bits
+        widths: list[int | None] = [WIDER] if bits is not None and bits < WIDER else []
+        for width in [*widths, None]:
+            base = self.ladder.recipe
+            order = self._order(base, width)
+            most = len(order) if width else len(order) // 2
+            if most and self._gallop(base, order, width, most):
+                return
+
+    def _gallop(self, base: Recipe, order: list[str], width: int | None, most: int) -> bool:
+        failed, count = 0, 1
+        while True:
+            if self._enough(base, order[:count], width):
+                self._fewest(base, order, width, failed, count)
+                return True
+            if count == most:
+                return False
+            failed, count = count, min(2 * count, most)
+
+    def _fewest(
+        self, base: Recipe, order: list[str], width: int | None, failed: int, enough: int
+    ) -> None:
+        """Bisect between a number of layers that fails and one that is enough."""
+        while enough - failed > 1:
+            middle = (failed + enough) // 2
+            if self._enough(base, order[:middle], width, only_if_reached=True):
+                enough = middle
+            else:
+                failed = middle
+
+    def _enough(
+        self, base: Recipe, names: list[str], width: int | None, only_if_reached: bool = False
+    ) -> bool:
+        """Measure these layers wider, first without what takes minutes. Is the target reached?"""
+        recipe, ladder = self._config(base, names, width), self.ladder
+        few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        name = f"{f'INT{width}' if width else 'FP16'}: {few}"
+        step = ladder.try_(name, recipe.twin, only_if_reached)
+        if recipe == recipe.twin or ladder.reaches(step):
+            return ladder.reaches(step)
+        change, measured = step.change, {s.recipe: s for s in ladder.steps}
+        margin = 0.0 if change.low is None else (change.difference or 0.0) - change.low
+        expected = _left(measured.get(base), measured.get(base.twin)) * _drop(step)
+        if expected + margin > ladder.limit:
+            return False
+        full = measured[base].name if base in measured else "all steps"
+        return ladder.reaches(ladder.try_(f"{name}, {full}", recipe, only_if_reached))
+
+    def _config(self, base: Recipe, names: list[str], width: int | None) -> Recipe:
+        config = base.config
+        bits = {n: b for n, b in config.layer_bits if n not in names}
+        if width is None:
+            changed = replace(config, float_layers=(*config.float_layers, *names), layer_bits=bits)
+        else:
+            changed = replace(config, layer_bits=bits | dict.fromkeys(names, width))
+        return replace(base, config=changed)
+
+    def _order(self, base: Recipe, width: int | None) -> list[str]:
+        """Layers by what widening wins for its bytes, measured one at a time at the output."""
+        twin, ladder = base.twin, self.ladder
+
+        def measured() -> list[str]:
+            noise = OutputNoise(ladder.workshop, twin)
+            try:
+                return noise.order(width)
+            except QuantizationError as error:
+                ladder.notes.append(f"layers are widened in the order of execution: {error}")
+                return list(noise.quantizer.convert().quantized_layers())
+
+        return ladder.journal.get(f"order {width} {twin.line}", measured)
+
+
+def _drop(step: Step) -> float:
+    return max(0.0, -(step.change.difference or 0.0))
+
+
+def _left(full: Step | None, twin: Step | None) -> float:
+    """The share of the twin's drop that is left with what takes minutes; 1 where not known."""
+    if full is None or twin is None or not _drop(twin):
+        return 1.0
+    return min(1.0, _drop(full) / _drop(twin))
