@@ -49,11 +49,14 @@ class Meter:
         seconds = time.perf_counter() - began
         journal.check_reference(_numbers(self.reference))
         self.unit = 0.01 if scores.is_share else 1.0
+        began = time.perf_counter()
         ms = journal.get("ms FP32", lambda: milliseconds(plain, inputs) if timed else None)
+        timing = time.perf_counter() - began if timed else 0.0
         change = replace(self._part("FP32", self.reference), difference=None)
         self.reference_row = Step(
-            "FP32", "model.eval()", None, change, None, model_bytes(plain), ms, 0.0, False, seconds
-        )
+            "FP32", "model.eval()", None, change, None, model_bytes(plain), ms, 0.0, False, seconds,
+            timing,
+        )  # fmt: skip
 
     def _split(self, count: int, test_share: float, seed: int) -> None:
         kept = round(count * test_share)
@@ -118,9 +121,10 @@ class Meter:
             ms = None
             if self.timed and recipe.config.target == "onnxruntime":
                 ms = self.journal.get(f"ms {kind}", lambda: milliseconds(quantized, self.inputs))
+            timing = time.perf_counter() - made - scored if self.timed else 0.0
             return {
                 **scores, "bytes": model_bytes(quantized), "ms": ms,
-                "seconds": made - began + spent, "scored in": scored,
+                "seconds": made - began + spent, "scored in": scored, "timed in": timing,
             }  # fmt: skip
 
         found, gain = self.journal.get(recipe.line, make), None
@@ -129,7 +133,7 @@ class Meter:
             gain = against(before, self._of_part(found, False), name)
         return Step(
             name, recipe.line, recipe, self._part(name, found), gain, found["bytes"], found["ms"],
-            found["seconds"], False, found["scored in"],
+            found["seconds"], False, found["scored in"], found["timed in"],
         )  # fmt: skip
 
     def keep(self, step: Step) -> None:

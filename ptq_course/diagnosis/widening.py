@@ -3,6 +3,7 @@
 Chapter 10. 1, 2, 4 ... layers of the order until the target is reached, then bisection. What takes
 minutes (`remedies.COSTLY`) is left out while layers are chosen: it comes in where the network
 without it has lost so little that it should be enough, going by what it has repaired before.
+Where FP16 reaches the target, the layers of 8 bits that are not needed any more go back.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Widening:
 
     def __init__(self, ladder: Climber) -> None:
         self.ladder = ladder
+        self.wide: list[str] = []  # layers of 8 bits that were not enough, and the widths before
+        self.bits: dict[str, int] = {}
 
     def climb(self) -> None:
         bits = self.ladder.start.config.weight_bits
@@ -49,7 +52,31 @@ class Widening:
             order = self._order(base, width)
             most = len(order) if width else len(order) // 2
             if most and self._gallop(base, order, width, most):
+                if width is None and self.wide:
+                    self._narrow_again(self.ladder.recipe)
                 return
+            if width:
+                self.wide, self.bits = order, dict(base.config.layer_bits)
+
+    def _narrow_again(self, best: Recipe) -> None:
+        """With some layers in FP16, not all that have 8 bits by now need them: the fewest that do.
+
+        They were kept while nothing reached, whatever their bytes.
+        """
+        names = [n for n, _ in best.config.layer_bits if n not in self.bits]
+        order = [n for n in self.wide if n in names]
+        recipes = [
+            replace(best, config=replace(best.config, layer_bits=self.bits | dict.fromkeys(few, WIDER)))
+            for few in (order[:count] for count in range(len(order)))
+        ]  # fmt: skip
+        failed, enough = -1, len(order)
+        while enough - failed > 1:
+            middle = (failed + enough) // 2
+            name = f"FP16 as before, INT8: {_few(order[:middle])}"
+            if self._reaches(name, best, recipes[middle], only_if_reached=True):
+                enough = middle
+            else:
+                failed = middle
 
     def _gallop(self, base: Recipe, order: list[str], width: int | None, most: int) -> bool:
         failed, count = 0, 1
@@ -75,10 +102,13 @@ class Widening:
     def _enough(
         self, base: Recipe, names: list[str], width: int | None, only_if_reached: bool = False
     ) -> bool:
-        """Measure these layers wider, first without what takes minutes. Is the target reached?"""
-        recipe, ladder = self._config(base, names, width), self.ladder
-        few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        name = f"{f'INT{width}' if width else 'FP16'}: {few}"
+        """Measure these layers wider. Is the target reached?"""
+        name = f"{f'INT{width}' if width else 'FP16'}: {_few(names)}"
+        return self._reaches(name, base, self._config(base, names, width), only_if_reached)
+
+    def _reaches(self, name: str, base: Recipe, recipe: Recipe, only_if_reached: bool) -> bool:
+        """Measure a recipe, first without what takes minutes."""
+        ladder = self.ladder
         step = ladder.try_(name, recipe.twin, only_if_reached)
         if recipe == recipe.twin or ladder.reaches(step):
             return ladder.reaches(step)
@@ -112,6 +142,12 @@ class Widening:
                 return list(noise.quantizer.convert().quantized_layers())
 
         return ladder.journal.get(f"order {width} {twin.line}", measured)
+
+
+def _few(names: list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _drop(step: Step) -> float:
