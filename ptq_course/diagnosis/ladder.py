@@ -76,14 +76,14 @@ class Ladder:
         with tqdm(bar_format="{desc}", leave=False, disable=not self.workshop.progress) as line:
             for name, make in self._remedies():
                 line.set_description_str(f"reach: {name}")
-                if self._goes(name, lambda make=make, name=name: self.try_(name, make())):
-                    if self.reaches(self.steps[-1]):
-                        return
+                went = self._goes(name, lambda make=make, name=name: self.try_(name, make()))
+                if went and self.reaches(self.steps[-1]):
+                    return
             line.set_description_str("reach: layers kept wider")
             self._goes("layers kept wider", Widening(self).climb)
 
     def _goes(self, name: str, take: Callable[[], object]) -> bool:
-        """Take a step; where it is refused, note that. What comes first, or from evaluate, raises."""
+        """Take a step, or note why it is refused; the first step's errors and evaluate's raise."""
         try:
             take()
             return True

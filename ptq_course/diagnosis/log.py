@@ -67,6 +67,7 @@ class Log:
     test: Variant | None
     validation_examples: int
     test_examples: int
+    limit: float  # the drop in units of the score
     notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Step]:
@@ -95,7 +96,7 @@ class Log:
 
     def verdict(self) -> list[str]:
         """What came out, in sentences."""
-        unit = "" if not self.best.change.is_share else " point" if self.drop == 1 else " points"
+        unit = "" if self.limit == self.drop else " point" if self.drop == 1 else " points"
         asked = f"a drop of at most {self.drop:g}{unit}"
         best = f"{self.best.name!r}: {self.best.change}"
         if self.test is not None:
@@ -104,7 +105,7 @@ class Log:
             lines = [f"reached {asked} with {best}"]
         else:
             lines = [f"NOT reached: {asked}. The best found is {best}"]
-            if -(self.best.change.difference or 0.0) <= self._limit:
+            if -(self.best.change.difference or 0.0) <= self.limit:
                 lines.append(
                     "the mean drop is inside the target, but its interval is not: score more "
                     "examples to decide"
@@ -121,11 +122,7 @@ class Log:
     def confirmed(self) -> bool:
         """Is the drop inside the target on the held-out part, too, by its interval?"""
         low = None if self.test is None else self.test.low
-        return low is not None and -low <= self._limit
-
-    @property
-    def _limit(self) -> float:
-        return self.drop * (0.01 if self.best.change.is_share else 1.0)
+        return low is not None and -low <= self.limit
 
     def _below(self) -> list[str]:
         lines = [*self.verdict(), *self.notes, self._time()]

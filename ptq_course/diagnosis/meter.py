@@ -48,7 +48,8 @@ class Meter:
         self.reference = self._found(scores, "FP32")
         seconds = time.perf_counter() - began
         journal.check_reference(_numbers(self.reference))
-        self.unit = 0.01 if scores.is_share else 1.0
+        # Zeros alone say nothing: FP32's distance to itself is no share of right answers.
+        self.unit = 0.01 if scores.is_share and scores.mean > 0 else 1.0
         began = time.perf_counter()
         ms = journal.get("ms FP32", lambda: milliseconds(plain, inputs) if timed else None)
         timing = time.perf_counter() - began if timed else 0.0
@@ -94,7 +95,8 @@ class Meter:
         if "score" in found:
             return Scores(found["score"])
         if "scores" in found:
-            part = torch.tensor(found["scores"]).double()[self.held_out if test else self.validation]
+            at = self.held_out if test else self.validation
+            part = torch.tensor(found["scores"]).double()[at]
             return Scores(part.mean().item(), part)
         value, *draws = found["test" if test else "validation"]
         return Scores(value, None, torch.tensor(draws).double())

@@ -133,7 +133,7 @@ def reach(
     reached = ladder.reaches(best)
     log = Log(
         tuple(ladder.steps), meter.reference_row, best, reached, drop, test,
-        len(meter.validation), len(meter.held_out), tuple(ladder.notes),
+        len(meter.validation), len(meter.held_out), ladder.limit, tuple(ladder.notes),
     )  # fmt: skip
     return Reached(chosen, ladder.recipe, log, reached, best.change, test)
 

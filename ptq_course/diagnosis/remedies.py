@@ -103,7 +103,8 @@ class Remembering:
     def __call__(self, site: Site) -> None:
         q = site.layer.weight_qparams
         if q is None:
-            return self.step(site)
+            self.step(site)
+            return
         numbers = [x.detach().cpu().numpy().tobytes() for x in (q.scale, q.zero_point)]
         key = (site.layer.name, repr(q.grid), q.block_size, *numbers)
         if key in self.known:

@@ -65,15 +65,14 @@ class Widening:
         """
         names = [n for n, _ in best.config.layer_bits if n not in self.bits]
         order = [n for n in self.wide if n in names]
-        recipes = [
-            replace(best, config=replace(best.config, layer_bits=self.bits | dict.fromkeys(few, WIDER)))
-            for few in (order[:count] for count in range(len(order)))
-        ]  # fmt: skip
         failed, enough = -1, len(order)
         while enough - failed > 1:
             middle = (failed + enough) // 2
-            name = f"FP16 as before, INT8: {_few(order[:middle])}"
-            if self._reaches(name, best, recipes[middle], only_if_reached=True):
+            few = order[:middle]
+            bits = self.bits | dict.fromkeys(few, WIDER)
+            recipe = replace(best, config=replace(best.config, layer_bits=bits))
+            name = f"FP16 as before, INT8: {_few(few)}"
+            if self._reaches(name, best, recipe, only_if_reached=True):
                 enough = middle
             else:
                 failed = middle

@@ -1,4 +1,4 @@
-"""reach on other kinds of networks and metrics: transformers, detectors, one number, named inputs."""
+"""reach on other networks and metrics: transformers, detectors, one number, named inputs."""
 
 from __future__ import annotations
 
@@ -258,9 +258,7 @@ def test_codes_are_made_once_however_many_layers_are_widened(counted, smooth, er
     assert torch.equal(eval(result.line, by_hand)(x), result.model(x))
 
 
-def test_what_takes_minutes_is_left_out_while_layers_are_chosen(
-    monkeypatch, smooth, error
-):
+def test_what_takes_minutes_is_left_out_while_layers_are_chosen(monkeypatch, smooth, error):
     monkeypatch.setitem(remedies.STEPS, "AdaRound()", AdaRound)
     monkeypatch.setattr(remedies, "COSTLY", {"AdaRound()"})
     rung = ("slow", lambda best: replace(best, steps=("AdaRound()", *best.steps)))
@@ -294,3 +292,11 @@ def test_errors_of_evaluate_are_not_taken_for_a_remedy_that_refuses(network, eva
 
     with pytest.raises(QuantizationError, match="the camera is off"):
         reach(network, CALIBRATION, failing, drop=0, **QUIET)
+
+
+def test_a_distance_to_fp32_is_no_share_though_fp32_scores_zero(smooth, error):
+    model, x = smooth
+    result = reach(model, [x[:200]], error, drop=0.02, config=QConfig(weight_bits=8), **QUIET)
+    assert result.log.limit == 0.02
+    assert result.reached == (result.validation.low is not None and result.validation.low >= -0.02)
+    assert "point" not in str(result)
