@@ -51,12 +51,22 @@ class Widening:
             base = self.ladder.recipe
             order = self._order(base, width)
             most = len(order) if width else len(order) // 2
-            if most and self._gallop(base, order, width, most):
-                if width is None and self.wide:
-                    self._narrow_again(self.ladder.recipe)
+            reached = bool(most) and self._gallop(base, order, width, most)
+            if width is None and self.wide and not reached and most:
+                reached = self._all_wide(base, order[:most])
+            if reached and width is None and self.wide:
+                self._narrow_again(self.ladder.recipe)
+            if reached:
                 return
             if width:
                 self.wide, self.bits = order, dict(base.config.layer_bits)
+
+    def _all_wide(self, base: Recipe, names: list[str]) -> bool:
+        """These layers in FP16 and all others at 8 bits: the widest that is tried."""
+        recipe = self._config(self._config(base, self.wide, WIDER), names, None)
+        if recipe == self._config(base, names, None):
+            return False
+        return self._reaches(f"FP16: {_few(names)}, INT8: all others", base, recipe, False)
 
     def _narrow_again(self, best: Recipe) -> None:
         """With some layers in FP16, not all that have 8 bits by now need them: the fewest that do.
@@ -69,8 +79,7 @@ class Widening:
         while enough - failed > 1:
             middle = (failed + enough) // 2
             few = order[:middle]
-            bits = self.bits | dict.fromkeys(few, WIDER)
-            recipe = replace(best, config=replace(best.config, layer_bits=bits))
+            recipe = _with_bits(best, self.bits | dict.fromkeys(few, WIDER))
             name = f"FP16 as before, INT8: {_few(few)}"
             if self._reaches(name, best, recipe, only_if_reached=True):
                 enough = middle
@@ -122,11 +131,10 @@ class Widening:
     def _config(self, base: Recipe, names: list[str], width: int | None) -> Recipe:
         config = base.config
         bits = {n: b for n, b in config.layer_bits if n not in names}
-        if width is None:
-            changed = replace(config, float_layers=(*config.float_layers, *names), layer_bits=bits)
-        else:
-            changed = replace(config, layer_bits=bits | dict.fromkeys(names, width))
-        return replace(base, config=changed)
+        if width is not None:
+            return _with_bits(base, bits | dict.fromkeys(names, width))
+        changed = replace(config, float_layers=(*config.float_layers, *names))
+        return _with_bits(replace(base, config=changed), bits)
 
     def _order(self, base: Recipe, width: int | None) -> list[str]:
         """Layers by what widening wins for its bytes, measured one at a time at the output."""
@@ -141,6 +149,12 @@ class Widening:
                 return list(noise.quantizer.convert().quantized_layers())
 
         return ladder.journal.get(f"order {width} {twin.line}", measured)
+
+
+def _with_bits(recipe: Recipe, bits: dict[str, int]) -> Recipe:
+    """With these widths, sorted: the same network has one line, and is measured once."""
+    config = replace(recipe.config, layer_bits=dict(sorted(bits.items())))
+    return replace(recipe, config=config)
 
 
 def _few(names: list[str]) -> str:

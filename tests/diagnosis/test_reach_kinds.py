@@ -51,10 +51,10 @@ class TestOneNumber:
             return evaluate(model).mean().item()
 
         config = QConfig(weight_bits=3)
-        result = reach(network, CALIBRATION, number, drop=28, config=config, **QUIET)
+        result = reach(network, CALIBRATION, number, drop=35, config=config, **QUIET)
         assert result.reached
-        assert result.log.best.change.score >= 0.72
-        assert all(step.change.score < 0.72 for step in result.log if step is not result.log.best)
+        assert result.log.best.change.score >= 0.65
+        assert all(step.change.score < 0.65 for step in result.log if step is not result.log.best)
         assert result.validation.score == pytest.approx(number(result.model))
         assert result.test is None
         assert not result.confirmed
@@ -70,10 +70,10 @@ class TestOneNumber:
             return evaluate(model).mean().item()
 
         settings = {"config": QConfig(weight_bits=3), "resume": tmp_path / "it.json", **QUIET}
-        first = reach(network, CALIBRATION, number, drop=4, **settings)
+        first = reach(network, CALIBRATION, number, drop=35, **settings)
         assert len(calls) == 1 + len(first.log)  # FP32, and each candidate once
         calls.clear()
-        again = reach(network, CALIBRATION, number, drop=4, **settings)
+        again = reach(network, CALIBRATION, number, drop=35, **settings)
         assert len(calls) == 1
         assert [s.change for s in again.log] == [s.change for s in first.log]
 
@@ -88,9 +88,9 @@ class TestOfSet:
         config = QConfig(weight_bits=3)
         path = tmp_path / "it.json"
         whole = reach(
-            network, CALIBRATION, of_set(evaluate), drop=8, config=config, resume=path, **QUIET
+            network, CALIBRATION, of_set(evaluate), drop=90, config=config, resume=path, **QUIET
         )
-        plain = reach(network, CALIBRATION, evaluate, drop=8, config=config, **QUIET)
+        plain = reach(network, CALIBRATION, evaluate, drop=90, config=config, **QUIET)
         step, other = whole.log[0].change, plain.log[0].change
         assert step.score == pytest.approx(other.score)
         assert step.difference == pytest.approx(other.difference)
@@ -100,7 +100,7 @@ class TestOfSet:
         assert whole.test.interval is not None
         assert "held-out test part, 200 examples" in str(whole)
         again = reach(
-            network, CALIBRATION, of_set(evaluate), drop=8, config=config, resume=path, **QUIET
+            network, CALIBRATION, of_set(evaluate), drop=90, config=config, resume=path, **QUIET
         )
         assert again.test == whole.test
 
@@ -264,8 +264,7 @@ def test_what_takes_minutes_is_left_out_while_layers_are_chosen(monkeypatch, smo
     rung = ("slow", lambda best: replace(best, steps=("AdaRound()", *best.steps)))
     monkeypatch.setattr(ladder, "ROUNDING", [rung])
     config, (network, x) = QConfig(weight_bits=3), smooth
-    result = reach(network, [x[:200]], error, drop=3e-4, config=config, **QUIET)
-    print(result)
+    result = reach(network, [x[:200]], error, drop=3e-6, config=config, **QUIET)
     assert result.reached
     widened = [s for s in result.log if s.recipe is not None and s.recipe.config.layer_bits]
     slow = [s for s in widened if s.recipe is not None and "AdaRound()" in s.recipe.steps]
