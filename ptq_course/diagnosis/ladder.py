@@ -99,9 +99,8 @@ class Ladder:
         step = self.meter.measure(name, recipe, self.workshop, self._best, spent)
         higher = self._best is None or step.change.score > self._best.change.score
         if self.reaches(step) or (higher and not only_if_reached):
-            step = replace(step, kept=True)
+            step = self.meter.keep(replace(step, kept=True))
             self._best = step
-            self.meter.keep(step)
         self.steps.append(step)
         return step
 

@@ -67,7 +67,7 @@ class Log:
     test: Variant | None
     validation_examples: int
     test_examples: int
-    limit: float  # the drop in units of the score
+    unit: float  # of the drop: 0.01 for points, 1 for that of the score
     notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Step]:
@@ -96,7 +96,7 @@ class Log:
 
     def verdict(self) -> list[str]:
         """What came out, in sentences."""
-        unit = "" if self.limit == self.drop else " point" if self.drop == 1 else " points"
+        unit = "" if self.unit == 1 else " point" if self.drop == 1 else " points"
         asked = f"a drop of at most {self.drop:g}{unit}"
         best = f"{self.best.name!r}: {self.best.change}"
         if self.test is not None:
@@ -129,6 +129,11 @@ class Log:
         if self.best.recipe is not None and self.best.recipe.config.float_layers:
             lines.append(SIZE_NOT_SPEED)
         return [*lines, f"by hand: {self.best.line}"]
+
+    @property
+    def limit(self) -> float:
+        """The drop in units of the score."""
+        return self.drop * self.unit
 
     def _time(self) -> str:
         made = sum(step.seconds for step in self.steps)

@@ -107,7 +107,7 @@ class Meter:
     def measure(
         self, name: str, recipe: Recipe, workshop: Workshop, best: Step | None, spent: float = 0.0
     ) -> Step:
-        """Build, score, weigh and time a recipe, or recall all that.
+        """Build, score and weigh a recipe, or recall all that.
 
         spent: seconds that its range rule has taken.
         """
@@ -119,14 +119,9 @@ class Meter:
             self._last = recipe, quantized
             scores = self._found(self._scores(quantized, name), name)
             scored = time.perf_counter() - made
-            kind = repr((recipe.prepare, recipe.config))
-            ms = None
-            if self.timed and recipe.config.target == "onnxruntime":
-                ms = self.journal.get(f"ms {kind}", lambda: milliseconds(quantized, self.inputs))
-            timing = time.perf_counter() - made - scored if self.timed else 0.0
             return {
-                **scores, "bytes": model_bytes(quantized), "ms": ms,
-                "seconds": made - began + spent, "scored in": scored, "timed in": timing,
+                **scores, "bytes": model_bytes(quantized),
+                "seconds": made - began + spent, "scored in": scored,
             }  # fmt: skip
 
         found, gain = self.journal.get(recipe.line, make), None
@@ -134,14 +129,20 @@ class Meter:
             before = self._of_part(self.journal.results[best.line], False)
             gain = against(before, self._of_part(found, False), name)
         return Step(
-            name, recipe.line, recipe, self._part(name, found), gain, found["bytes"], found["ms"],
-            found["seconds"], False, found["scored in"], found["timed in"],
+            name, recipe.line, recipe, self._part(name, found), gain, found["bytes"],
+            self.journal.results.get(_kind(recipe)), found["seconds"], False, found["scored in"],
         )  # fmt: skip
 
-    def keep(self, step: Step) -> None:
-        """Hold on to the network that was built last, if it is this step's."""
-        if self._last is not None and self._last[0] == step.recipe:
-            self._kept = self._last
+    def keep(self, step: Step) -> Step:
+        """Hold on to the network that was built last, if it is this step's, and time its kind."""
+        if self._last is None or self._last[0] != step.recipe:
+            return step
+        self._kept = recipe, quantized = self._last
+        if not self.timed or recipe.config.target != "onnxruntime":
+            return step
+        began = time.perf_counter()
+        ms = self.journal.get(_kind(recipe), lambda: milliseconds(quantized, self.inputs))
+        return replace(step, milliseconds=ms, timed=time.perf_counter() - began)
 
     def model_of(self, step: Step, workshop: Workshop) -> QuantizedModel:
         """The network of a step, built again where it comes from a journal."""
@@ -155,6 +156,11 @@ class Meter:
         if self.count is None:
             return None
         return self._part("test part", self.journal.results[step.line], test=True)
+
+
+def _kind(recipe: Recipe) -> str:
+    """What a file's time depends on."""
+    return f"ms {(recipe.prepare, recipe.config)!r}"
 
 
 def _count(scores: Scores) -> int | None:

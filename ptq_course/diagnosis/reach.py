@@ -95,8 +95,8 @@ def reach(
     granularity of a config of your own are kept, but for layers that must be wider. test_share:
     part of the examples kept for the final number, drawn with ``seed``. resume: a JSON file; a call
     that was interrupted goes on there, and what was measured is not measured again (FP32 is, once,
-    to see that model and examples are still the same). timed: also export each kind of network and
-    time it in ONNX Runtime (onnxruntime's files only).
+    to see that model and examples are still the same). timed: also export each kind of network
+    that is kept and time it in ONNX Runtime (onnxruntime's files only).
 
     Tried in this order, each on top of what helped before it, until the target is reached: the
     network as it comes (min-max ranges), the range rule searched, weight ranges by squared error
@@ -133,7 +133,7 @@ def reach(
     reached = ladder.reaches(best)
     log = Log(
         tuple(ladder.steps), meter.reference_row, best, reached, drop, test,
-        len(meter.validation), len(meter.held_out), ladder.limit, tuple(ladder.notes),
+        len(meter.validation), len(meter.held_out), meter.unit, tuple(ladder.notes),
     )  # fmt: skip
     return Reached(chosen, ladder.recipe, log, reached, best.change, test)
 

@@ -133,8 +133,7 @@ class Widening:
         bits = {n: b for n, b in config.layer_bits if n not in names}
         if width is not None:
             return _with_bits(base, bits | dict.fromkeys(names, width))
-        changed = replace(config, float_layers=(*config.float_layers, *names))
-        return _with_bits(replace(base, config=changed), bits)
+        return _with_bits(base, bits, (*config.float_layers, *names))
 
     def _order(self, base: Recipe, width: int | None) -> list[str]:
         """Layers by what widening wins for its bytes, measured one at a time at the output."""
@@ -151,9 +150,11 @@ class Widening:
         return ladder.journal.get(f"order {width} {twin.line}", measured)
 
 
-def _with_bits(recipe: Recipe, bits: dict[str, int]) -> Recipe:
+def _with_bits(recipe: Recipe, bits: dict[str, int], kept: tuple[str, ...] | None = None) -> Recipe:
     """With these widths, sorted: the same network has one line, and is measured once."""
-    config = replace(recipe.config, layer_bits=dict(sorted(bits.items())))
+    config = recipe.config
+    kept = config.float_layers if kept is None else kept
+    config = replace(config, float_layers=kept, layer_bits=dict(sorted(bits.items())))
     return replace(recipe, config=config)
 
 
