@@ -299,3 +299,8 @@ def test_a_distance_to_fp32_is_no_share_though_fp32_scores_zero(smooth, error):
     assert result.log.limit == 0.02
     assert result.reached == (result.validation.low is not None and result.validation.low >= -0.02)
     assert "point" not in str(result)
+
+
+def test_codes_that_depend_on_other_layers_are_not_alone():
+    with pytest.raises(QuantizationError, match="needs the quantized network's inputs"):
+        AdaRound(compensate=True, alone=True)
