@@ -16,6 +16,7 @@ from ptq_course.diagnosis.sensitivity import at_bits
 from ptq_course.diagnosis.sizes import fp16_bytes, layer_bytes
 from ptq_course.graph import copied
 from ptq_course.simulation.observe import output_noise, outputs_over, placed
+from ptq_course.simulation.quantized import QuantizedModel
 
 EXAMPLES = 256  # of the calibration data
 
@@ -64,6 +65,6 @@ class OutputNoise:
             worth[name] = (alone[0][name] - wider[name]) / max(1.0, extra)
         return sorted(names, key=lambda name: -worth[name])
 
-    def _alone(self, version: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    def _alone(self, version: QuantizedModel, names: Sequence[str]) -> dict[str, float]:
         parts = parts_of(version)
         return {name: self.of(partly(version, *parts.only([name]))) for name in names}

@@ -123,6 +123,7 @@ def test_scores_of_the_test_part_decide_nothing(rescued, uneven, evaluate):
     assert [(s.line, s.change, s.kept) for s in other.log] == [
         (s.line, s.change, s.kept) for s in rescued.log
     ]
+    assert other.test is not None
     assert other.test.score == 0.0
     assert (other.reached, other.confirmed) == (True, False)
     assert "not shown to be inside" in str(other)

@@ -177,6 +177,7 @@ def test_a_transformer_with_an_embedding_and_dicts_of_different_lengths():
     x = {k: v for k, v in test[0].items() if k != "labels"}
     for step in (result.log.best, next(s for s in result.log if s.name == "AdaRound")):
         made = eval(step.line, by_hand)
+        assert step.recipe is not None
         assert made.config == step.recipe.config
     assert torch.equal(eval(result.line, by_hand)(**x), result.model(**x))
 
