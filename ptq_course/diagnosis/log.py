@@ -140,7 +140,7 @@ class Log:
         every = (self.reference, *self.steps)
         scored, timed = sum(step.scored for step in every), sum(step.timed for step in every)
         text = f"{made:.0f} s to make {len(self)} networks, {scored:.0f} s to score them and FP32"
-        return text + (f", {timed:.0f} s to export and time them" if timed else "")
+        return text + (f", {timed:.0f} s to export and time them" if timed >= 0.5 else "")
 
     def __str__(self) -> str:
         return "\n".join([text_table(*self._table()), *self._below()])
