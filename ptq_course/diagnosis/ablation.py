@@ -107,7 +107,7 @@ def versions(
     rows = [Variant("FP32", reference.mean)]
     for name, version in tqdm(found, desc="ablation", disable=not progress, leave=False):
         rows.append(against(reference, score(evaluate, version, name), name))
-    return Variants(tuple(rows), () if reference.examples is not None else (UNPAIRED,))
+    return Variants(tuple(rows), () if reference.paired else (UNPAIRED,))
 
 
 def _more(quantized: QuantizedModel, parts: Parts) -> list[tuple[str, QuantizedModel]]:

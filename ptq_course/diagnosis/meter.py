@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,15 @@ from ptq_course.errors import QuantizationError
 from ptq_course.graph import copied
 from ptq_course.simulation.quantized import QuantizedModel
 
+Found = dict[str, Any]  # what a journal keeps of the scores of one network
+
 
 class Meter:
-    """Measures recipes: scores on the two parts, bytes, milliseconds; all of it goes down."""
+    """Measures recipes: scores on the two parts, bytes, milliseconds; all of it goes down.
+
+    ``validation``, ``held_out``: indices of the examples. Where `evaluate` gives one number there
+    are no parts (both are empty), and it decides by itself.
+    """
 
     def __init__(
         self, model: nn.Module, evaluate: Evaluate, inputs: Sequence[Tensor], test_share: float,
@@ -30,10 +37,29 @@ class Meter:
         self.evaluate, self.inputs, self.journal, self.timed = evaluate, inputs, journal, timed
         self._last: tuple[Recipe, QuantizedModel] | None = None
         self._kept: tuple[Recipe, QuantizedModel] | None = None
+        self.scoring = False  # inside `evaluate`: its errors are no remedy's
+        self.validation = self.held_out = torch.zeros(0, dtype=torch.int64)
         plain = copied(model)
-        self.reference = self._scores(plain, "FP32")
-        journal.check_reference(self.reference)
-        count = len(self.reference)
+        began = time.perf_counter()
+        scores = self._scores(plain, "FP32")
+        self.count = _count(scores)
+        if self.count is not None:
+            self._split(self.count, test_share, seed)
+        self.reference = self._found(scores, "FP32")
+        seconds = time.perf_counter() - began
+        journal.check_reference(_numbers(self.reference))
+        # Zeros alone say nothing: FP32's distance to itself is no share of right answers.
+        self.unit = 0.01 if scores.is_share and scores.mean > 0 else 1.0
+        began = time.perf_counter()
+        ms = journal.get("ms FP32", lambda: milliseconds(plain, inputs) if timed else None)
+        timing = time.perf_counter() - began if timed else 0.0
+        change = replace(self._part("FP32", self.reference), difference=None)
+        self.reference_row = Step(
+            "FP32", "model.eval()", None, change, None, model_bytes(plain), ms, 0.0, False, seconds,
+            timing,
+        )  # fmt: skip
+
+    def _split(self, count: int, test_share: float, seed: int) -> None:
         kept = round(count * test_share)
         if count < 2 or not 0 < kept < count:
             raise QuantizationError(
@@ -42,68 +68,81 @@ class Meter:
             )
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         self.held_out, self.validation = order[:kept].sort()[0], order[kept:].sort()[0]
-        is_share = Scores(0.0, self.reference).is_share
-        self.unit = 0.01 if is_share else 1.0
-        ms = journal.get("ms FP32", lambda: milliseconds(plain, inputs) if timed else None)
-        self.reference_row = Step(
-            "FP32", "model.eval()", None, self._part("FP32", self.reference), None,
-            model_bytes(plain), ms, 0.0, False,
-        )  # fmt: skip
 
-    def _scores(self, model: nn.Module, name: str) -> Tensor:
-        examples = score(self.evaluate, model, name).examples
-        if examples is None:
+    def _scores(self, model: nn.Module, name: str) -> Scores:
+        self.scoring = True
+        found = score(self.evaluate, model, name)
+        if name != "FP32" and _count(found) != self.count:
+            counts = ["one number" if n is None else f"{n} scores" for n in
+                      (self.count, _count(found))]  # fmt: skip
             raise QuantizationError(
-                "reach: evaluate returned one number. It must return a score for each example, "
-                "[N]: reach separates validation and test parts by index and stops by a paired "
-                "interval. For a metric of a whole set (mAP, F1) return it for each picture or "
-                "document."
+                f"evaluate returned {counts[0]} for FP32 and {counts[1]} for {name}: use the same "
+                "examples in the same order."
             )
-        if name != "FP32" and len(examples) != len(self.reference):
-            raise QuantizationError(
-                f"evaluate returned {len(self.reference)} scores for FP32 and {len(examples)} for "
-                f"{name}: use the same examples in the same order."
-            )
-        return examples
+        self.scoring = False
+        return found
 
-    def _part(self, name: str, scores: Tensor, test: bool = False) -> Variant:
-        at = self.held_out if test else self.validation
-        reference, part = self.reference[at], scores[at]
-        found = against(_of(reference), _of(part), name)
-        return replace(found, difference=None) if name == "FP32" else found
+    def _found(self, scores: Scores, name: str) -> Found:
+        if scores.metric is not None:
+            parts = {"validation": self.validation, "test": self.held_out}
+            drawn = {part: scores.metric.drawn(at, name) for part, at in parts.items()}
+            return {part: [value, *draws.tolist()] for part, (value, draws) in drawn.items()}
+        if scores.examples is not None:
+            return {"scores": scores.examples.tolist()}
+        return {"score": scores.mean}
 
-    def measure(self, name: str, recipe: Recipe, workshop: Workshop, best: Step | None) -> Step:
-        """Build, score, weigh and time a recipe, or recall all that."""
+    def _of_part(self, found: Found, test: bool) -> Scores:
+        if "score" in found:
+            return Scores(found["score"])
+        if "scores" in found:
+            at = self.held_out if test else self.validation
+            part = torch.tensor(found["scores"]).double()[at]
+            return Scores(part.mean().item(), part)
+        value, *draws = found["test" if test else "validation"]
+        return Scores(value, None, torch.tensor(draws).double())
 
-        def make() -> dict:
+    def _part(self, name: str, found: Found, test: bool = False) -> Variant:
+        return against(self._of_part(self.reference, test), self._of_part(found, test), name)
+
+    def measure(
+        self, name: str, recipe: Recipe, workshop: Workshop, best: Step | None, spent: float = 0.0
+    ) -> Step:
+        """Build, score and weigh a recipe, or recall all that.
+
+        spent: seconds that its range rule has taken.
+        """
+
+        def make() -> Found:
             began = time.perf_counter()
             quantized = workshop.build(recipe)
-            seconds = time.perf_counter() - began
+            made = time.perf_counter()
             self._last = recipe, quantized
-            scores = self._scores(quantized, name)
-            kind = repr((recipe.prepare, recipe.config))
-            ms = None
-            if self.timed and recipe.config.target == "onnxruntime":
-                ms = self.journal.get(f"ms {kind}", lambda: milliseconds(quantized, self.inputs))
+            scores = self._found(self._scores(quantized, name), name)
+            scored = time.perf_counter() - made
             return {
-                "scores": scores.tolist(), "bytes": model_bytes(quantized), "ms": ms,
-                "seconds": seconds,
+                **scores, "bytes": model_bytes(quantized),
+                "seconds": made - began + spent, "scored in": scored,
             }  # fmt: skip
 
-        found = self.journal.get(recipe.line, make)
-        scores, at, gain = self._recalled(recipe.line), self.validation, None
+        found, gain = self.journal.get(recipe.line, make), None
         if best is not None:
-            before = self._recalled(best.line)
-            gain = against(_of(before[at]), _of(scores[at]), name)
+            before = self._of_part(self.journal.results[best.line], False)
+            gain = against(before, self._of_part(found, False), name)
         return Step(
-            name, recipe.line, recipe, self._part(name, scores), gain, found["bytes"], found["ms"],
-            found["seconds"], False,
+            name, recipe.line, recipe, self._part(name, found), gain, found["bytes"],
+            self.journal.results.get(_kind(recipe)), found["seconds"], False, found["scored in"],
         )  # fmt: skip
 
-    def keep(self, step: Step) -> None:
-        """Hold on to the network that was built last, if it is this step's."""
-        if self._last is not None and self._last[0] == step.recipe:
-            self._kept = self._last
+    def keep(self, step: Step) -> Step:
+        """Hold on to the network that was built last, if it is this step's, and time its kind."""
+        if self._last is None or self._last[0] != step.recipe:
+            return step
+        self._kept = recipe, quantized = self._last
+        if not self.timed or recipe.config.target != "onnxruntime":
+            return step
+        began = time.perf_counter()
+        ms = self.journal.get(_kind(recipe), lambda: milliseconds(quantized, self.inputs))
+        return replace(step, milliseconds=ms, timed=time.perf_counter() - began)
 
     def model_of(self, step: Step, workshop: Workshop) -> QuantizedModel:
         """The network of a step, built again where it comes from a journal."""
@@ -112,13 +151,26 @@ class Meter:
             return self._kept[1]
         return workshop.build(step.recipe)
 
-    def test(self, step: Step) -> Variant:
-        """A step's network against FP32 on the held-out part."""
-        return self._part("test part", self._recalled(step.line), test=True)
+    def test(self, step: Step) -> Variant | None:
+        """A step's network against FP32 on the held-out part, if there is one."""
+        if self.count is None:
+            return None
+        return self._part("test part", self.journal.results[step.line], test=True)
 
-    def _recalled(self, line: str) -> Tensor:
-        return torch.tensor(self.journal.results[line]["scores"]).double()
+
+def _kind(recipe: Recipe) -> str:
+    """What a file's time depends on."""
+    return f"ms {(recipe.prepare, recipe.config)!r}"
 
 
-def _of(scores: Tensor) -> Scores:
-    return Scores(scores.mean().item(), scores)
+def _count(scores: Scores) -> int | None:
+    """How many examples; None for one number."""
+    if scores.metric is not None:
+        return scores.metric.examples
+    return None if scores.examples is None else len(scores.examples)
+
+
+def _numbers(found: Found) -> Tensor:
+    """All scores of a network in one vector."""
+    values = [x if isinstance(x, list) else [x] for x in found.values()]
+    return torch.tensor([number for part in values for number in part]).double()

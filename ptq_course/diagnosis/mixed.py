@@ -190,7 +190,7 @@ def mixed_precision(
     points.sort(key=lambda point: (-point.bytes, -point.score))
     point, reached, goal = _choice(points, budget, target)
     notes = [DO_NOT_ADD] + ([SIZE_NOT_SPEED] if HALF in chosen else [])
-    if search.reference.examples is None:
+    if not search.reference.paired:
         notes.append(UNPAIRED)
     final = search.config(point.widths)
     return MixedPrecision(

@@ -78,7 +78,7 @@ def diagnose(
         if runtime:
             answers += [case.is_the_export_equal(), case.is_the_runtime_equal()]
         bar.update(2)
-        notes = () if case.reference.examples is not None else (UNPAIRED,)
+        notes = () if case.reference.paired else (UNPAIRED,)
         if not (case.drop.worse or thorough):
             return Diagnosis(tuple(answers), advise(answers, case.remedies), notes=notes)
         for question in (case.weights_or_activations, case.is_it_the_range_rule, case.which_layers):

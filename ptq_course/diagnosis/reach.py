@@ -5,13 +5,15 @@
     result.model, result.line  # the network, and the line that makes it by hand
 
 ``evaluate(model)`` returns a score for each example, [N], higher is better, always the same
-examples in the same order (`scores`; `top1_on` makes one). `reach` separates them by index: on the
-validation part it decides, and the test part is looked at once, at the end, for FP32 and the chosen
-network. The best of many tries looks better than it is on the examples that chose it.
+examples in the same order (`scores`; `top1_on` makes one), or an `OfSet` where the metric is no
+mean over examples (mAP, F1). `reach` separates them by index: on the validation part it decides,
+and the test part is looked at once, at the end, for FP32 and the chosen network. The best of many
+tries looks better than it is on the examples that chose it.
 
 The drop is inside the target when the whole interval is: the upper bound of the 95 % paired
 bootstrap interval of FP32's score minus the network's, on the validation part. With few examples no
-network can show that; the log says how wide the interval was.
+network can show that; the log says how wide the interval was. One number is accepted too; then the
+drop itself decides, no part is held out, and the log says so.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Reached:
     """model: the best network found; recipe: how it was made. log: every step.
 
     reached: is the drop inside the target, by the interval, on the validation part? test: the final
-    number, against FP32 on examples that decided nothing. validation: the same on the others.
+    number, against FP32 on examples that decided nothing; None where evaluate gives one number.
+    validation: the same on the others.
     """
 
     model: QuantizedModel
@@ -51,7 +54,7 @@ class Reached:
     log: Log
     reached: bool
     validation: Variant
-    test: Variant
+    test: Variant | None
 
     @property
     def confirmed(self) -> bool:
@@ -92,8 +95,8 @@ def reach(
     granularity of a config of your own are kept, but for layers that must be wider. test_share:
     part of the examples kept for the final number, drawn with ``seed``. resume: a JSON file; a call
     that was interrupted goes on there, and what was measured is not measured again (FP32 is, once,
-    to see that model and examples are still the same). timed: also export each kind of network and
-    time it in ONNX Runtime (onnxruntime's files only).
+    to see that model and examples are still the same). timed: also export each kind of network
+    that is kept and time it in ONNX Runtime (onnxruntime's files only).
 
     Tried in this order, each on top of what helped before it, until the target is reached: the
     network as it comes (min-max ranges), the range rule searched, weight ranges by squared error
@@ -102,8 +105,8 @@ def reach(
     remedy is kept where the mean score rises. If nothing reaches, the best found is returned, and
     the log says so.
 
-    Raises QuantizationError where evaluate returns one number instead of one an example, or for
-    settings out of range; what quantization itself raises passes through.
+    Raises QuantizationError for settings out of range; what the first quantization raises, or
+    evaluate, passes through. A later remedy that refuses this network is noted, and the next comes.
     """
     check_float(model)
     config = _config(config, target)
@@ -130,7 +133,7 @@ def reach(
     reached = ladder.reaches(best)
     log = Log(
         tuple(ladder.steps), meter.reference_row, best, reached, drop, test,
-        len(meter.validation), len(meter.held_out), tuple(ladder.notes),
+        len(meter.validation), len(meter.held_out), meter.unit, tuple(ladder.notes),
     )  # fmt: skip
     return Reached(chosen, ladder.recipe, log, reached, best.change, test)
 

@@ -14,13 +14,14 @@ from typing import Any
 from torch import fx, nn
 
 from ptq_course.graph import plain_module
+from ptq_course.grids.affine import QTensor
 from ptq_course.improve.adaround import AdaRound
 from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.equalization import Equalize
 from ptq_course.improve.inputs import find_values
 from ptq_course.improve.pairs import find_pairs, prepared, with_limits, without_relu6
 from ptq_course.improve.smoothquant import SmoothQuant, find_norms
-from ptq_course.improve.walk import improved
+from ptq_course.improve.walk import LayerStep, Site, improved
 from ptq_course.simulation.observe import model_inputs
 from ptq_course.simulation.qconfig import SEARCH, QConfig
 from ptq_course.simulation.quantized import QuantizedModel
@@ -47,13 +48,20 @@ PREPARE = {
         ", steps=[SmoothQuant(calibration, alpha=None, explicit=True)]",
     ),
 }
-STEPS: dict[str, Callable[[], Any]] = {"AdaRound()": AdaRound, "CorrectBias()": CorrectBias}
+STEPS: dict[str, Callable[[], LayerStep]] = {
+    "AdaRound(alone=True)": lambda: AdaRound(alone=True),
+    "CorrectBias()": CorrectBias,
+}
+ALONE = {"AdaRound(alone=True)"}  # a layer's codes depend on no other layer, and are made once
+# What takes the steps: f(quantizer, calibration, steps, num_batches=..., progress=...).
+MAKERS: dict[str, Callable[..., QuantizedModel]] = {"improved": improved}
+COSTLY: set[str] = set()  # steps and makers that take minutes: not while layers are being chosen
 
 
 @dataclass(frozen=True)
 class Recipe:
     """config: bits and the rest; rule, options: the range rule and its settings; prepare: a key of
-    PREPARE; steps: keys of STEPS, which read ``batches`` batches.
+    PREPARE; steps: keys of STEPS, which read ``batches`` batches; maker: a key of MAKERS.
     """
 
     config: QConfig
@@ -62,6 +70,13 @@ class Recipe:
     prepare: str = ""
     steps: tuple[str, ...] = ()
     batches: int = 8
+    maker: str = "improved"
+
+    @property
+    def twin(self) -> Recipe:
+        """The same without what takes minutes; itself where nothing does."""
+        steps = tuple(step for step in self.steps if step not in COSTLY)
+        return replace(self, steps=steps, maker="improved" if self.maker in COSTLY else self.maker)
 
     @property
     def line(self) -> str:
@@ -73,10 +88,30 @@ class Recipe:
             f"PTQQuantizer({model}, config={config.as_code()}{steps})"
             f".observe(calibration).compute_qparams({rule})"
         )
-        if not self.steps:
+        if not self.steps and self.maker == "improved":
             return f"{quantizer}.convert()"
         listed = ", ".join(self.steps)
-        return f"improved({quantizer}, calibration, [{listed}], num_batches={self.batches})"
+        return f"{self.maker}({quantizer}, calibration, [{listed}], num_batches={self.batches})"
+
+
+class Remembering:
+    """A step whose codes are kept in ``known``, by layer and grid, and not made again."""
+
+    def __init__(self, step: LayerStep, known: dict[tuple, QTensor]) -> None:
+        self.step, self.known = step, known
+
+    def __call__(self, site: Site) -> None:
+        q = site.layer.weight_qparams
+        if q is None:
+            self.step(site)
+            return
+        numbers = [x.detach().cpu().numpy().tobytes() for x in (q.scale, q.zero_point)]
+        key = (site.layer.name, repr(q.grid), q.block_size, *numbers)
+        if key in self.known:
+            site.use(self.known[key])
+        else:
+            self.step(site)
+            self.known[key] = site.layer.weight_qtensor
 
 
 class Workshop:
@@ -85,13 +120,11 @@ class Workshop:
     def __init__(self, model: nn.Module, calibration: Iterable, progress: bool) -> None:
         self.model, self.calibration, self.progress = model, calibration, progress
         self._observed: dict[tuple, PTQQuantizer] = {}
+        self._codes: dict[tuple, dict[tuple, QTensor]] = {}
 
     def quantizer(self, recipe: Recipe) -> PTQQuantizer:
         """A quantizer of the prepared network that has decided as the recipe says."""
-        config = replace(recipe.config, activation_range=SEARCH)
-        key: tuple = recipe.prepare, config.fused_activations, config.target
-        if recipe.prepare.startswith("smoothed"):
-            key = recipe.prepare, config  # alpha is searched for these bits
+        config, key = replace(recipe.config, activation_range=SEARCH), self._key(recipe)
         if key not in self._observed:
             model, steps = self.model, []
             if recipe.prepare.startswith("equalized"):
@@ -108,6 +141,16 @@ class Workshop:
         fork = self._observed[key].fork()
         return fork.compute_qparams(recipe.rule, config=config, **dict(recipe.options))
 
+    @staticmethod
+    def _key(recipe: Recipe) -> tuple:
+        """What the prepared float network depends on, whatever is rounded how."""
+        config = recipe.config
+        key: tuple = recipe.prepare, config.fused_activations, config.target
+        if recipe.prepare.startswith("smoothed"):  # alpha is searched for these grids
+            grids = config.activation_grid, config.activation_symmetric, config.weight_grid
+            key = *key, *map(repr, grids)
+        return key
+
     def searched(self, recipe: Recipe) -> Recipe:
         """The recipe with the range rule that a search finds best for its network."""
         found = self.quantizer(replace(recipe, rule=SEARCH, options=())).searched
@@ -117,10 +160,18 @@ class Workshop:
 
     def build(self, recipe: Recipe) -> QuantizedModel:
         quantizer = self.quantizer(recipe)
-        if not recipe.steps:
+        if not recipe.steps and recipe.maker == "improved":
             return quantizer.convert()
-        steps = [STEPS[name]() for name in recipe.steps]
-        return improved(quantizer, self.calibration, steps, recipe.batches, progress=self.progress)
+        steps: list[LayerStep] = []
+        for name in recipe.steps:
+            step = STEPS[name]()
+            if name in ALONE:
+                key = (name, recipe.batches, *self._key(recipe))
+                step = Remembering(step, self._codes.setdefault(key, {}))
+            steps.append(step)
+        return MAKERS[recipe.maker](
+            quantizer, self.calibration, steps, num_batches=recipe.batches, progress=self.progress
+        )
 
     def preparations(self) -> list[str]:
         """The keys of PREPARE that change something about this network, the cheapest first."""

@@ -3,8 +3,9 @@
 Chapter 06. One contract: ``evaluate(model)`` returns a score for each example, float or 0/1 [N],
 higher is better, always the same examples in the same order. Then versions are compared in pairs,
 with an interval. Scores in [0, 1] are shown in percent and their differences in points, others (a
-negative error, say) as they are. A single float is accepted too; it gives a difference without an
-interval, and every table says so.
+negative error, say) as they are. A metric that is no mean over examples (mAP, F1, a correlation) is
+an `OfSet`: it is computed again for every draw of a bootstrap. A single float is accepted too; it
+gives a difference without an interval, and every table says so.
 """
 
 from __future__ import annotations
@@ -13,20 +14,58 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.errors import CalibrationError, QuantizationError, whole
 from ptq_course.grids.metrics import correct, paired_bootstrap
 from ptq_course.simulation.observe import LABELS, labels_of
 from ptq_course.tables import html_table, points, text_table
 
 Evaluate = Callable[[nn.Module], Any]
 COLUMNS = ("version", "score", "lost", "gained", "change", "95 % interval")
+DRAWS = 400  # of an `OfSet`: each computes the metric once
 UNPAIRED = (
     "evaluate returned one number, so no interval can be given: let it return a score for each "
-    "example to compare in pairs"
+    "example, or an OfSet, to compare in pairs"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class OfSet:
+    """A metric of a whole set of examples, as `evaluate` may return it.
+
+    examples: how many there are. of: from int64 [B, N], how often each example counts in each of B
+    draws, to the metric of each draw, [B]; higher is better. Whoever matches predictions with the
+    truth once can weigh the matches many times.
+    """
+
+    examples: int
+    of: Callable[[Tensor], Any]
+
+    def __post_init__(self) -> None:
+        whole("OfSet: examples", self.examples, 1)
+
+    def values(self, counts: Tensor, version: str) -> Tensor:
+        """The metric of each draw, float64 [B], checked; ``version`` names the model."""
+        found = torch.as_tensor(self.of(counts)).detach().double().cpu()
+        if found.shape != (len(counts),) or not bool(torch.isfinite(found).all()):
+            raise QuantizationError(
+                f"evaluate: of(counts) of an OfSet must give {len(counts)} finite numbers, one a "
+                f"draw; for {version} it gave shape {tuple(found.shape)}."
+            )
+        return found
+
+    def drawn(self, among: Tensor, version: str) -> tuple[float, Tensor]:
+        """The metric over the examples ``among`` (indices), and of DRAWS draws of them, [DRAWS]."""
+        random = np.random.default_rng(0)  # the same draws for every version: they are pairs
+        share = np.full(len(among), 1 / len(among))
+        counts = torch.zeros(DRAWS + 1, self.examples, dtype=torch.int64)
+        counts[0, among] = 1
+        counts[1:, among] = torch.from_numpy(random.multinomial(len(among), share, DRAWS))
+        values = self.values(counts, version)
+        return values[0].item(), values[1:]
 
 
 def top1_on(loader: Iterable) -> Evaluate:
@@ -75,16 +114,26 @@ def check_rereadable(loader: Iterable, who: str) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """Checked result of ``evaluate``: the mean, and the scores of the examples where known."""
+    """Checked result of ``evaluate``: the mean, and the scores of the examples where known.
+
+    draws: for an `OfSet`, of which ``mean`` is the metric, what it is in the draws of a bootstrap.
+    """
 
     mean: float
     examples: Tensor | None = None
+    draws: Tensor | None = None
+    metric: OfSet | None = None
 
     @property
     def is_share(self) -> bool:
         """Do all scores lie in [0, 1], so that they read as percentages?"""
         values = torch.tensor([self.mean]) if self.examples is None else self.examples
         return values.min().item() >= 0 and values.max().item() <= 1
+
+    @property
+    def paired(self) -> bool:
+        """Is there more than one number, so that a difference has an interval?"""
+        return self.examples is not None or self.draws is not None
 
 
 def score(evaluate: Evaluate, model: nn.Module, version: str) -> Scores:
@@ -99,6 +148,9 @@ def score(evaluate: Evaluate, model: nn.Module, version: str) -> Scores:
         )
     with torch.no_grad():
         result = evaluate(model)
+    if isinstance(result, OfSet):
+        value, draws = result.drawn(torch.arange(result.examples), version)
+        return Scores(value, None, draws, result)
     try:
         values = torch.as_tensor(result).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -166,6 +218,8 @@ class Variant:
         change = self._signed(self.difference)
         if self.interval is None:
             return (self.name, score, "?", "?", change, "unknown")
+        if self.lost is None:
+            return (self.name, score, "", "", change, self._interval())
         return (self.name, score, str(self.lost), str(self.gained), change, self._interval())
 
     def _interval(self) -> str:
@@ -189,8 +243,11 @@ def shown(score: float, is_share: bool = True) -> str:
 def against(reference: Scores, other: Scores, name: str) -> Variant:
     """Compare two versions on the same examples; QuantizationError where these are not the same."""
     is_share = reference.is_share and other.is_share
+    difference = other.mean - reference.mean
+    if reference.draws is not None and other.draws is not None:
+        low, high = (other.draws - reference.draws).quantile(torch.tensor([0.025, 0.975]).double())
+        return Variant(name, other.mean, difference, low.item(), high.item(), is_share=is_share)
     if reference.examples is None or other.examples is None:
-        difference = other.mean - reference.mean
         return Variant(name, other.mean, difference, is_share=is_share)
     if len(reference.examples) != len(other.examples):
         raise QuantizationError(

@@ -216,7 +216,7 @@ def switched(
             for name in names:
                 rows.append(_row(rate(partly(version, *choose([name])), name), name, version))
                 bar.update()
-    notes = [UNPAIRED] if any(r.examples is None for r in references) else []
+    notes = [UNPAIRED] if not all(r.paired for r in references) else []
     if mode == "float":
         notes.append(SIZE_NOT_SPEED)
     first = references[0] if references else None

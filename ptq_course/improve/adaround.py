@@ -69,7 +69,11 @@ class AdaRound(RoundWeights):
     """`adaround` as a step: ``improved(quantizer, batches, [AdaRound()])``. See `RoundWeights`."""
 
     def __init__(
-        self, iterations: int = 300, compensate: bool = False, damping: float = 0.01
+        self,
+        iterations: int = 300,
+        compensate: bool = False,
+        damping: float = 0.01,
+        alone: bool = False,
     ) -> None:
         whole("iterations", iterations, 0)
-        super().__init__(lambda problem: adaround(problem, iterations), compensate, damping)
+        super().__init__(lambda problem: adaround(problem, iterations), compensate, damping, alone)

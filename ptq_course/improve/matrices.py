@@ -48,14 +48,18 @@ def matrices(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     UnsupportedError for other layers: a transposed convolution scatters where these gather.
     """
     weight_of(layer)
-    if type(layer).__name__ not in ("Linear", *CONVOLUTIONS) and not isinstance(
-        layer, (nn.Linear, nn.Conv1d, nn.Conv2d)
-    ):
+    if not has_matrices(layer):
         raise UnsupportedError(
             f"{type(layer).__name__} has no matrix form here (Linear, Conv1d and Conv2d have); "
             "round it to nearest."
         )
     return grouped(layer, weight).flatten(2)
+
+
+def has_matrices(layer: nn.Module) -> bool:
+    """Is it a layer that `matrices` takes?"""
+    named = type(layer).__name__ in ("Linear", *CONVOLUTIONS)
+    return named or isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
 
 
 def unmatrix(layer: nn.Module, matrix: Tensor) -> Tensor:

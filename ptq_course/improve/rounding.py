@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError, number
+from ptq_course.errors import QuantizationError, flag, number
 from ptq_course.grids.affine import IntGrid, QParams, QTensor
 from ptq_course.grids.blocks import parameter_for_blocks, split_into_blocks
-from ptq_course.improve.matrices import matrices, unmatrix, weight_of
+from ptq_course.improve.matrices import has_matrices, matrices, unmatrix, weight_of
 from ptq_course.improve.walk import Site
 
 
@@ -128,20 +128,28 @@ class RoundWeights:
     solve: codes from a `Rounding`. compensate: aim at the float network's output from the inputs
     that the quantized network has, else at the float weights; it wants many examples and ranges
     that hardly clip, since loud examples lead it. damping: share of the mean diagonal of H that is
-    added to it.
+    added to it. alone: H is of the float network's inputs, so that the codes of a layer depend on
+    no other layer's and can be kept while others change; and layers without a matrix form (an
+    Embedding, a transposed convolution) keep the nearest codes, where the default refuses them.
     """
 
     def __init__(
-        self, solve: Callable[[Rounding], Tensor], compensate: bool = False, damping: float = 0.01
-    ) -> None:
-        self.solve, self.compensate = solve, compensate
-        self.damping = number("damping", damping, "(0, inf)")
+        self, solve: Callable[[Rounding], Tensor], compensate: bool = False, damping: float = 0.01,
+        alone: bool = False,
+    ) -> None:  # fmt: skip
+        self.solve, self.compensate = solve, flag("compensate", compensate)
+        self.damping, self.alone = number("damping", damping, "(0, inf)"), flag("alone", alone)
+        if compensate and alone:
+            raise QuantizationError("compensate=True needs the quantized network's inputs.")
 
     def __call__(self, site: Site) -> None:
+        if self.alone and not has_matrices(site.float_layer):
+            return
         qparams = site.layer.require_integers("a search for better rounding")
         layer = site.float_layer
         weight = matrices(layer).double()
-        moments = damped(site.moments, self.damping)
+        moments = site.float_moments if self.alone else site.moments
+        moments = damped(moments, self.damping)
         target = weight
         if self.compensate:
             target = compensated(weight, site.moments, site.mixed_moments, self.damping)

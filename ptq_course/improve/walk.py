@@ -50,6 +50,11 @@ class Site:
         return sum_of_moments(self.float_layer, self.x_quantized, self.x_quantized)
 
     @cached_property
+    def float_moments(self) -> Tensor:
+        """Gram matrices [G, K, K] of the float network's inputs, per position."""
+        return sum_of_moments(self.float_layer, self.x_float, self.x_float)
+
+    @cached_property
     def mixed_moments(self) -> Tensor:
         """Inputs of the float network times those of the quantized one, [G, K, K]."""
         return sum_of_moments(self.float_layer, self.x_quantized, self.x_float)
