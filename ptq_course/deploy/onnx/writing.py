@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
-from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
+from ptq_course.deploy.onnx.curves import (
+    ExportedCurve,
+    absorb_factors,
+    write_numbers_as_codes,
+    write_silu_as_one_node,
+)
 from ptq_course.deploy.onnx.dynamic import exported_dynamic_layer
 from ptq_course.deploy.onnx.examples import arguments, free_shapes, tensors_of
 from ptq_course.deploy.onnx.graph import (
@@ -27,11 +32,13 @@ from ptq_course.deploy.onnx.graph import (
     use_global_average_pool,
 )
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
+from ptq_course.deploy.onnx.layout import turn_behind_pooling
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.onnx.recurrent import ExportedRecurrent
 from ptq_course.deploy.session import Session, session
 from ptq_course.deploy.targets import (
     TARGETS,
+    Target,
     check_dynamic,
     check_target,
     find_target,
@@ -129,7 +136,7 @@ def export(
     elif isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
     _check_dtype(model, tensors_of(given))
-    module = _exportable(model, given, runtime.integer_bias)
+    module = _exportable(model, given, runtime)
     wider = stored_as_int8(model, four_bit_convolutions)
     if wider:
         warnings.warn(
@@ -141,7 +148,10 @@ def export(
     opset = OPSET
     if four_bit_convolutions or any(isinstance(part, FourBitLinear) for part in module.modules()):
         opset = FOUR_BIT_OPSET
-    proto = finished(_to_onnx(module, given, shapes, opset), four_bit_convolutions)
+    written = _to_onnx(module, given, shapes, opset)
+    if runtime.name == "onnxruntime":
+        turn_behind_pooling(written)
+    proto = finished(written, four_bit_convolutions)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # of the checker, or of its inference of shapes and types
@@ -174,17 +184,19 @@ def _check_dtype(model: nn.Module, examples: list[Tensor]) -> None:
             )
 
 
-def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn.Module:
+def _exportable(model: nn.Module, given: tuple, runtime: Target) -> nn.Module:
     """A module in which every quantized part is replaced by the operator that exports it."""
     factors: dict[ActivationQuantizer, float] = {}
     if isinstance(model, ConvertedModel):
         module = copy.deepcopy(model.module)
         if isinstance(module, fx.GraphModule):
             drop_implied_clamps(module)
-            if integer_bias:  # TensorRT wants one scale for each pair, and real numbers
+            if runtime.integer_bias:  # TensorRT wants one scale for each pair, and real numbers
                 factors = absorb_factors(module)
                 write_numbers_as_codes(module)
             repeat_quantizers(module)
+            if runtime.name == "onnxruntime":
+                write_silu_as_one_node(module)
     else:
         try:
             module = fuse(trace(model))
@@ -207,7 +219,7 @@ def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn
         elif isinstance(part, DynamicLayer):
             replaced[part] = exported_dynamic_layer(part)
         elif isinstance(part, QuantizedLayer):
-            replaced[part] = exported_layer(part, integer_bias)
+            replaced[part] = exported_layer(part, runtime.integer_bias)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if child in replaced:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,6 @@ INTEGER: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "relu": (nn.ReLU, set()),
     "relu6": (nn.ReLU6, set()),
     "late batch norm": (lambda: nn.Sequential(nn.ReLU(), norm(nn.BatchNorm2d, 8)), set()),
-    "silu": (nn.SiLU, {"QLinearSigmoid", "QLinearMul"}),
     "hardswish": (nn.Hardswish, {"QLinearAdd", "QLinearMul"}),
     "hardsigmoid": (nn.Hardsigmoid, {"QLinearAdd"}),
     "leaky relu": (nn.LeakyReLU, {"QLinearLeakyRelu"}),
@@ -66,8 +66,14 @@ INTEGER: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "split": (lambda: Function(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), {"Split"}),
     "padded": (lambda: Function(lambda x: nn.functional.pad(x, (1, 0, 1, 0))), {"Pad"}),
 }
+# Here what the runtime computes in floating point between two grids, in one node.
 REAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gelu": (nn.GELU, "Gelu"),
+    "silu": (nn.SiLU, "QuickGelu"),
+    "silu as a function, in place": (
+        lambda: Function(lambda x: nn.functional.silu(x, inplace=True)),
+        "QuickGelu",
+    ),
     "tanh": (nn.Tanh, "Tanh"),
     "prelu": (lambda: norm(nn.PReLU, 8), "PRelu"),
     "group norm": (lambda: nn.Sequential(norm(nn.GroupNorm, 2, 8), nn.ReLU()), "Mul"),
@@ -116,6 +122,57 @@ def test_the_last_convolution_stays_real_where_the_configuration_asks_for_it(tmp
     assert operators["QLinearConv"] == 2
     assert operators.get("Conv", 0) + operators.get("FusedConv", 0) == 1
     assert list(quantizer.left_in_float) == ["4"]
+
+
+def test_a_silu_that_reads_real_numbers_is_left_to_the_runtime(tmp_path):
+    """Behind a Linear, whose kernel returns real numbers, and in a file of FP32."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(16, 6)
+    quantizer = PTQQuantizer(model).observe([x], progress=False).compute_qparams("minmax")
+    for version in (model, quantizer.convert()):
+        path = deploy.export(version, x, tmp_path / "file.onnx")
+        assert {"Sigmoid", "Mul"} <= {node.op_type for node in onnx.load(path).graph.node}
+        assert "QuickGelu" in deploy.session(path).operators
+
+
+@pytest.mark.parametrize("target", ["arm", "tensorrt"])
+def test_files_for_other_runtimes_hold_none_of_its_own_operators(tmp_path, target):
+    x = torch.randn(4, 3, 8, 8)
+    quantizer = PTQQuantizer(network(nn.SiLU(), nn.SiLU()), config=getattr(QConfig, target)())
+    quantized = quantizer.observe([x], progress=False).compute_qparams("minmax").convert()
+    file = onnx.load(deploy.export(quantized, x, tmp_path / "file.onnx", target=target))
+    assert {node.domain for node in file.graph.node} == {""}
+
+
+FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {
+    "flatten": lambda x: nn.functional.adaptive_avg_pool2d(x, 1).flatten(1),
+    "mean": lambda x: x.mean((2, 3)),
+    "reshape": lambda x: nn.functional.adaptive_avg_pool2d(x, 1).reshape(-1, 8),
+    "by hand": lambda x: nn.functional.adaptive_avg_pool2d(x, 1).reshape(x.shape[0], 2, 4)[:, 1],
+}
+
+
+@pytest.mark.parametrize("form", FLATTENED)
+def test_pictures_stay_channels_last_up_to_the_pooled_rows(tmp_path, form):
+    """One turn, that of the input: none in front of the last activation and its pooling."""
+    torch.manual_seed(0)
+    pooling, last = Function(FLATTENED[form]), nn.Linear(4 if form == "by hand" else 8, 5)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU(), pooling, last
+    )
+    operators, _, agreement = made(model.eval(), tmp_path / "file.onnx")
+    assert operators["QLinearGlobalAveragePool"] == 1
+    assert operators["Transpose"] == 1
+    assert agreement > 40
+
+
+def test_what_is_pooled_to_a_square_is_not_turned(tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+    )
+    *_, agreement = made(model.eval(), tmp_path / "file.onnx")
+    assert agreement > 40
 
 
 def test_each_kernel_of_the_table_is_asked_for_by_a_test():
