@@ -10,14 +10,18 @@ import onnx_ir as ir
 
 from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize
 
+# Behind these it pools channels-last by itself.
+PASSED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
+
 
 def turn_behind_pooling(model: ir.Model) -> None:
     """Write a turn where pooled pictures become rows: pooling then runs channels-last as well.
 
     Flattening [N, C, 1, 1] and [N, 1, 1, C] gives the same rows, so the Transpose changes nothing,
-    and it cancels the one that ONNX Runtime would put in front of the last activation. Without it,
-    a network of 32 pictures of 3 x 3 x 256 spent 5 % of its time in that turn and in pooling.
-    Only behind rounded values: in floating point the runtime has another layout.
+    and it cancels the one that ONNX Runtime would put in front of the last activation, where that
+    is a curve such as SiLU. Pooling and that turn took 78 us of 1.62 ms with it in front, 8 us
+    without, in the course's EfficientNet-like network (32 pictures, one thread). Only behind
+    rounded values: in floating point the runtime has another layout.
     """
     for node in list(all_nodes(model)):
         value = node.inputs[0] if _makes_rows(node) else None
@@ -26,6 +30,9 @@ def turn_behind_pooling(model: ir.Model) -> None:
             continue
         source = pooled.inputs[0]
         if source is None or not is_dequantize(source.producer()):
+            continue
+        before = _computed_by(source)
+        if before is None or before.op_type in PASSED:
             continue
         if source.shape is None or len(source.shape) != 4:
             continue

@@ -167,6 +167,16 @@ def test_pictures_stay_channels_last_up_to_the_pooled_rows(tmp_path, form):
     assert agreement > 40
 
 
+def test_no_turn_is_written_where_the_runtime_needs_none(tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    made(model.eval(), tmp_path / "file.onnx")
+    nodes = [node.op_type for node in onnx.load(tmp_path / "file.onnx").graph.node]
+    assert "GlobalAveragePool" in nodes
+    assert "Transpose" not in nodes
+
+
 def test_what_is_pooled_to_a_square_is_not_turned(tmp_path):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
