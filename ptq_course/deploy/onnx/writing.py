@@ -48,6 +48,7 @@ from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.recurrent import Recurrent
+from ptq_course.graph.sequences import leave_norms, norms_of_sequences
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.dynamic_layers import DynamicLayer
@@ -199,7 +200,9 @@ def _exportable(model: nn.Module, given: tuple, runtime: Target) -> nn.Module:
                 write_silu_as_one_node(module)
     else:
         try:
-            module = fuse(trace(model))
+            traced = trace(model)
+            leave_norms(traced, norms_of_sequences(traced, given))
+            module = fuse(traced)
         except UnsupportedError:
             module = copied(model)
     if isinstance(module, fx.GraphModule):
