@@ -6,10 +6,18 @@ what it knows, to where something asks for [N, C, H, W]. Chapter 15.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize
 
+NEAREST = {
+    "mode": "nearest",
+    "nearest_mode": "floor",
+    "coordinate_transformation_mode": "asymmetric",
+}  # pixel i of the result is pixel floor(i / factor)
+LARGEST = 8  # a factor; each copy is an input of a Concat
 # Behind these it pools channels-last by itself.
 PASSED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
 
@@ -43,6 +51,96 @@ def turn_behind_pooling(model: ir.Model) -> None:
         assert node.graph is not None
         node.graph.insert_before(node, turn)
         node.replace_input_with(0, turn.outputs[0])
+
+
+def repeat_channels_last(model: ir.Model) -> None:
+    """Write nearest upsampling of codes by whole factors as copies of pixels and of rows.
+
+    ONNX Runtime turns a Resize to channels-last as well, and has no fast path for it there. Copies
+    of whole pixels are contiguous: Concat makes them, between two turns that cancel those of the
+    convolutions around. A network of convolutions, pooling and upsampling took 0.62 of its time
+    with Resize (`benchmarks/activations.py`). Where height or width stay free, Resize stays.
+    (OpenVINO has a fast Resize: there the same network took 2.6 times as long with copies.)
+    """
+    for node in list(all_nodes(model)):
+        factors = _whole_factors(node)
+        behind = node.outputs[0].consumers() if factors else []
+        if len(behind) != 1 or behind[0].op_type != "QuantizeLinear" or not _moves_codes(node):
+            continue
+        quantize, (source, *_) = behind[0], node.inputs
+        _, _, height, width = node.outputs[0].shape or ()
+        assert source is not None
+        assert source.shape is not None
+        assert node.graph is not None
+        channels = source.shape[1]
+        new = _Nodes(node)
+        x = new.add("QuantizeLinear", [source, *quantize.inputs[1:]])
+        x = new.add("Transpose", [x], perm=(0, 2, 3, 1))
+        x = new.add("Concat", [x] * factors[1], axis=3)
+        x = new.add("Reshape", [x, new.constant([0, 0, 1, -1])])
+        x = new.add("Concat", [x] * factors[0], axis=2)
+        x = new.add("Reshape", [x, new.constant([-1, height, width, channels])])
+        x = new.add("Transpose", [x], perm=(0, 3, 1, 2))
+        quantize.outputs[0].replace_all_uses_with(x)
+        node.graph.remove([quantize, node], safe=True)
+    RemoveUnusedNodesPass()(model)  # what computed the sizes
+
+
+class _Nodes:
+    """New nodes in front of one, one after the other."""
+
+    def __init__(self, before: ir.Node) -> None:
+        self.before, self.number = before, 0
+
+    def name(self) -> str:
+        self.number += 1
+        return f"{self.before.outputs[0].name}_copies{self.number}"
+
+    def add(self, op_type: str, inputs: list, **attributes: int | tuple[int, ...]) -> ir.Value:
+        output = ir.Value(name=self.name())
+        given = ir.convenience.convert_attributes(attributes)
+        assert self.before.graph is not None
+        self.before.graph.insert_before(
+            self.before, ir.Node("", op_type, inputs, given, outputs=[output])
+        )
+        return output
+
+    def constant(self, numbers: list) -> ir.Value:
+        tensor = ir.tensor(np.array(numbers, np.int64), name=self.name())
+        value = ir.Value(
+            name=tensor.name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([len(numbers)]),
+        )  # fmt: skip
+        assert isinstance(self.before.graph, ir.Graph)
+        self.before.graph.register_initializer(value)
+        return value
+
+
+def _whole_factors(node: ir.Node) -> tuple[int, int] | None:
+    """By how much a Resize repeats rows and columns of pictures; None where it does more."""
+    source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+    if node.op_type != "Resize" or source is None or source.shape is None or result.shape is None:
+        return None
+    if {name: node.attributes.get_string(name, default) for name, default in NEAREST.items()} != (
+        NEAREST
+    ):
+        return None
+    before, after = source.shape[1:], result.shape[1:]
+    if len(before) != 3 or not all(isinstance(n, int) for n in (*before, *after)):
+        return None
+    factors = [there // here for here, there in zip(before, after, strict=True)]
+    exact = [here * factor for here, factor in zip(before, factors, strict=True)] == list(after)
+    if not exact or factors[0] != 1 or not all(1 <= factor <= LARGEST for factor in factors):
+        return None
+    return (factors[1], factors[2]) if factors != [1, 1, 1] else None
+
+
+def _moves_codes(node: ir.Node) -> bool:
+    """Whether a node reads decoded values, pooling passed over."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    while before is not None and before.op_type == "MaxPool" and before.inputs[0] is not None:
+        before = before.inputs[0].producer()
+    return is_dequantize(before)
 
 
 def _makes_rows(node: ir.Node) -> bool:
