@@ -6,11 +6,10 @@ what it knows, to where something asks for [N, C, H, W]. Chapter 15.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ptq_course.deploy.onnx.file import all_nodes, constant, is_dequantize
+from ptq_course.deploy.onnx.file import NewNodes, all_nodes, constant, is_dequantize
 
 NEAREST = {
     "mode": "nearest",
@@ -73,7 +72,7 @@ def repeat_channels_last(model: ir.Model) -> None:
         assert source.shape is not None
         assert node.graph is not None
         channels = source.shape[1]
-        new = _Nodes(node)
+        new = NewNodes(node)
         x = new.add("QuantizeLinear", [source, *quantize.inputs[1:]])
         x = new.add("Transpose", [x], perm=(0, 2, 3, 1))
         x = new.add("Concat", [x] * factors[1], axis=3)
@@ -84,36 +83,6 @@ def repeat_channels_last(model: ir.Model) -> None:
         quantize.outputs[0].replace_all_uses_with(x)
         node.graph.remove([quantize, node], safe=True)
     RemoveUnusedNodesPass()(model)  # what computed the sizes
-
-
-class _Nodes:
-    """New nodes in front of one, one after the other."""
-
-    def __init__(self, before: ir.Node) -> None:
-        self.before, self.number = before, 0
-
-    def name(self) -> str:
-        self.number += 1
-        return f"{self.before.outputs[0].name}_copies{self.number}"
-
-    def add(self, op_type: str, inputs: list, **attributes: int | tuple[int, ...]) -> ir.Value:
-        output = ir.Value(name=self.name())
-        given = ir.convenience.convert_attributes(attributes)
-        assert self.before.graph is not None
-        self.before.graph.insert_before(
-            self.before, ir.Node("", op_type, inputs, given, outputs=[output])
-        )
-        return output
-
-    def constant(self, numbers: list) -> ir.Value:
-        tensor = ir.tensor(np.array(numbers, np.int64), name=self.name())
-        value = ir.Value(
-            name=tensor.name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64),
-            shape=ir.Shape([len(numbers)]),
-        )  # fmt: skip
-        assert isinstance(self.before.graph, ir.Graph)
-        self.before.graph.register_initializer(value)
-        return value
 
 
 def _whole_factors(node: ir.Node) -> tuple[int, int] | None:

@@ -35,6 +35,7 @@ from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, expo
 from ptq_course.deploy.onnx.layout import repeat_channels_last, turn_behind_pooling
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.onnx.recurrent import ExportedRecurrent
+from ptq_course.deploy.onnx.slopes import write_slopes_as_arithmetic
 from ptq_course.deploy.session import Session, session
 from ptq_course.deploy.targets import (
     TARGETS,
@@ -155,6 +156,7 @@ def export(
         opset = FOUR_BIT_OPSET
     written = _to_onnx(module, given, shapes, opset)
     if runtime.name == "onnxruntime":
+        write_slopes_as_arithmetic(written)
         turn_behind_pooling(written)
         if upsample_by_copies:
             repeat_channels_last(written)

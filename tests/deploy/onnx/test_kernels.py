@@ -38,6 +38,12 @@ def norm(kind: type[nn.Module], *settings: int) -> nn.Module:
     return layer
 
 
+def slopes(lowest: float, highest: float) -> nn.PReLU:
+    layer = nn.PReLU(8)
+    layer.weight.data = torch.linspace(lowest, highest, 8)
+    return layer
+
+
 def network(between: nn.Module, second: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
@@ -75,7 +81,10 @@ REAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "QuickGelu",
     ),
     "tanh": (nn.Tanh, "Tanh"),
-    "prelu": (lambda: norm(nn.PReLU, 8), "PRelu"),
+    "prelu, slopes up to 1.5": (lambda: norm(nn.PReLU, 8), "Clip"),
+    "prelu, slopes below 1": (lambda: slopes(0.05, 0.9), "Max"),
+    "prelu, one slope is 0": (lambda: slopes(0.0, 0.9), "Clip"),
+    "prelu, a negative slope": (lambda: slopes(-0.5, 0.9), "Clip"),
     "group norm": (lambda: nn.Sequential(norm(nn.GroupNorm, 2, 8), nn.ReLU()), "Mul"),
 }
 
@@ -114,6 +123,17 @@ def test_what_has_no_kernel_is_named_and_leaves_the_convolutions_in_integers(tmp
     assert operators[operator] == 2
     assert len(quantizer.left_in_float) == 2
     assert agreement > 40
+
+
+@pytest.mark.parametrize("ends", [(0.05, 1.0), (0.0, 0.5), (-0.5, 2.0)])
+def test_a_prelu_of_fp32_is_the_same_to_the_bit(tmp_path, ends):
+    model = nn.Sequential(slopes(*ends)).eval()
+    x = torch.randn(4, 8, 5, 5)
+    special = torch.tensor([0.0, -0.0, torch.inf, 1e-40, -1e-40, 3e38, -3e38])
+    x.view(-1)[:: x.numel() // 7][:7] = special
+    session = deploy.session(deploy.export(model, x, tmp_path / "file.onnx"))
+    assert "PRelu" not in session.operators
+    assert torch.equal(session(x), model(x))
 
 
 def test_the_last_convolution_stays_real_where_the_configuration_asks_for_it(tmp_path):
