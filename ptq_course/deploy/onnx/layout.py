@@ -12,7 +12,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from ptq_course.deploy.onnx.file import NewNodes, all_nodes, constant, is_dequantize
 
 NEAREST = {
-    "mode": "nearest",
     "nearest_mode": "floor",
     "coordinate_transformation_mode": "asymmetric",
 }  # pixel i of the result is pixel floor(i / factor)
@@ -63,15 +62,16 @@ def repeat_channels_last(model: ir.Model) -> None:
     """
     for node in list(all_nodes(model)):
         factors = _whole_factors(node)
-        behind = node.outputs[0].consumers() if factors else []
+        if factors is None or node.outputs[0].is_graph_output():
+            continue
+        behind = node.outputs[0].consumers()
         if len(behind) != 1 or behind[0].op_type != "QuantizeLinear" or not _moves_codes(node):
             continue
         quantize, (source, *_) = behind[0], node.inputs
-        _, _, height, width = node.outputs[0].shape or ()
-        assert source is not None
-        assert source.shape is not None
+        picture = _picture(node.outputs[0])
         assert node.graph is not None
-        channels = source.shape[1]
+        assert picture is not None
+        channels, height, width = picture
         new = NewNodes(node)
         x = new.add("QuantizeLinear", [source, *quantize.inputs[1:]])
         x = new.add("Transpose", [x], perm=(0, 2, 3, 1))
@@ -87,21 +87,28 @@ def repeat_channels_last(model: ir.Model) -> None:
 
 def _whole_factors(node: ir.Node) -> tuple[int, int] | None:
     """By how much a Resize repeats rows and columns of pictures; None where it does more."""
-    source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
-    if node.op_type != "Resize" or source is None or source.shape is None or result.shape is None:
+    if node.op_type != "Resize" or not isinstance(node.graph, ir.Graph):
         return None
-    if {name: node.attributes.get_string(name, default) for name, default in NEAREST.items()} != (
-        NEAREST
-    ):
+    if node.attributes.get_string("mode", "nearest") != "nearest":
         return None
-    before, after = source.shape[1:], result.shape[1:]
-    if len(before) != 3 or not all(isinstance(n, int) for n in (*before, *after)):
+    if any(node.attributes.get_string(name, "") != value for name, value in NEAREST.items()):
         return None
-    factors = [there // here for here, there in zip(before, after, strict=True)]
-    exact = [here * factor for here, factor in zip(before, factors, strict=True)] == list(after)
-    if not exact or factors[0] != 1 or not all(1 <= factor <= LARGEST for factor in factors):
+    before, after = _picture(node.inputs[0]), _picture(node.outputs[0])
+    if before is None or after is None or before[0] != after[0]:
         return None
-    return (factors[1], factors[2]) if factors != [1, 1, 1] else None
+    rows, columns = after[1] // before[1], after[2] // before[2]
+    exact = (before[1] * rows, before[2] * columns) == after[1:]
+    if not exact or not (1 <= rows <= LARGEST and 1 <= columns <= LARGEST):
+        return None
+    return (rows, columns) if rows * columns > 1 else None
+
+
+def _picture(value: ir.Value | None) -> tuple[int, int, int] | None:
+    """Channels, height and width of pictures; None where one is free, or these are no pictures."""
+    if value is None or value.shape is None or len(value.shape) != 4:
+        return None
+    known = [n for n in value.shape[1:] if isinstance(n, int)]
+    return (known[0], known[1], known[2]) if len(known) == 3 else None
 
 
 def _moves_codes(node: ir.Node) -> bool:
