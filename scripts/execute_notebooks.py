@@ -5,7 +5,8 @@
 
 Each runs top to bottom in a cold kernel of the course's own environment. One that raises, prints to
 stderr or exceeds the cell timeout is not written. notebooks/fingerprint.json records processor and
-library versions: `python course.py test` compares outputs strictly only where they match.
+library versions: `python course.py test` compares outputs strictly only where they match. A second
+run beside the first would write the same files, and is refused.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bootstrap import fingerprint
 from bootstrap.commands import hand_over
 from bootstrap.environment import child_variables, current
+from bootstrap.lock import LockedError, locked
 
 if TYPE_CHECKING:
     from jupyter_client.manager import KernelManager
     from nbformat import NotebookNode
 
+LOCK = ".executing.lock"  # beside the fingerprint
 BUDGET = 60  # seconds a notebook, on the reference machine
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 UNSET = ("MPLBACKEND", "DEEP")  # would change what a notebook draws or computes
@@ -153,8 +156,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
     parser.add_argument("--timeout", type=int, default=300, help="seconds a cell (default 300)")
     options = parser.parse_args(arguments)
+    try:
+        with locked(fingerprint.FILE.with_name(LOCK)):
+            return executed(options.notebooks, options.timeout)
+    except LockedError as other:
+        print(
+            f"Process {other.process or '(unknown)'} executes notebooks here, and both would write "
+            "the same files. Wait until it is done, or end it."
+        )
+        return 1
+
+
+def executed(notebooks: list[Path], timeout: int) -> int:
+    """Execute these notebooks, or all, and record on what; 1 where one failed."""
     every = sorted(fingerprint.FILE.parent.glob("*.ipynb"))
-    chosen = options.notebooks or every
+    chosen = notebooks or every
     now = fingerprint.here()
     changed = fingerprint.differences(fingerprint.recorded(), now)
     others = {path.resolve() for path in every} - {path.resolve() for path in chosen}
@@ -162,7 +178,7 @@ def main(arguments: list[str]) -> int:
         print("The other notebooks were executed elsewhere: " + "; ".join(changed))
         print("One fingerprint speaks for all of them: execute all, without naming any.")
         return 1
-    failed = run(chosen, options.timeout)
+    failed = run(chosen, timeout)
     if failed:
         print(
             f"{len(failed)} of {len(chosen)} failed and were left as they were: {', '.join(failed)}"

@@ -5,7 +5,7 @@ fused ones; the channel attention is Hu, Shen, Sun, "Squeeze-and-Excitation Netw
 holds what makes quantization harder: SiLU has a short negative side, the attention multiplies two
 activations, and depthwise weights have unequal channels. As in the residual network, the first
 convolution strides by 4, so that channels are wide where integer kernels gain most. Late blocks
-alone expand: a SiLU on integers costs as much as the products of 50 weights.
+alone expand: each expansion adds a SiLU, which runs in floating point, over all its channels.
 """
 
 import torch

@@ -30,6 +30,7 @@ from ptq_course.graph.norms import (
     batch_norm_at,
     factor_of,
     fold_into_reader,
+    may_read_rows,
     write_as_convolution,
 )
 
@@ -108,6 +109,7 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     gamma and beta stay on the layer as ``folded_gamma`` and ``folded_beta``, because they tell the
     mean and spread of its output (chapter 11). A batch norm after a Linear must normalize its
     features: a graph does not tell a [N, L, C] tensor, whose axis 1 it would take, from [N, C].
+    What `sequences.leave_norms` has noted, from an example, stays.
 
     A batch norm that no layer in front can absorb (behind a ReLU, an add, a concatenation) is left
     to the layer behind it, or becomes a depthwise convolution (`norms`).
@@ -121,7 +123,7 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     _remove_training_only(module)
     for node in list(module.graph.nodes):
         batch_norm = batch_norm_at(module, node)
-        if batch_norm is None or not _can_absorb(module, batch_norm):
+        if batch_norm is None or not _can_absorb(module, node, batch_norm):
             continue
         _fold_into(module.get_submodule(str(batch_norm.source.target)), batch_norm)
         node.replace_all_uses_with(batch_norm.source)
@@ -157,7 +159,7 @@ def _remove_training_only(module: fx.GraphModule) -> None:
 _ON_BY_DEFAULT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
 
-def _can_absorb(module: fx.GraphModule, batch_norm: BatchNorm) -> bool:
+def _can_absorb(module: fx.GraphModule, node: fx.Node, batch_norm: BatchNorm) -> bool:
     """Is the node before a layer that only this batch norm reads, with as many channels?"""
     before = batch_norm.source
     if before.op != "call_module" or len(before.users) != 1:
@@ -167,6 +169,8 @@ def _can_absorb(module: fx.GraphModule, batch_norm: BatchNorm) -> bool:
     if kind is None or not kind.foldable:
         return False
     if output_channels(layer) != len(batch_norm.mean):  # it normalizes another axis
+        return False
+    if isinstance(layer, nn.Linear) and not may_read_rows(module, node):  # likewise
         return False
     return sum(n.op == "call_module" and n.target == before.target for n in module.graph.nodes) == 1
 

@@ -32,6 +32,7 @@ from ptq_course.graph.kinds import (
 from ptq_course.graph.layer_types import LAYER_TYPES, bias_of, layer_type, weight_of
 from ptq_course.graph.tracing import SECOND_CALL
 
+STAYS = "ptq_norm_stays"  # in a node's meta: no Linear may absorb it (`sequences`)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -103,6 +104,13 @@ def batch_norm_at(module: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
     return BatchNorm(source, cast(Tensor, mean), cast(Tensor, var), gamma, beta, eps)
 
 
+def may_read_rows(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a batch norm that may read rows of features, as far as is known."""
+    if STAYS in node.meta or batch_norm_at(module, node) is None:
+        return False
+    return not isinstance(called(module, node), (nn.BatchNorm2d, nn.BatchNorm3d))
+
+
 def argument(node: fx.Node, position: int, name: str, default: object) -> Any:
     """An argument of a function by position or keyword."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
@@ -128,7 +136,9 @@ def fold_into_reader(module: fx.GraphModule, node: fx.Node, batch_norm: BatchNor
     inputs = weight.shape[1] * groups
     if len(factor) != inputs or weight.dim() < 2:
         return False
-    if isinstance(layer, nn.Linear) and not _are_features(module, batch_norm.source):
+    if isinstance(layer, nn.Linear) and not (
+        may_read_rows(module, node) and _are_features(module, batch_norm.source)
+    ):
         return False  # its channels are on axis 1, the layer reads the last
     by_group = weight.detach().double().unflatten(0, (groups, -1))
     shape = (groups, 1, -1, *[1] * (weight.dim() - 2))

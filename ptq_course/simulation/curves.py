@@ -1,19 +1,17 @@
 """Activations that a runtime computes with several integer kernels: what is rounded inside them.
 
-Chapter 15. ONNX Runtime has no integer SiLU, Hardswish or Hardsigmoid, but it has QLinearSigmoid,
-QLinearAdd and QLinearMul, of which they can be made. The factor in [0, 1] between the two kernels
-then lies on a grid of its own; its range is known, so nothing is calibrated.
+Chapter 15. ONNX Runtime has no integer Hardswish or Hardsigmoid, but it has QLinearAdd and
+QLinearMul, of which they can be made. The factor in [0, 1] between the two kernels then lies on a
+grid of its own; its range is known, so nothing is calibrated.
 
-    SiLU(x)        = x * sigmoid(x)             Hardsigmoid(x) = clamp(x + 3, 0, 6) / 6
-    Hardswish(x)   = x * Hardsigmoid(x)
+    Hardsigmoid(x) = clamp(x + 3, 0, 6) / 6     Hardswish(x) = x * Hardsigmoid(x)
 
-Sources: Ramachandran, Zoph, Le, "Searching for Activation Functions", 2017 (SiLU, called Swish);
-Howard et al., "Searching for MobileNetV3", 2019 (Hardswish, chosen because it quantizes well).
+Source: Howard et al., "Searching for MobileNetV3", 2019 (Hardswish, chosen because it quantizes
+well).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,33 +27,16 @@ class RoundedInside(nn.Module):
             grid = IntGrid(grid.bits, signed=grid.signed)
         self.factor: AnyQParams = choose_qparams(0.0, 1.0, grid)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """The rounded factor in [0, 1]."""
-        raise NotImplementedError
-
     def exact(self, x: Tensor) -> Tensor:
         """What it computes without rounding; its gradient is the one to learn with."""
         raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
-
-
-class RoundedSiLU(RoundedInside):
-    """x * round(sigmoid(x))."""
-
-    def gate(self, x: Tensor) -> Tensor:
-        return fake_quantize(torch.sigmoid(x), self.factor)
-
-    def exact(self, x: Tensor) -> Tensor:
-        return F.silu(x)
 
 
 class RoundedHardswish(RoundedInside):
     """x * round(clamp(x + 3, 0, 6) / 6)."""
 
-    def gate(self, x: Tensor) -> Tensor:
-        return fake_quantize(F.hardsigmoid(x), self.factor)
+    def forward(self, x: Tensor) -> Tensor:
+        return x * fake_quantize(F.hardsigmoid(x), self.factor)
 
     def exact(self, x: Tensor) -> Tensor:
         return F.hardswish(x)
@@ -72,7 +53,6 @@ class Hardsigmoid(RoundedInside):
 
 
 ROUNDED: dict[str, type[RoundedInside]] = {
-    "silu": RoundedSiLU,
     "hardswish": RoundedHardswish,
     "hardsigmoid": Hardsigmoid,
 }

@@ -8,7 +8,7 @@ has.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kernels import KERNELS
 from ptq_course.graph.kinds import ALWAYS_FUSED, called
 from ptq_course.graph.reading import learn_types, mark_types, source_of, types_of
+from ptq_course.graph.sequences import leave_norms, norms_of_sequences
 from ptq_course.grids.affine import AnyGrid
 from ptq_course.grids.metrics import rounding_limit
 from ptq_course.simulation.curves import ROUNDED, RoundedInside
@@ -28,10 +29,22 @@ from ptq_course.simulation.qconfig import QConfig
 
 
 class TracedNetwork:
-    """A traced, fused copy of a model and the plan for quantizing it."""
+    """A traced, fused copy of a model and the plan for quantizing it.
 
-    def __init__(self, model: nn.Module, example: Sequence[Tensor] | None = None) -> None:
-        self.module: fx.GraphModule = fuse(trace(model, example))
+    norms: batch norms that no Linear may absorb; by default those for which ``example`` tells
+    (`graph.sequences`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Sequence[Tensor] | None = None,
+        norms: Collection[str] = (),
+    ) -> None:
+        traced = trace(model, example)
+        self.norms = norms or (norms_of_sequences(traced, example) if example else ())
+        leave_norms(traced, self.norms)
+        self.module: fx.GraphModule = fuse(traced)
         self.optional_names = list(optional_arguments(plain_module(model)))
 
     def apply(self, step: Callable[[fx.GraphModule], fx.GraphModule], config: QConfig) -> None:

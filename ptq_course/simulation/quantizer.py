@@ -15,17 +15,18 @@ import copy
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.graph import copied, plain_module
+from ptq_course.graph import copied, plain_module, trace
 from ptq_course.graph.layer_types import own_forward
+from ptq_course.graph.sequences import norms_of_sequences
 from ptq_course.grids.affine import AnyGrid, AnyQParams, QParams
 from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import check_widths, decide, never_alive
@@ -94,9 +95,10 @@ class PTQQuantizer:
         self.config = config if bits is None else config.with_bits(bits)
         self._unfused: nn.Module = copied(model)
         self._needs_example = False
+        self._steps = tuple(steps)
+        self._example = [example] if isinstance(example, Tensor) else example
         try:
-            given = [example] if isinstance(example, Tensor) else example
-            self.network: TracedNetwork | UntracedNetwork = TracedNetwork(self._unfused, given)
+            self.network: TracedNetwork | UntracedNetwork = self._traced()
         except UnsupportedError as error:
             if steps:
                 raise UnsupportedError(f"steps need a traced graph. {error}") from error
@@ -107,15 +109,21 @@ class PTQQuantizer:
         if not self._needs_example:
             self._check_layers()
             check_widths(self.config, self.network.plan.layers)
-        if isinstance(self.network, TracedNetwork):
-            for step in steps:
-                self.network.apply(lambda module, step=step: step(module, self), self.config)
+        self._apply_steps()
         self.statistics = Statistics()
         self._sample: Sample | None = Sample()  # None: of other quantizers' examples, too
         self.searched: RangeSearch | None = None
         self.qparams: dict[str, AnyQParams] = {}
         self._calibrators: dict[str, Calibrator] = {}  # by value, as qparams
         self._decided = False
+
+    def _traced(self, norms: Collection[str] = ()) -> TracedNetwork:
+        return TracedNetwork(self._unfused, self._example, norms)
+
+    def _apply_steps(self) -> None:
+        if isinstance(self.network, TracedNetwork):
+            for step in self._steps:
+                self.network.apply(lambda module, step=step: step(module, self), self.config)
 
     # --- step 2: observe -------------------------------------------------------------------
 
@@ -176,6 +184,8 @@ class PTQQuantizer:
         collected for a rule that does not merge (a moving average); then nothing has changed.
         """
         self.statistics, self._sample = self.statistics.merge(other.statistics), None
+        if isinstance(other.network, TracedNetwork):
+            self._leave(other.network.norms)
         self.network.types = other.network.types
         return self
 
@@ -205,7 +215,41 @@ class PTQQuantizer:
             )
 
     def _check_fusion(self, inputs: list[Tensor]) -> None:
-        """The fused graph must compute what the user's model computes."""
+        """The fused graph must compute what the user's model computes.
+
+        Where it does not, batch norms that read sequences here are taken out of Linear layers.
+        """
+        before = self.network
+        try:
+            self._compare(inputs)
+        except UnsupportedError:
+            if not isinstance(before, TracedNetwork):
+                raise
+            if not self._leave(self._norms_of_sequences(inputs)):
+                raise
+            try:
+                cast(TracedNetwork, self.network).learn_types(inputs)
+                self._compare(inputs)
+            except UnsupportedError:
+                self.network = before
+                raise
+
+    def _norms_of_sequences(self, inputs: list[Tensor]) -> list[str]:
+        try:
+            return norms_of_sequences(trace(self._unfused, self._example), inputs)
+        except UnsupportedError:  # it was traced beside these inputs, which told already
+            return []
+
+    def _leave(self, norms: Collection[str]) -> bool:
+        """Fuse again without these batch norms; False where that would change nothing."""
+        if not norms or not isinstance(self.network, TracedNetwork) or self.network.norms:
+            return False
+        self.network = self._traced(norms)
+        self.network.plan_for(self.config)
+        self._apply_steps()
+        return True
+
+    def _compare(self, inputs: list[Tensor]) -> None:
         if len(inputs) == 1 and inputs[0].dim() > 1:  # several need not share their dimensions
             few = [inputs[0][:2]]
             try:

@@ -192,9 +192,9 @@ def test_a_late_batch_norm_is_a_depthwise_convolution():
 
 
 def test_weights_alone_leave_activations_as_they_are():
-    """Nothing is rounded inside a SiLU where no activation is quantized."""
+    """Nothing is rounded inside a Hardswish where no activation is quantized."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 2)).eval()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Hardswish(), nn.Linear(8, 2)).eval()
     x = torch.randn(32, 6)
     quantizer = PTQQuantizer(model)
     assert not any("rounded" in name for name, _ in quantizer.quantize_weights().named_modules())

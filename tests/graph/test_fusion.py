@@ -248,18 +248,20 @@ def test_hardswish_and_silu_are_fused_where_the_runtime_does(activation):
         ).convert()
         return list(quantized.qparams)
 
-    assert len(values(QConfig.onnxruntime())) == 3  # input, layer, activation
-    assert "a" in values(QConfig.onnxruntime())
+    # Of Hardswish ONNX Runtime makes integer kernels, which read codes; of SiLU it does not.
+    rounded = activation is F.hardswish or isinstance(activation, nn.Hardswish)
+    assert len(values(QConfig.onnxruntime())) == 2 + rounded  # input, layer, activation
+    assert ("a" in values(QConfig.onnxruntime())) == rounded
     assert "a" not in values(QConfig.tensorrt())
     assert "a" in values(QConfig.arm())
 
 
 def test_fused_activations_can_change_after_observation():
-    quantizer = PTQQuantizer(Activated(F.silu), config=QConfig.tensorrt())
+    quantizer = PTQQuantizer(Activated(F.hardswish), config=QConfig.tensorrt())
     quantizer.calibrate([torch.randn(32, 4)], progress=False, ranges="minmax")
-    assert set(quantizer.qparams) == {"x", "silu"}
+    assert set(quantizer.qparams) == {"x", "hardswish"}
     quantizer.compute_qparams(config=QConfig.onnxruntime())
-    assert set(quantizer.qparams) == {"x", "a", "silu"}
+    assert set(quantizer.qparams) == {"x", "a", "hardswish"}
     relu = PTQQuantizer(Activated(F.relu)).calibrate(
         [torch.randn(32, 4)], progress=False, ranges="minmax"
     )

@@ -160,7 +160,7 @@ def _assemble(
         raise QuantizationError(f"model must be an nn.Module, got {type(model).__name__}.")
     config = header.qconfig
     if header.traced:
-        network: Network = TracedNetwork(model, example)
+        network: Network = TracedNetwork(model, example, tuple(header.left_in_float or ()))
         mark_types(network.module, header.types)
     else:
         network = UntracedNetwork(model)

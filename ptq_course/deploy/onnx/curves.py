@@ -1,6 +1,7 @@
 """Activations and constants written so that the runtime finds integer kernels for them. Chapter 15.
 
-SiLU, Hardswish   a product with a factor in [0, 1] that lies on a grid (`simulation.curves`)
+SiLU              one node in floating point between two grids, QuickGelu: x * sigmoid(alpha * x)
+Hardswish         a product with a factor in [0, 1] that lies on a grid (`simulation.curves`)
 x + 3, x * 0.5    the number becomes a code of one element: QLinearAdd and QLinearMul read codes
 x * c, then Q     a constant factor in front of a quantizer divides its scale: no operation
 """
@@ -16,8 +17,9 @@ from torch import Tensor, fx, nn
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.deploy.onnx.graph import IN_PLACE
 from ptq_course.graph.kernels import FAMILIES
+from ptq_course.graph.kinds import operation_of
 from ptq_course.grids.affine import IntGrid, QParams
-from ptq_course.simulation.curves import Hardsigmoid, RoundedInside, RoundedSiLU
+from ptq_course.simulation.curves import Hardsigmoid, RoundedInside
 from ptq_course.simulation.layers import ActivationQuantizer
 
 _DIVIDE = FAMILIES["divide"]
@@ -45,8 +47,6 @@ class ExportedCurve(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind is RoundedSiLU:
-            return x * self._rounded(torch.sigmoid(x))
         shifted = x + self.three()
         shifted = shifted if self.saturates else torch.clamp(shifted, 0.0, 6.0)
         if self.kind is Hardsigmoid:
@@ -66,6 +66,24 @@ class Number(nn.Module):
 
     def forward(self) -> Tensor:
         return torch.ops.ptq.dequantize(self.codes, self.scale, self.zero_point, 0)
+
+
+def write_silu_as_one_node(module: fx.GraphModule) -> None:
+    """Let a SiLU that reads a quantizer be ONNX Runtime's QuickGelu, whose alpha is 1.
+
+    Of Sigmoid and Mul the runtime makes this node itself, but not where they read a
+    DequantizeLinear: it first gives each reader one of its own. Measured with one and two threads,
+    on tensors of 37 to 590 thousand values: 1.3 to 2 times as fast as Sigmoid and Mul, 1.1 to 1.8
+    times as fast as QLinearSigmoid and QLinearMul, which leave small tensors to one thread. On 5
+    million values: as fast on one thread, 0.7 times on two. OpenVINO, too, runs a file with SiLU in
+    floating point three times as fast.
+    """
+    for node in list(module.graph.nodes):
+        reads = node.all_input_nodes[:1]
+        if operation_of(module, node) in FAMILIES["silu"] and _quantizer(module, *reads):
+            node.op, node.target = "call_function", torch.ops.ptq.silu.default
+            node.args, node.kwargs = (reads[0],), {}
+    module.recompile()
 
 
 def write_numbers_as_codes(module: fx.GraphModule) -> None:

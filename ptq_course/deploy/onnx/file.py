@@ -162,6 +162,40 @@ def part_fp8_from_clamps(model: ir.Model) -> None:
             node.replace_input_with(0, between.outputs[0])
 
 
+class NewNodes:
+    """New nodes in front of one, one after the other."""
+
+    def __init__(self, before: ir.Node) -> None:
+        self.before, self.number = before, 0
+
+    def name(self) -> str:
+        self.number += 1
+        return f"{self.before.outputs[0].name}_new{self.number}"
+
+    def add(
+        self, op_type: str, inputs: list[ir.Value | None], **attributes: int | tuple[int, ...]
+    ) -> ir.Value:
+        output = ir.Value(name=self.name())
+        given = ir.convenience.convert_attributes(attributes)
+        assert self.before.graph is not None
+        self.before.graph.insert_before(
+            self.before, ir.Node("", op_type, inputs, given, outputs=[output])
+        )
+        return output
+
+    def constant(self, numbers: list | float) -> ir.Value:
+        """int64 for whole numbers in a list, float32 for one number."""
+        array = np.array(numbers, np.int64 if isinstance(numbers, list) else np.float32)
+        tensor = ir.tensor(array, name=self.name())
+        value = ir.Value(
+            name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+        )  # fmt: skip
+        assert isinstance(self.before.graph, ir.Graph)
+        self.before.graph.register_initializer(value)
+        return value
+
+
 def prune(model: ir.Model) -> None:
     """Remove constants that nothing reads, in no graph."""
     for graph in model.graphs():

@@ -86,6 +86,12 @@ def global_average_pool(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
+@torch.library.custom_op("ptq::silu", mutates_args=())
+def silu(x: Tensor) -> Tensor:
+    """QuickGelu of ONNX Runtime with alpha = 1, in one node; PyTorch would export Sigmoid, Mul."""
+    return torch.nn.functional.silu(x)
+
+
 @torch.library.custom_op("ptq::dynamic_linear", mutates_args=())
 def dynamic_linear(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """DynamicQuantizeLinear and MatMulInteger: x [..., K] rounded to uint8, codes [K, N]."""
@@ -201,6 +207,11 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], *[1] * (x.dim() - 2)))
 
 
+@silu.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @dynamic_linear.register_fake
 def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     return x @ x.new_empty(codes.shape)
@@ -309,6 +320,11 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
     microsoft = values.Opset("com.microsoft", 1)
     dynamic = values.Op(microsoft, "DynamicQuantizeLSTM", _dynamic_lstm_schema())
 
+    quick_gelu = values.Op(microsoft, "QuickGelu", _quick_gelu_schema())
+
+    def translate_silu(x):
+        return quick_gelu(x, alpha=1.0)
+
     def direction(w) -> str:
         return "bidirectional" if w.shape[0] == 2 else "forward"
 
@@ -344,8 +360,22 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
         torch.ops.ptq.dequantize_blocks.default: translate_dequantize_blocks,
         torch.ops.ptq.dynamic_linear.default: translate_dynamic_linear,
         torch.ops.ptq.dynamic_conv.default: translate_dynamic_conv,
+        torch.ops.ptq.silu.default: translate_silu,
         torch.ops.ptq.global_average_pool.default: translate_global_average_pool,
     }
+
+
+def _quick_gelu_schema() -> Any:
+    """As the next one, of x * sigmoid(alpha * x)."""
+    import onnx.defs
+
+    schema = onnx.defs.OpSchema
+    return schema(
+        "QuickGelu", "com.microsoft", 1,
+        inputs=[schema.FormalParameter("X", "T")], outputs=[schema.FormalParameter("Y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[schema.Attribute("alpha", schema.AttrType.FLOAT)],
+    )  # fmt: skip
 
 
 def _dynamic_lstm_schema() -> Any:

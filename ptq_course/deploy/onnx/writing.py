@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.deploy.files import write_atomically
-from ptq_course.deploy.onnx.curves import ExportedCurve, absorb_factors, write_numbers_as_codes
+from ptq_course.deploy.onnx.curves import (
+    ExportedCurve,
+    absorb_factors,
+    write_numbers_as_codes,
+    write_silu_as_one_node,
+)
 from ptq_course.deploy.onnx.dynamic import exported_dynamic_layer
 from ptq_course.deploy.onnx.examples import arguments, free_shapes, tensors_of
 from ptq_course.deploy.onnx.graph import (
@@ -28,11 +33,14 @@ from ptq_course.deploy.onnx.graph import (
 )
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
 from ptq_course.deploy.onnx.lookups import DecodedLayer, FloatCurve, FloatQuantizer
+from ptq_course.deploy.onnx.layout import repeat_channels_last, turn_behind_pooling
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.onnx.recurrent import ExportedRecurrent
+from ptq_course.deploy.onnx.slopes import write_slopes_as_arithmetic
 from ptq_course.deploy.session import Session, session
 from ptq_course.deploy.targets import (
     TARGETS,
+    Target,
     check_dynamic,
     check_target,
     decoded_in_float,
@@ -44,6 +52,7 @@ from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.recurrent import Recurrent
 from ptq_course.grids.affine import FloatQParams
+from ptq_course.graph.sequences import leave_norms, norms_of_sequences
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.dynamic_layers import DynamicLayer
@@ -67,6 +76,7 @@ def export(
     *,
     free_dimensions: Sequence[int] = (0,),
     four_bit_convolutions: bool = False,
+    upsample_by_copies: bool = True,
 ) -> Path:
     """Write ``model`` as an ONNX file and return its path; the first dimension stays free.
 
@@ -91,6 +101,9 @@ def export(
         about half as large (0.16x FP32 instead of 0.26x in a ResNet), and the runtime, which has no
         kernel for them, computes these convolutions in floating point: no faster than FP32.
         Only with target "onnxruntime".
+    upsample_by_copies: write nearest upsampling of codes by whole factors as copies of pixels,
+        which ONNX Runtime runs several times as fast as Resize (`layout.repeat_channels_last`).
+        OpenVINO does not: pass False where it will read the file.
 
     What stays in floating point. ONNX Runtime has no integer kernel for some operations (transposed
     and three-dimensional convolution, layer norm, SiLU, Hardswish, GELU, ...): the file holds
@@ -139,7 +152,7 @@ def export(
         check_target(model.module, model.config, runtime)
         _warn_decoded(model)
     _check_dtype(model, tensors_of(given))
-    module = _exportable(model, given, runtime.integer_bias)
+    module = _exportable(model, given, runtime)
     wider = stored_as_int8(model, four_bit_convolutions)
     if wider:
         warnings.warn(
@@ -149,7 +162,13 @@ def export(
             stacklevel=2,
         )
     opset = FOUR_BIT_OPSET if four_bit_convolutions or _four_bits(module) else OPSET
-    proto = finished(_to_onnx(module, given, shapes, opset), four_bit_convolutions)
+    written = _to_onnx(module, given, shapes, opset)
+    if runtime.name == "onnxruntime":
+        write_slopes_as_arithmetic(written)
+        turn_behind_pooling(written)
+        if upsample_by_copies:
+            repeat_channels_last(written)
+    proto = finished(written, four_bit_convolutions)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # of the checker, or of its inference of shapes and types
@@ -205,20 +224,24 @@ def _check_dtype(model: nn.Module, examples: list[Tensor]) -> None:
             )
 
 
-def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn.Module:
+def _exportable(model: nn.Module, given: tuple, runtime: Target) -> nn.Module:
     """A module in which every quantized part is replaced by the operator that exports it."""
     factors: dict[ActivationQuantizer, float] = {}
     if isinstance(model, ConvertedModel):
         module = copy.deepcopy(model.module)
         if isinstance(module, fx.GraphModule):
             drop_implied_clamps(module)
-            if integer_bias:  # TensorRT wants one scale for each pair, and real numbers
+            if runtime.integer_bias:  # TensorRT wants one scale for each pair, and real numbers
                 factors = absorb_factors(module)
                 write_numbers_as_codes(module)
             repeat_quantizers(module)
+            if runtime.name == "onnxruntime":
+                write_silu_as_one_node(module)
     else:
         try:
-            module = fuse(trace(model))
+            traced = trace(model)
+            leave_norms(traced, norms_of_sequences(traced, given))
+            module = fuse(traced)
         except UnsupportedError:
             module = copied(model)
     if isinstance(module, fx.GraphModule):
@@ -244,7 +267,7 @@ def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn
         elif isinstance(part, QuantizedLayer) and part.weight_qparams is None:
             replaced[part] = DecodedLayer(part)
         elif isinstance(part, QuantizedLayer):
-            replaced[part] = exported_layer(part, integer_bias)
+            replaced[part] = exported_layer(part, runtime.integer_bias)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if child in replaced:

@@ -128,14 +128,14 @@ def test_dynamic_and_weight_only(tmp_path, granularity):
 
 
 class Curved(nn.Module):
-    """A SiLU, rounded inside, a softmax, whose range is known, and pooling, which inherits."""
+    """A Hardswish, rounded inside, a softmax, whose range is known, and pooling, which inherits."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
-        x = nn.functional.avg_pool2d(nn.functional.silu(self.first(x)), 2)
+        x = nn.functional.avg_pool2d(nn.functional.hardswish(self.first(x)), 2)
         return self.second(x).softmax(1) * x.mean()
 
 
@@ -171,7 +171,7 @@ def test_a_place_that_the_model_has_not_is_named(tmp_path, monkeypatch, places):
 def test_what_is_rounded_inside_must_be_there(tmp_path, monkeypatch):
     path = save(static(make()), tmp_path / "m")
     header, tensors = read(path)
-    header.inside = {"elsewhere": "silu"}
+    header.inside = {"elsewhere": "hardswish"}
     monkeypatch.setattr("ptq_course.deploy.checkpoint.saving.read", lambda _: (header, tensors))
     with pytest.raises(QuantizationError, match="rounds inside 'elsewhere', which the model has"):
         load(path, Residual())
