@@ -629,7 +629,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "preactivation": Architecture(PreActivation),
     "dense_concat": Architecture(DenseConcat),
     "inverted_residual": Architecture(InvertedResidual),
-    "inverted_se": Architecture(InvertedSE),
+    "inverted_se": Architecture(
+        InvertedSE, in_float=dict.fromkeys(("stem.2", "block.2", "block.5"), NO_KERNEL)
+    ),
     "hardswish": Architecture(HardswishBlock),
     "unet": Architecture(UNet, in_float=dict.fromkeys(("up.0", "resize"), NO_KERNEL)),
     "shared_layer": Architecture(SharedLayer, floats((6,))),
@@ -727,6 +729,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         floats((6, 16)),
         {
             **dict.fromkeys(("pow_1", "mean", "add", "rsqrt", "mul", "mul_1"), "part of a formula"),
+            "silu": NO_KERNEL,
             **_unread("add_1"),
         },
     ),

@@ -23,7 +23,7 @@ from ptq_course.deploy.onnx.layers import Settings
 from ptq_course.graph.layer_types import known_type
 from ptq_course.grids.affine import FloatQParams
 from ptq_course.grids.floats import FP8_E4M3, FP8_E5M2
-from ptq_course.simulation.curves import Hardsigmoid, RoundedInside, RoundedSiLU
+from ptq_course.simulation.curves import Hardsigmoid, RoundedInside
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
 FP8_DTYPES = {FP8_E4M3: torch.float8_e4m3fn, FP8_E5M2: torch.float8_e5m2}
@@ -86,7 +86,7 @@ class FloatCurve(nn.Module):
         self.settings = curve.factor.scale.item(), curve.factor.grid == FP8_E5M2
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(x) if self.kind is RoundedSiLU else F.hardsigmoid(x)
+        gate = F.hardsigmoid(x)
         if self.kind is Hardsigmoid:
             return gate
         return x * torch.ops.ptq.quantize_dequantize_fp8(gate, *self.settings)

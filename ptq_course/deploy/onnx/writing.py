@@ -32,8 +32,8 @@ from ptq_course.deploy.onnx.graph import (
     use_global_average_pool,
 )
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
-from ptq_course.deploy.onnx.lookups import DecodedLayer, FloatCurve, FloatQuantizer
 from ptq_course.deploy.onnx.layout import repeat_channels_last, turn_behind_pooling
+from ptq_course.deploy.onnx.lookups import DecodedLayer, FloatCurve, FloatQuantizer
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.onnx.recurrent import ExportedRecurrent
 from ptq_course.deploy.onnx.slopes import write_slopes_as_arithmetic
@@ -51,8 +51,8 @@ from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.recurrent import Recurrent
-from ptq_course.grids.affine import FloatQParams
 from ptq_course.graph.sequences import leave_norms, norms_of_sequences
+from ptq_course.grids.affine import FloatQParams
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.dynamic_layers import DynamicLayer
