@@ -6,9 +6,9 @@
 The ResNet-like network with 2-bit weights and 8-bit activations. A draw is another 512 calibration
 pictures to round the weights on and, for training, which starts from that draw's GPTQ, 6,400 other
 new pictures. The chapter's own run is one more draw, and must lie in the band of the recorded five.
-One long run of each kind is recorded as well. Times are processor seconds on one thread, data and
-measuring not counted, so that a busy machine hardly changes them. Writes
-ptq_classroom/chapters/ch14/recorded.json.
+One long run of each kind is recorded as well, from the chapter's own start. Times are processor
+seconds on one thread, data and measuring not counted, so that a busy machine hardly changes them.
+Writes ptq_classroom/chapters/ch14/recorded.json.
 """
 
 from __future__ import annotations
@@ -49,10 +49,15 @@ def rounding(name: str, draw: int) -> Run:
     return [setting.accuracy(network)], seconds
 
 
-def training(kind: str, draw: int, steps: int = setting.STEPS, every: int = setting.EVERY) -> Run:
-    """Accuracy at every so many steps; the seconds hold the rounding that it starts from."""
-    begun, before = timed(lambda: setting.rounded(GPTQ(), draw))
-    batches = setting.fresh(draw, setting.BATCH * min(steps, LONG // PASSES))
+def training(
+    kind: str, few: int, new: int, steps: int = setting.STEPS, every: int = setting.EVERY
+) -> Run:
+    """Accuracy at every so many steps; the seconds hold the rounding that it starts from.
+
+    few, new: which draw of calibration pictures, and which of new pictures.
+    """
+    begun, before = timed(lambda: setting.rounded(GPTQ(), few))
+    batches = setting.fresh(new, setting.BATCH * min(steps, LONG // PASSES))
     found: list[float] = []
     measuring = 0.0
 
@@ -79,9 +84,9 @@ def plan() -> list[tuple[str, str, int, Callable[[], Run]]]:
         for name in ROUNDINGS:
             jobs.append(("rounding", name, draw, lambda n=name, d=draw: rounding(n, d)))
         for kind in setting.KINDS:
-            jobs.append(("training", kind, draw, lambda k=kind, d=draw: training(k, d)))
+            jobs.append(("training", kind, draw, lambda k=kind, d=draw: training(k, d, d)))
     for kind in setting.KINDS:
-        long = lambda k=kind: training(k, 6, LONG, LONG // 4)  # noqa: E731
+        long = lambda k=kind: training(k, 0, 4, LONG, LONG // 4)  # noqa: E731
         jobs.append(("long", kind, 0, long))
     return jobs
 
