@@ -31,6 +31,10 @@ class RoundedInside(nn.Module):
         """The rounded factor in [0, 1]."""
         raise NotImplementedError
 
+    def exact(self, x: Tensor) -> Tensor:
+        """What it computes without rounding; its gradient is the one to learn with."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x)
 
@@ -41,6 +45,9 @@ class RoundedSiLU(RoundedInside):
     def gate(self, x: Tensor) -> Tensor:
         return fake_quantize(torch.sigmoid(x), self.factor)
 
+    def exact(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
 
 class RoundedHardswish(RoundedInside):
     """x * round(clamp(x + 3, 0, 6) / 6)."""
@@ -48,9 +55,15 @@ class RoundedHardswish(RoundedInside):
     def gate(self, x: Tensor) -> Tensor:
         return fake_quantize(F.hardsigmoid(x), self.factor)
 
+    def exact(self, x: Tensor) -> Tensor:
+        return F.hardswish(x)
+
 
 class Hardsigmoid(RoundedInside):
     """clamp(x + 3, 0, 6) / 6: nothing is rounded inside, but a file writes it as a sum."""
+
+    def exact(self, x: Tensor) -> Tensor:
+        return F.hardsigmoid(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.hardsigmoid(x)

@@ -11,7 +11,8 @@ import torch
 from ptq_classroom.chapters.ch14 import figures, recorded, setting
 from ptq_classroom.chapters.ch14.exercises import distill_loss, ste_backward
 from ptq_course.grids.affine import IntGrid
-from ptq_course.improve.distillation import distillation_loss, round_through
+from ptq_course.improve.distillation import distillation_loss
+from ptq_course.improve.straight_through import round_through
 
 
 def axes_of(fig: Any) -> list[Any]:
