@@ -78,32 +78,37 @@ def learning(
     )
 
 
-def over_minutes(
+def over_seconds(
     spent: Mapping[str, tuple[float, Sequence[float]]], live: Mapping[str, float], fp32: float
 ) -> tuple[Figure, str]:
-    """Accuracy over minutes: the recorded draws, the band of one more, and what was just measured.
+    """Accuracy over time: the recorded draws, the band of one more, and what was just measured.
 
-    spent: effort -> (mean minutes, accuracy of each draw in percent), the least effort first.
+    spent: effort -> (mean seconds, accuracy of each draw in percent), the least effort first.
     """
-    fig, ax = figure(7.6, 4.0)
+    fig, ax = figure(7.6, 4.2)
     told = []
-    for i, (name, (minutes, values)) in enumerate(spent.items()):
+    for i, (name, (seconds, values)) in enumerate(spent.items()):
         low, high = band(values)
-        ax.plot([minutes, minutes], [low, high], color=GREY, linewidth=5, alpha=0.35, zorder=1)
-        ax.plot([minutes] * len(values), values, SHAPES[i % 4], color=COLORS[i], markersize=6)
-        ax.annotate(
-            name, (minutes, high), (0, 4), textcoords="offset points", fontsize=9, ha="center",
-            color=ink(COLORS[i]),
-        )  # fmt: skip
-        told.append(f"{name} {np.mean(values):.1f} % in {minutes:.1f} minutes")
+        ax.plot([seconds, seconds], [low, high], color=GREY, linewidth=7, alpha=0.35, zorder=1)
+        ax.plot([seconds] * len(values), values, SHAPES[i % 4], color=COLORS[i], markersize=6)
         if name in live:
-            ax.plot([minutes * 1.06], [live[name]], "_", color="black", markersize=11)
+            ax.plot([seconds], [live[name]], "D", color="black", markersize=11, fillstyle="none")
+        above = name in live
+        ax.annotate(
+            name, (seconds, high if above else low), (0, 4 if above else -12), fontsize=9,
+            textcoords="offset points", ha="center", color=ink(COLORS[i]),
+        )  # fmt: skip
+        told.append(f"{name} {np.mean(values):.1f} % after {seconds:.0f} s")
     ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
     ax.text(0.01, fp32 - 0.2, "FP32", transform=ax.get_yaxis_transform(), fontsize=9, va="top",
             color=ink(GREY))  # fmt: skip
-    ax.set(xlabel="minutes of one core", ylabel="top-1 accuracy (%)", xlim=(0, None))
+    ax.plot([], [], "D", color="black", fillstyle="none", markersize=9, label="the run above")
+    ax.plot([], [], color=GREY, alpha=0.35, linewidth=7, label="95 % band of one more draw")
+    ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0.0, 0.62))
+    last = max(seconds for seconds, _ in spent.values())
+    ax.set(xlabel="seconds of one core", ylabel="top-1 accuracy (%)", xlim=(0, 1.15 * last))
     return fig, (
-        f"Training brings more than rounding, for more minutes; FP32 {fp32:.1f} %. Means of the "
+        f"Training brings more than rounding, and takes longer; FP32 {fp32:.1f} %. Means of the "
         f"draws: {'; '.join(told)}."
     )
 

@@ -47,6 +47,6 @@ def in_band(live: float, values: Sequence[float]) -> bool:
     return low <= live <= high
 
 
-def minutes(row: dict[str, Any]) -> float:
-    """Mean minutes of one core that a draw took."""
-    return statistics.mean(row["seconds"]) / 60
+def seconds(row: dict[str, Any]) -> float:
+    """Mean seconds of one core that a draw took, the calibration of ranges included."""
+    return statistics.mean(row["seconds"]) + recorded()["nearest"]["seconds"]

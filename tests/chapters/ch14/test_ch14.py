@@ -44,14 +44,14 @@ def test_learning_starts_where_the_training_did():
     assert {tuple(v) for v in shade.get_paths()[0].vertices} >= {(50, 81), (50, 83), (100, 87)}
 
 
-def test_minutes_show_every_draw_and_the_band():
-    spent = {"GPTQ": (0.5, [80.0, 81.0, 82.0, 81.0, 81.0]), "labels": (2.0, [85.0] * 4 + [86.0])}
-    fig, alt = figures.over_minutes(spent, {"labels": 85.5}, 93.5)
+def test_seconds_show_every_draw_and_the_band():
+    spent = {"GPTQ": (3.0, [80.0, 81.0, 82.0, 81.0, 81.0]), "labels": (12.0, [85.0] * 4 + [86.0])}
+    fig, alt = figures.over_seconds(spent, {"labels": 85.5}, 93.5)
     band_, draws, *_ = axes_of(fig)[0].lines
     assert band_.get_ydata() == pytest.approx(recorded.band(spent["GPTQ"][1]))
     assert list(draws.get_ydata()) == spent["GPTQ"][1]
-    assert list(draws.get_xdata()) == [0.5] * 5
-    assert "GPTQ 81.0 % in 0.5 minutes; labels 85.2 % in 2.0 minutes" in alt
+    assert list(draws.get_xdata()) == [3.0] * 5
+    assert "GPTQ 81.0 % after 3 s; labels 85.2 % after 12 s" in alt
 
 
 def test_a_sixth_draw_lies_in_the_band_of_five_in_95_of_100_cases():
