@@ -6,8 +6,9 @@
 Each row: top-1 on the test pictures, the signal-to-noise ratio of the logits (pooled, and the
 median of a picture), seconds from the FP32 network to the quantized one, the bytes of the ONNX file
 where one can be written, and of the network packed as a checkpoint. Ours are simulated (which
-`deploy.validate` compares with their files), ONNX Runtime's `quantize_static` runs in ONNX Runtime,
-NNCF's in PyTorch. Tools that are not installed are left out. Whoever wins, it is printed.
+`deploy.validate` compares with their files), ONNX Runtime's `quantize_static` and NNCF run in ONNX
+Runtime. Tools that are not installed are left out. Whoever
+wins, it is printed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ptq_classroom import load_split, loader
 from ptq_classroom.pictures.evaluate import accuracy, logits
@@ -41,10 +44,13 @@ from ptq_course.improve.adaround import AdaRound
 from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.equalization import Equalize
 from ptq_course.improve.gptq import GPTQ
+from ptq_course.improve.reconstruction import reconstruct
 from ptq_course.improve.walk import improved
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
+COPIES, SHIFT = 8, 3  # of each calibration picture, moved by so many pixels at most
+STEPS = 1500  # of reconstruction
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 Made = nn.Module | Session
 Way = Callable[[], Made]
@@ -74,13 +80,33 @@ def onnxruntimes(
     return session(path)
 
 
-def nncfs(model: nn.Module, batches: list) -> nn.Module:
-    """NNCF's post-training quantization of the PyTorch network (8 bits)."""
+def nncfs(fp32: Path, batches: list, path: Path) -> Session:
+    """NNCF's quantization of the FP32 file to 8 bits, with its fast bias correction."""
     import nncf  # pyright: ignore[reportMissingImports]
 
-    data = nncf.Dataset([x for x, _ in batches])
-    count = sum(len(x) for x, _ in batches)
-    return nncf.quantize(model, data, subset_size=count)
+    model = onnx.load(fp32)
+    name = model.graph.input[0].name
+    pictures = [{name: x[None].numpy()} for batch, _ in batches for x in batch]
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = nncf.quantize(model, nncf.Dataset(pictures), subset_size=len(pictures))
+    onnx.save(made, path)
+    return session(path)
+
+
+def varied(batches: list, copies: int = COPIES) -> list[Tensor]:
+    """The calibration pictures, and mirrored and shifted copies of them, in batches."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.cat([x for x, _ in batches])
+    rows, columns = pictures.shape[2:]
+    found = [pictures]
+    for _ in range(copies - 1):
+        mirrored = torch.rand(len(pictures), generator=generator) < 0.5
+        turned = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        wide = functional.pad(turned, (SHIFT,) * 4, mode="replicate")
+        down, right = torch.randint(0, 2 * SHIFT + 1, (2, len(pictures)), generator=generator)
+        places = zip(wide, down.tolist(), right.tolist(), strict=True)
+        found.append(torch.stack([x[:, d : d + rows, r : r + columns] for x, d, r in places]))
+    return list(torch.cat(found).split(500))
 
 
 def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, Way]:
@@ -88,7 +114,10 @@ def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, 
     weights, activations = BITS[name]
     few = weights < 8
     config = QConfig(
-        weight_bits=weights, activation_bits=activations, weight_range="mse" if few else "minmax"
+        weight_bits=weights,
+        activation_bits=activations,
+        weight_range="mse" if few else "minmax",
+        weight_narrow=not few,  # of 256 codes one is not missed, of 16 it is
     )
 
     def calibrated(rule: str | None = None, steps: tuple = ()) -> PTQQuantizer:
@@ -110,13 +139,20 @@ def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, 
     found["ours, equalized, AdaRound + bias"] = lambda: walk(
         AdaRound(), CorrectBias(), steps=(Equalize(),)
     )
+
+    def learned() -> nn.Module:
+        quantizer = calibrated(steps=(Equalize(),))
+        start = improved(quantizer, batches, [AdaRound(), CorrectBias()], progress=False)
+        return reconstruct(quantizer, varied(batches), STEPS, start=start, progress=False)
+
+    found["ours, AdaRound, then learned"] = learned
     fp32 = deploy.export(model, batches[0][0][:2], folder / "fp32.onnx")
     for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile):
         found[f"ONNX Runtime, {method.name}"] = lambda method=method: onnxruntimes(
             fp32, batches, weights, activations, method, folder / f"{name}{method.name}.onnx"
         )
     if find_spec("nncf") and name == "W8A8":
-        found["NNCF, fast bias correction"] = lambda: nncfs(model, batches)
+        found["NNCF, fast bias correction"] = lambda: nncfs(fp32, batches, folder / "nncf.onnx")
     return found
 
 

@@ -24,6 +24,7 @@ from ptq_classroom.chapters.ch13.recorded import FILE, bits_per_weight
 from ptq_classroom.kit import learner_file
 from ptq_classroom.pictures.models import load_model
 from ptq_course import PTQQuantizer, QConfig
+from ptq_course.grids.floats import FLOAT_FORMATS
 from ptq_course.grids.metrics import correct, paired_bootstrap
 from ptq_course.improve.adaround import AdaRound
 from ptq_course.improve.awq import AWQ
@@ -49,11 +50,24 @@ ROUND: dict[str, tuple[str | int, Callable[[int], list]]] = {
     "AdaRound": ("per_channel", lambda bits: [AdaRound(100)]),
     "groups, AdaRound": (GROUP, lambda bits: [AdaRound(100)]),
 }
-WITHOUT_DATA = ("nearest", "groups", "clustering")
+# Floats at the stored bits of "nearest" (a scale for each channel), or in blocks (4.25, 4.5 bits).
+FORMATS = {
+    "E4M3": "fp8_e4m3", "E5M2": "fp8_e5m2", "E2M1": "fp4_e2m1", "MXFP4": "mxfp4", "NVFP4": "nvfp4",
+}  # fmt: skip
+WITHOUT_DATA = ("nearest", "groups", "clustering", *FORMATS)
 
 
 def make(net: nn.Module, technique: str, bits: int, activations: int | None, batches: list) -> Any:
-    """The network with weights of ``bits`` by this technique."""
+    """The network with weights of ``bits`` by this technique; beside floats activations are FP8."""
+    if technique in FORMATS:
+        floats = QConfig(
+            weight_format=FORMATS[technique], activation_bits=activations,
+            activation_format="fp8_e4m3", activation_range="minmax",
+        )  # fmt: skip
+        quantizer = PTQQuantizer(net, config=floats)
+        if not activations:
+            return quantizer.quantize_weights()
+        return quantizer.calibrate(batches, progress=False).convert()
     granularity, steps = ROUND[technique]
     config = QConfig(
         weight_bits=bits, activation_bits=activations, weight_granularity=granularity,
@@ -87,6 +101,10 @@ def jobs() -> Iterator[tuple[str, str, int, int | None]]:
             if technique != "clustering":  # no integer kernel multiplies by a codebook
                 yield network, technique, 4, 8
                 yield network, technique, 4, 4
+        for technique, form in FORMATS.items():
+            yield network, technique, FLOAT_FORMATS[form].bits, None
+            if FLOAT_FORMATS[form].bits == 4:
+                yield network, technique, 4, 8
 
 
 def measure(found: dict, write: Callable[[], None]) -> None:

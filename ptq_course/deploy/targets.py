@@ -14,9 +14,14 @@ from torch import nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph.layer_types import known_type
+from ptq_course.grids.affine import FloatQParams, IntGrid
+from ptq_course.grids.floats import FP8_E4M3, FP8_E5M2, format_name
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
+from ptq_course.simulation.quantized import QuantizedModel
+
+FP8 = (FP8_E4M3, FP8_E5M2)  # the floats that files have a type and ONNX Runtime a kernel for
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def check_dynamic(model: DynamicModel, target: Target) -> None:
             f"statically with QConfig.{target.name}(), or export with target='onnxruntime'."
         )
     grid = model.config.activation_grid
-    if grid is None or grid.bits != 8:
+    if not isinstance(grid, IntGrid) or grid.bits != 8:
         raise UnsupportedError(
             f"export: inputs are rounded to {model.config.activation_bits} bits at run time, and "
             "files know 8 only; use activation_bits=8."
@@ -107,7 +112,15 @@ def check_dynamic(model: DynamicModel, target: Target) -> None:
 
 
 def _check_activation(name: str, part: ActivationQuantizer, target: Target) -> None:
-    grid = part.grid
+    qparams = part.qparams
+    if isinstance(qparams, FloatQParams):
+        if target.name == "onnxruntime" and qparams.grid in FP8 and not part.scale.dim():
+            return
+        raise UnsupportedError(
+            f"export: value {name!r} is rounded to {format_name(qparams)}, and {target.name} reads "
+            f"{target.activations} here, or FP8 with target='onnxruntime'. {target.remedy}"
+        )
+    grid = qparams.grid
     if grid.bits > 8:
         raise UnsupportedError(
             f"export: value {name!r} has {grid.bits} bits, and no runtime has integer kernels for "
@@ -123,9 +136,10 @@ def _check_activation(name: str, part: ActivationQuantizer, target: Target) -> N
             f"export: value {name!r} is unsigned, and {target.name} reads {target.activations}. "
             f"{target.remedy}"
         )
-    if int(part.zero_point) and not target.affine:
+    zero_point = 0 if part.zero_point is None else int(part.zero_point)
+    if zero_point and not target.affine:
         raise UnsupportedError(
-            f"export: value {name!r} has zero point {int(part.zero_point)}, and {target.name} "
+            f"export: value {name!r} has zero point {zero_point}, and {target.name} "
             f"reads {target.activations}. {target.remedy}"
         )
 
@@ -133,10 +147,8 @@ def _check_activation(name: str, part: ActivationQuantizer, target: Target) -> N
 def _check_layer(name: str, layer: QuantizedLayer, target: Target) -> None:
     qparams = layer.weight_qparams
     if qparams is None:
-        raise UnsupportedError(
-            f"export: {name} decodes its weights with a codebook, for which no runtime has a "
-            "kernel; use integers on a grid (plain rounding, AdaRound or GPTQ)."
-        )
+        _check_decoded(name, layer, target)
+        return
     if qparams.grid.bits > 8:
         raise UnsupportedError(
             f"export: {name} has {qparams.grid.bits}-bit weights, and no runtime has integer "
@@ -157,6 +169,38 @@ def _check_layer(name: str, layer: QuantizedLayer, target: Target) -> None:
             f"export: {name} has a floating-point bias, and {target.name} adds an int32 bias to "
             f"the accumulator; use quantize_bias=True. {target.remedy}"
         )
+
+
+def _check_decoded(name: str, layer: QuantizedLayer, target: Target) -> None:
+    """Of weights on no grid of integers: a codebook's, or floats."""
+    found, qparams = layer.weight_qtensor.decoded_by, layer.weight_qtensor.qparams
+    if target.name != "onnxruntime":
+        raise UnsupportedError(
+            f"export: {name} decodes its weights with {found}, which is written for "
+            "target='onnxruntime' only; use integer weights (weight_bits, without weight_format)."
+        )
+    if not isinstance(qparams, FloatQParams):
+        return
+    if qparams.grid not in FP8:
+        raise UnsupportedError(
+            f"export: {name} decodes its weights with {found}, for which {target.name} has no "
+            "kernel; use weight_format='fp8_e4m3', or integers of 4 bits per group "
+            "(weight_bits=4, weight_granularity=32)."
+        )
+    if qparams.scale.numel() not in (1, layer.weight_codes.shape[layer.channel_axis]):
+        raise UnsupportedError(
+            f"export: {name} has weights of {found} per group, for which {target.name} has no form "
+            "here; use weight_granularity='per_channel'."
+        )
+
+
+def decoded_in_float(model: QuantizedModel) -> dict[str, str]:
+    """Layers that a file decodes and computes in floating point, and from what."""
+    return {
+        name: layer.weight_qtensor.decoded_by
+        for name, layer in model.quantized_layers().items()
+        if layer.weight_qparams is None
+    }
 
 
 def _check_groups(name: str, layer: QuantizedLayer, target: Target) -> None:

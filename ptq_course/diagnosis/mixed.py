@@ -275,7 +275,8 @@ class _Search:
         base = self.quantizer.config
         kept = tuple(name for name, width in widths.items() if width == HALF)
         bits = {n: b for n, b in base.layer_bits if n not in widths}
-        bits |= {n: int(w) for n, w in widths.items() if w not in (HALF, base.weight_bits)}
+        given = None if base.weight_format else base.weight_bits  # what needs no mention
+        bits |= {n: int(w) for n, w in widths.items() if w not in (HALF, given)}
         return replace(base, float_layers=(*base.float_layers, *kept), layer_bits=bits)
 
     def build(self, config: QConfig) -> QuantizedModel:

@@ -147,4 +147,9 @@ def _config(config: QConfig | None, target: str | None) -> QConfig:
         )
     if config.weight_bits is None and config.activation_bits is None:
         raise QuantizationError("the config quantizes nothing: set weight or activation bits.")
+    if formats := config.formats:
+        raise QuantizationError(
+            f"reach: its remedies search grids of integers, and the config has {', '.join(formats)}"
+            "; give it bits instead, or try the format with ablate() and mixed_precision()."
+        )
     return config

@@ -9,7 +9,7 @@ on them measures the result (`mixed`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -236,13 +236,13 @@ def check_bits(bits: int | Sequence[int] | None) -> list[int]:
 
 
 def at_bits(quantizer: PTQQuantizer, bits: Sequence[int]) -> list[QuantizedModel]:
-    """The converted network with every width of weights; the activations' scales stay."""
+    """The converted network with integer weights of every width; the activations' scales stay."""
     if not bits:
         return [quantizer.convert()]
     found = []
     for width in bits:
         other = quantizer.fork()
-        other.config = replace(quantizer.config, weight_bits=width, layer_bits=())
+        other.config = quantizer.config.with_integers(width)
         found.append(other.convert())
     return found
 

@@ -12,6 +12,7 @@ import math
 from torch import nn
 
 from ptq_course.graph.layer_types import bias_of, weight_of
+from ptq_course.grids.affine import FloatQParams
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
 FP16 = 2  # bytes a number
@@ -28,7 +29,10 @@ def layer_bytes(layer: QuantizedLayer) -> int:
     total = math.ceil(count * bits / 8) if bits <= 8 else 2 * count
     if q.codebook is not None:
         total += q.codebook.numel() * q.codebook.element_size()
-    if (p := q.qparams) is not None:
+    if isinstance(p := q.qparams, FloatQParams):
+        total += p.stored_scale.numel() * p.stored_scale.element_size()
+        total += 4 * (p.tensor_scale is not None)
+    elif p is not None:
         total += 4 * p.scale.numel()
         if not p.symmetric:
             total += p.zero_point.numel() * (1 if p.grid.bits <= 8 else 2)

@@ -9,6 +9,9 @@ One version of each serves per-tensor, per-channel, per-group and per-token quan
 Method: Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam, Kalenichenko, "Quantization and Training of
 Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018. Rounding is half to even and
 saturation comes before the cast to an integer, as ONNX's QuantizeLinear specifies.
+
+The same four functions serve grids of small floats (FP8, MXFP4, chapter 13): `floats.FloatFormat`
+stands where an `IntGrid` stands, and `FloatQParams`, which have no zero point, for `QParams`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import math
 import reprlib
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -27,11 +31,18 @@ from ptq_course.grids.blocks import (
     parameter_for_blocks,
     split_into_blocks,
 )
-from ptq_course.grids.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
+from ptq_course.grids.float_grids import check_bit_patterns
+from ptq_course.grids.float_scales import (
+    FloatQParams,
+    dequantize_float,
+    fake_quantize_float,
+    quantize_float,
+)
+from ptq_course.grids.floats import FloatFormat, format_name
+from ptq_course.grids.tensors import FLOAT_DTYPES, INTEGER_DTYPES, SCALE_FLOOR, check_tensor
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 ZERO = torch.zeros((), device="cpu")  # of any device and dtype to what is added to it
-SCALE_FLOOR = torch.finfo(torch.float32).tiny  # smallest normal float32: 1 / SCALE_FLOOR is finite
 
 
 @dataclass(frozen=True)
@@ -126,18 +137,38 @@ class QParams:
         )
 
 
+AnyQParams = QParams | FloatQParams
+AnyGrid = IntGrid | FloatFormat
+
+
+@overload
+def choose_qparams(
+    low: float | Tensor, high: float | Tensor, grid: IntGrid, symmetric: bool = False,
+    block_size: BlockSize = None,
+) -> QParams: ...  # fmt: skip
+@overload
+def choose_qparams(
+    low: float | Tensor, high: float | Tensor, grid: FloatFormat, symmetric: bool = False,
+    block_size: BlockSize = None,
+) -> FloatQParams: ...  # fmt: skip
+@overload
+def choose_qparams(
+    low: float | Tensor, high: float | Tensor, grid: AnyGrid, symmetric: bool = False,
+    block_size: BlockSize = None,
+) -> AnyQParams: ...  # fmt: skip
 def choose_qparams(
     low: float | Tensor,
     high: float | Tensor,
-    grid: IntGrid,
+    grid: AnyGrid,
     symmetric: bool = False,
     block_size: BlockSize = None,
-) -> QParams:
+) -> AnyQParams:
     """Scale and zero point that map the real range [low, high] onto the grid.
 
     symmetric: zero_point = 0, scale = max(|low|, |high|) / qmax (an unsigned grid needs low >= 0).
     affine:    the range is widened to contain 0, so that real zero is a code exactly, then
                scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale).
+    a FloatFormat is always symmetric: its scale puts max(|low|, |high|) on its largest value.
 
     low, high: numbers or tensors of equal shape: 0-d for block_size None, else one entry per block,
     as block_minmax returns them. Computed in float64, stored as float32 with a floor at the
@@ -150,9 +181,12 @@ def choose_qparams(
     Raises QuantizationError for bounds that are no real numbers, NaN, infinite, beyond float32, or
     low > high.
     """
-    check_grid(grid)
+    if not isinstance(grid, FloatFormat):
+        check_grid(grid)
     device = low.device if isinstance(low, Tensor) else torch.device("cpu")
     low, high = _as_bounds(low, high)
+    if isinstance(grid, FloatFormat):
+        return grid.from_largest(torch.maximum(low.abs(), high.abs()).to(device), block_size)
     if symmetric:
         if not grid.signed and bool((low < 0).any()):
             raise QuantizationError(
@@ -190,16 +224,19 @@ def block_minmax(x: Tensor, block_size: BlockSize = None) -> tuple[Tensor, Tenso
     return blocks.amin(dim=inside), blocks.amax(dim=inside)
 
 
-def quantize(x: Tensor, qparams: QParams) -> Tensor:
+def quantize(x: Tensor, qparams: AnyQParams) -> Tensor:
     """Integer codes of x: clamp(round(x / scale) + zero_point, qmin, qmax), in the grid's dtype.
 
     x: any floating dtype and shape; float16 and bfloat16 are computed in float32. Plus and minus
-    infinity saturate. Raises QuantizationError for integer x, NaN, or blocks that do not fit x.
+    infinity saturate. On a grid of floats a code is the bit pattern of the rounded x / scale.
+    Raises QuantizationError for integer x, NaN, or blocks that do not fit x.
     """
+    if isinstance(qparams, FloatQParams):
+        return quantize_float(x, qparams)
     return _codes_as_float(x, qparams).to(qparams.grid.dtype)
 
 
-def dequantize(codes: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(codes: Tensor, qparams: AnyQParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The reals that integer codes stand for: (codes - zero_point) * scale.
 
     codes: integer tensor, taken to lie inside the grid. Computed in float64 for dtype float64,
@@ -207,10 +244,13 @@ def dequantize(codes: Tensor, qparams: QParams, dtype: torch.dtype = torch.float
     Raises QuantizationError for codes that are no integers and for a dtype other than these four.
     """
     check_tensor(codes, "dequantize", INTEGER_DTYPES)
+    if isinstance(qparams, FloatQParams):
+        _check_dtype(dtype)
+        return dequantize_float(codes, qparams, dtype)
     return _decode(codes.to(_compute_dtype(dtype)), qparams, dtype)
 
 
-def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
+def fake_quantize(x: Tensor, qparams: AnyQParams) -> Tensor:
     """dequantize(quantize(x)) in x's dtype, without the trip through integer storage.
 
     Same values and same errors as the two calls; x is of one of FLOAT_DTYPES. PyTorch's
@@ -221,6 +261,8 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     Rounding has gradient zero, so no gradient comes through. Learning through it takes the
     straight-through estimator: chapter 14.
     """
+    if isinstance(qparams, FloatQParams):
+        return fake_quantize_float(x, qparams)
     check_tensor(x, "quantize")
     if qparams.block_size is not None or x.requires_grad or torch.compiler.is_compiling():
         return _decode(_codes_as_float(x, qparams), qparams, x.dtype)
@@ -238,22 +280,23 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 class QTensor:
     """A quantized tensor: integer codes with the QParams, or the codebook, that decode them.
 
-    codes: integers of the tensor's shape. qparams: value = (code - zero_point) * scale.
+    codes: integers of the tensor's shape. qparams: value = (code - zero_point) * scale, or
+    bit patterns of floats (`FloatQParams`).
     codebook: float tensor [K], value = codebook[code] (weight clustering, chapter 13).
     Exactly one of the two is given. Raises QuantizationError otherwise, and for codes out of range.
     """
 
     codes: Tensor
-    qparams: QParams | None = None
+    qparams: AnyQParams | None = None
     codebook: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.qparams is None) == (self.codebook is None):
             raise QuantizationError("QTensor needs either qparams or codebook, and not both")
-        if self.codebook is None:
-            grid = self.require_qparams().grid
-            lowest, highest = grid.qmin, grid.qmax
-        else:
+        lowest, highest = 0, 0
+        if isinstance(self.qparams, QParams):
+            lowest, highest = self.qparams.grid.qmin, self.qparams.grid.qmax
+        elif self.codebook is not None:
             check_tensor(self.codebook, "codebook", filled=True)
             if self.codebook.ndim != 1:
                 raise QuantizationError(
@@ -261,7 +304,11 @@ class QTensor:
                 )
             lowest, highest = 0, len(self.codebook) - 1
         check_tensor(self.codes, "codes", INTEGER_DTYPES)
-        if self.codes.numel() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        if isinstance(self.qparams, FloatQParams):
+            check_bit_patterns(self.codes, self.qparams.grid)
+        elif self.codes.numel():
             found_low, found_high = (int(v) for v in torch.aminmax(self.codes))
             if found_low < lowest or found_high > highest:
                 raise QuantizationError(
@@ -273,20 +320,30 @@ class QTensor:
         return self.codes.shape
 
     def require_qparams(self) -> QParams:
-        """The QParams; QuantizationError where a codebook decodes the codes."""
-        if self.qparams is None:
+        """The QParams; QuantizationError where a codebook or a grid of floats decodes the codes."""
+        if not isinstance(self.qparams, QParams):
             raise QuantizationError(
-                "a codebook decodes these codes, and products of integers need a scale and a zero "
-                "point: use weights on a grid, or dequantize()"
+                f"{self.decoded_by} decodes these codes, and products of integers need a scale and "
+                "a zero point: use weights on a grid of integers, or dequantize()"
             )
         return self.qparams
+
+    @property
+    def decoded_by(self) -> str:
+        """What decodes the codes, in words: a codebook, an integer grid, or a named format."""
+        if self.codebook is not None:
+            return "a codebook"
+        if isinstance(self.qparams, FloatQParams):
+            return f"the floating-point format {format_name(self.qparams)}"
+        return "an integer grid"
 
     @property
     def code_bits(self) -> int:
         """Bits of one code."""
         if self.codebook is not None:
             return max(1, math.ceil(math.log2(len(self.codebook))))
-        return self.require_qparams().grid.bits
+        assert self.qparams is not None
+        return self.qparams.grid.bits
 
     @property
     def nbits_per_value(self) -> float:
@@ -295,6 +352,8 @@ class QTensor:
         Scales and codebook entries count 32 bits; zero points count as a code, or 0 bits where all
         of them are 0.
         """
+        if isinstance(self.qparams, FloatQParams):
+            return self.qparams.nbits_per_value(self.codes.numel())
         if self.codebook is not None:
             shared_bits = 32 * len(self.codebook)
         else:
@@ -307,7 +366,8 @@ class QTensor:
         if self.codebook is not None:
             _check_dtype(dtype)
             return self.codebook.to(dtype)[self.codes.long()]
-        return dequantize(self.codes, self.require_qparams(), dtype)
+        assert self.qparams is not None
+        return dequantize(self.codes, self.qparams, dtype)
 
 
 # --- the two formulas, on floats ---------------------------------------------------------------

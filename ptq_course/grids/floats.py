@@ -1,8 +1,7 @@
-"""Floating-point grids of 8 and 4 bits, alone and with a scale per block. Chapter 13.
+"""Floating-point formats of 8 and 4 bits: a grid, and scales for all, a channel or a block.
 
-A small float is a grid as well: sign, exponent, mantissa, with steps that double from one power of
-two to the next. Rounding is to nearest, half to the even mantissa; what lies beyond the largest
-value saturates, as weights and activations want it.
+Chapter 13. `float_grids` says which values there are, `float_scales` how a tensor is put on them;
+here are the formats by the names that `QConfig.weight_format` takes, and their choice of scales.
 
     FP8 E4M3, E5M2   Micikevicius et al., "FP8 Formats for Deep Learning", 2022
     FP4 E2M1, MXFP4  Open Compute Project, "Microscaling Formats (MX) Specification v1.0", 2023:
@@ -18,127 +17,132 @@ import torch
 from torch import Tensor
 
 from ptq_course.errors import QuantizationError, whole
-from ptq_course.grids.affine import SCALE_FLOOR
-from ptq_course.grids.blocks import (
-    BlockSize,
-    checked_block_size,
-    parameter_for_blocks,
-    split_into_blocks,
+from ptq_course.grids.blocks import BlockSize, split_into_blocks
+from ptq_course.grids.float_grids import (
+    FP4_E2M1,
+    FP8_E4M3,
+    FP8_E5M2,
+    FloatGrid,
+    round_to_float,
 )
-from ptq_course.grids.tensors import check_tensor
+from ptq_course.grids.float_scales import (
+    FloatQParams,
+    dequantize_float,
+    fake_quantize_float,
+    in_rows,
+    quantize_float,
+)
+from ptq_course.grids.tensors import SCALE_FLOOR, check_tensor
+
+__all__ = [
+    "FLOAT_FORMATS",
+    "FP4_E2M1",
+    "FP8_E4M3",
+    "FP8_E5M2",
+    "FloatFormat",
+    "FloatGrid",
+    "FloatQParams",
+    "choose_float_qparams",
+    "dequantize_float",
+    "fake_quantize_float",
+    "float_format",
+    "format_name",
+    "mxfp4",
+    "nvfp4",
+    "quantize_float",
+    "round_to_float",
+]
 
 
 @dataclass(frozen=True)
-class FloatGrid:
-    """A sign, ``exponent_bits`` and ``mantissa_bits``; ``largest`` is the largest finite value.
+class FloatFormat:
+    """A format by name: its grid, how many values share a scale, and how scales are stored.
 
-    Formats differ in what their topmost codes mean (infinity, NaN, numbers), so that ``largest`` is
-    stated. Raises QuantizationError for sizes out of range, or a ``largest`` that is no value.
+    block: values of a row that share a scale; None where the caller chooses, as for integers.
     """
 
-    exponent_bits: int
-    mantissa_bits: int
-    largest: float
-
-    def __post_init__(self) -> None:
-        whole("exponent_bits", self.exponent_bits, 1, 8)
-        whole("mantissa_bits", self.mantissa_bits, 0, 10)
-        on_grid = self.largest > 0 and self.step_at(self.largest) > 0
-        if not on_grid or self.largest % self.step_at(self.largest):
-            raise QuantizationError(f"largest must be a value of the format, got {self.largest!r}.")
+    name: str
+    grid: FloatGrid
+    block: int | None = None
+    scale_format: str = "float32"
 
     @property
     def bits(self) -> int:
-        return 1 + self.exponent_bits + self.mantissa_bits
+        """Bits of one value, its scale left out."""
+        return self.grid.bits
 
-    @property
-    def least_exponent(self) -> int:
-        """Exponent of the smallest normal value, which subnormal ones share."""
-        return 2 - 2 ** (self.exponent_bits - 1)
+    def choose(
+        self, x: Tensor, block_size: BlockSize = None, row_axis: int | None = None
+    ) -> FloatQParams:
+        """Scales from the largest |value| of each block of x.
 
-    @property
-    def smallest(self) -> float:
-        """The smallest positive value, a subnormal one."""
-        return 2.0 ** (self.least_exponent - self.mantissa_bits)
+        A format with blocks of its own ignores ``block_size``: its blocks run along the rows of x
+        (`FloatQParams.row_axis`, default: the first). Raises QuantizationError for NaN, infinity,
+        an empty x, or blocks that do not fit.
+        """
+        if self.block is None:
+            return self.from_largest(_largest(x, block_size), block_size)
+        check_tensor(x, f"choosing scales of {self.name}", filled=True)
+        axis = row_axis or 0
+        size = (1, self.block)
+        return self.from_largest(_largest(in_rows(x, axis, self.block), size), size, axis)
 
-    def step_at(self, value: float) -> float:
-        """Distance of the grid's values around ``value``."""
-        exponent = int(torch.frexp(torch.tensor(abs(value), dtype=torch.float64)).exponent) - 1
-        return 2.0 ** (max(exponent, self.least_exponent) - self.mantissa_bits)
+    def from_largest(
+        self, largest: Tensor, block_size: BlockSize = None, row_axis: int | None = None
+    ) -> FloatQParams:
+        """Scales from the largest |value| of each block, float64: 0-d, or one entry a block.
 
-    def values(self) -> Tensor:
-        """Every value, float32, ascending; zero once."""
-        normal = range(self.least_exponent, 2 ** (self.exponent_bits - 1) + 1)
-        steps = torch.arange(2**self.mantissa_bits, dtype=torch.float64)
-        positive = [steps * self.smallest]
-        positive += [(1 + steps / len(steps)) * 2.0**exponent for exponent in normal]
-        found = torch.cat(positive)
-        found = found[found <= self.largest]
-        return torch.cat([-found.flip(0)[:-1], found]).float()
-
-
-FP8_E4M3 = FloatGrid(4, 3, 448.0)
-FP8_E5M2 = FloatGrid(5, 2, 57344.0)
-FP4_E2M1 = FloatGrid(2, 1, 6.0)
-
-
-def round_to_float(x: Tensor, grid: FloatGrid) -> Tensor:
-    """x on the grid, in x's dtype: to nearest, half to even, saturating; -0 stays -0.
-
-    Computed in float32 (float64 for float64), where dividing by a power of two is exact. Raises
-    QuantizationError for NaN, integers, and what `check_tensor` refuses.
-    """
-    check_tensor(x, "round_to_float")
-    if bool(torch.isnan(x).any()):
-        raise QuantizationError(f"round_to_float: {int(torch.isnan(x).sum())} values are NaN.")
-    values = x.to(torch.float64).clamp(-grid.largest, grid.largest)
-    exponent = (torch.frexp(values).exponent - 1).clamp(min=grid.least_exponent)
-    step = torch.exp2((exponent - grid.mantissa_bits).double())
-    return (torch.round(values / step) * step).clamp(-grid.largest, grid.largest).to(x.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class FloatQParams:
-    """Scale(s) and the float grid: what `QParams` is for integers, without a zero point.
-
-    scale: float32, 0-d or one entry a block (``block_size`` as in `QParams`), positive, finite.
-    scale_bits: bits that storing one scale takes. tensor_scale_bits: of what all blocks share.
-    """
-
-    scale: Tensor
-    grid: FloatGrid
-    block_size: BlockSize = None
-    scale_bits: int = 32
-    tensor_scale_bits: int = 0
-
-    def __post_init__(self) -> None:
-        check_tensor(self.scale, "scale", (torch.float32,))
-        size = checked_block_size(self.block_size, self.scale)
-        object.__setattr__(self, "block_size", size)
-        if not bool((torch.isfinite(self.scale) & (self.scale > 0)).all()):
-            raise QuantizationError("every scale must be positive and finite.")
-
-    def nbits_per_value(self, count: int) -> float:
-        """Bits for one of ``count`` values, its share of the scales included."""
-        shared = self.scale_bits * self.scale.numel() + self.tensor_scale_bits
-        return self.grid.bits + shared / max(1, count)
+        float32: the largest value comes to lie on the grid's largest. e8m0: 2^k with
+        k = floor(log2(largest)) - the exponent of the grid's largest value (section 6.3 of the
+        specification), so that a block may saturate (up to 8 as 6). e4m3: as float32, rounded to
+        FP8 times one number that puts the largest scale on FP8's largest value.
+        A block of zeros gets scale 1 (e4m3: that of FP8's 1).
+        """
+        shared = None
+        if self.scale_format == "e8m0":
+            top = int(torch.frexp(torch.tensor(self.grid.largest)).exponent) - 1
+            exponent = torch.frexp(largest).exponent - 1 - top
+            scale = torch.exp2(exponent.double().clamp(-126, 127))  # float32's normal numbers
+            scale = torch.where(largest > 0, scale, 1.0).float()
+        elif self.scale_format == "e4m3":
+            shared = (largest.max() / (self.grid.largest * FP8_E4M3.largest)).float()
+            shared = shared.clamp(min=SCALE_FLOOR)
+            stored = round_to_float(largest / self.grid.largest / shared.double(), FP8_E4M3)
+            stored = stored.clamp(min=FP8_E4M3.smallest)  # where 0 would be the scale
+            scale = torch.where(largest > 0, stored, 1.0) * shared.double()
+            scale = scale.float().clamp(min=SCALE_FLOOR)
+        else:
+            scale = torch.where(largest > 0, largest / self.grid.largest, 1.0)
+            scale = scale.float().clamp(min=SCALE_FLOOR)
+        return FloatQParams(scale, self.grid, block_size, row_axis, self.scale_format, shared)
 
 
-def fake_quantize_float(x: Tensor, qparams: FloatQParams) -> Tensor:
-    """x rounded to scale times a value of the grid, in x's dtype and shape.
-
-    Raises QuantizationError as `round_to_float` does, and where the blocks do not fit x.
-    """
-    check_tensor(x, "fake_quantize_float")
-    if qparams.block_size is None:
-        blocks, scale = x, qparams.scale
-    else:
-        blocks = split_into_blocks(x, qparams.block_size)
-        scale = parameter_for_blocks(qparams.scale, blocks)
-    scale = scale.to(x.device, torch.float64)
-    return (
-        (round_to_float(blocks.double() / scale, qparams.grid) * scale).to(x.dtype).reshape(x.shape)
+MXFP4 = FloatFormat("mxfp4", FP4_E2M1, 32, "e8m0")
+NVFP4 = FloatFormat("nvfp4", FP4_E2M1, 16, "e4m3")
+FLOAT_FORMATS = {
+    known.name: known
+    for known in (
+        FloatFormat("fp8_e4m3", FP8_E4M3), FloatFormat("fp8_e5m2", FP8_E5M2),
+        FloatFormat("fp4_e2m1", FP4_E2M1), MXFP4, NVFP4,
     )
+}  # fmt: skip
+
+
+def float_format(name: str) -> FloatFormat:
+    """The format of that name; QuantizationError, with the names there are, for another word."""
+    if name not in FLOAT_FORMATS:
+        raise QuantizationError(
+            f"a floating-point format is one of {', '.join(FLOAT_FORMATS)}, got {name!r}."
+        )
+    return FLOAT_FORMATS[name]
+
+
+def format_name(qparams: FloatQParams) -> str:
+    """The name in FLOAT_FORMATS of what these lead to, or a description of the grid."""
+    for known in FLOAT_FORMATS.values():
+        if (known.grid, known.scale_format) == (qparams.grid, qparams.scale_format):
+            return known.name
+    return repr(qparams.grid)
 
 
 def choose_float_qparams(x: Tensor, grid: FloatGrid, block_size: BlockSize = None) -> FloatQParams:
@@ -146,9 +150,7 @@ def choose_float_qparams(x: Tensor, grid: FloatGrid, block_size: BlockSize = Non
 
     A block of zeros gets scale 1. Raises QuantizationError for NaN, infinity, an empty x.
     """
-    largest = _largest(x, block_size)
-    scale = torch.where(largest > 0, largest / grid.largest, 1.0)
-    return FloatQParams(scale.float().clamp(min=SCALE_FLOOR), grid, block_size)
+    return FloatFormat("", grid).choose(x, block_size)
 
 
 def mxfp4(x: Tensor, block: int = 32) -> FloatQParams:
@@ -156,11 +158,8 @@ def mxfp4(x: Tensor, block: int = 32) -> FloatQParams:
 
     2 is the exponent of FP4's largest value; the largest of a block may saturate (up to 8 as 6).
     """
-    largest = _largest(x, _rows(x, block))
-    exponent = torch.frexp(largest).exponent - 1 - 2
-    scale = torch.exp2(exponent.double().clamp(-126, 127))  # E8M0, short of float32's subnormals
-    scale = torch.where(largest > 0, scale, 1.0)
-    return FloatQParams(scale.float(), FP4_E2M1, _rows(x, block), scale_bits=8)
+    size = _last(x, block)
+    return MXFP4.from_largest(_largest(x, size), size)
 
 
 def nvfp4(x: Tensor, block: int = 16) -> FloatQParams:
@@ -168,16 +167,11 @@ def nvfp4(x: Tensor, block: int = 16) -> FloatQParams:
 
     The tensor's scale, max / (6 * 448), puts the largest block scale on FP8's largest value.
     """
-    largest = _largest(x, _rows(x, block))
-    whole_tensor = (largest.max() / (FP4_E2M1.largest * FP8_E4M3.largest)).clamp(min=SCALE_FLOOR)
-    wanted = largest / FP4_E2M1.largest / whole_tensor
-    stored = round_to_float(wanted, FP8_E4M3)
-    stored = stored.clamp(min=FP8_E4M3.smallest)  # of blocks so small that 0 would be the scale
-    scale = torch.where(largest > 0, stored * whole_tensor, 1.0).float().clamp(min=SCALE_FLOOR)
-    return FloatQParams(scale, FP4_E2M1, _rows(x, block), scale_bits=8, tensor_scale_bits=32)
+    size = _last(x, block)
+    return NVFP4.from_largest(_largest(x, size), size)
 
 
-def _rows(x: Tensor, block: int) -> tuple[int, ...]:
+def _last(x: Tensor, block: int) -> tuple[int, ...]:
     check_tensor(x, "block of floats", filled=True)
     if x.dim() == 0:
         raise QuantizationError("blocks run along the last dimension, and x has none.")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ptq_course.errors import QuantizationError, whole
+from ptq_course.graph.layer_types import weight_of
 from ptq_course.grids.affine import QTensor
 from ptq_course.grids.tensors import check_tensor
-from ptq_course.improve.matrices import weight_of
 from ptq_course.improve.walk import Site
 
 

@@ -65,7 +65,8 @@ def fine_tune(
     watch: called with the step and the network so far, every ``every`` steps and at the end.
 
     Raises CalibrationError where no batch comes, QuantizationError for other settings, labels that
-    are missing and a loss that is not finite, UnsupportedError for weights in codebooks.
+    are missing and a loss that is not finite, UnsupportedError for weights in codebooks and for
+    floats.
     """
     steps, every = whole("fine_tune: steps", steps, 1), whole("fine_tune: every", every, 0)
     number("fine_tune: rate", rate, "(0, inf)")

@@ -1,10 +1,12 @@
-"""Weights on a grid of small floats: FP8, MXFP4, NVFP4. Chapter 13.
+"""Weights on any grid of small floats, of one's own too, without a quantizer. Chapter 13.
 
     found = float_weights(model, mxfp4)
     PTQQuantizer(found.module, config=QConfig(weight_bits=None))     # then the activations
 
-Each row of a layer's matrix is rounded as `grids.floats` says. It simulates: codes of floats have
-no place in `QuantizedLayer`, so that a file holds these weights as float32.
+Each row of a layer's matrix is rounded as `grids.floats` says, or by functions of one's own; the
+module holds the rounded weights as float32. `QConfig(weight_format="mxfp4")` does the same for the
+named formats, with codes: its layers are stored in few bits, and a row that whole blocks do not
+fill ends with a shorter one, where this leaves the layer out.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from ptq_course.errors import UnsupportedError
 from ptq_course.graph.layer_types import bias_of, known_type, weight_of
 from ptq_course.grids.affine import SCALE_FLOOR, QParams, QTensor, quantize
 from ptq_course.grids.blocks import parameter_for_blocks, split_into_blocks
+from ptq_course.grids.floats import format_name
 from ptq_course.improve.straight_through import round_per_tensor, round_through
-from ptq_course.improve.walk import put_weight
 from ptq_course.simulation.bias import quantize_bias, scale_per_output
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, check_call
@@ -31,12 +31,8 @@ class LearningLayer(nn.Module):
 
     def __init__(self, layer: QuantizedLayer, learn_scales: bool) -> None:
         super().__init__()
-        qparams, floating = layer.weight_qparams, layer.float_layer
-        if qparams is None:
-            raise UnsupportedError(
-                f"{layer.name}: a codebook decodes its weight, which has no scale to learn with; "
-                "train before clustering."
-            )
+        qparams = layer.require_integers("training through the rounding")
+        floating = layer.float_layer
         self.name, self.floating, self.qparams = layer.name, floating, qparams
         self.weight = nn.Parameter(near_codes(weight_of(floating).detach(), layer))
         bias = bias_of(floating) if layer.bias is None else layer.bias
@@ -75,7 +71,7 @@ class LearningLayer(nn.Module):
             per_output = scale_per_output(self.floating, replaced.scale)
             assert per_output is not None  # or the bias would have no codes
             input_scale = (layer.bias_scale / per_output).median()
-        put_weight(layer, QTensor(quantize(self.weight.detach(), qparams), qparams))
+        layer.put_weight(QTensor(quantize(self.weight.detach(), qparams), qparams))
         if self.bias is None:
             return
         per_output = scale_per_output(self.floating, scale)
@@ -98,7 +94,13 @@ class LearningQuantizer(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer, learn_range: bool = False) -> None:
         super().__init__()
-        self.name, self.made_from, self.learns = quantizer.name, quantizer.qparams, learn_range
+        q = quantizer.qparams
+        if not isinstance(q, QParams):
+            raise UnsupportedError(
+                f"value {quantizer.name!r} is rounded to {format_name(q)}, and training through "
+                "the rounding needs a grid of integers; leave activation_format out."
+            )
+        self.name, self.made_from, self.learns = quantizer.name, q, learn_range
         scale, zero, grid = quantizer.scale, quantizer.zero_point, quantizer.grid
         fixed = set(zero.flatten().tolist()) <= {0, grid.qmin, grid.qmax}
         self.scale = nn.Parameter(scale.clone(), requires_grad=learn_range)

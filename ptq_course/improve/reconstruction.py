@@ -33,7 +33,7 @@ from ptq_course.simulation.quantizer import PTQQuantizer
 EXAMPLES = 64  # at a time
 # Of one rate, in units of a weight's step, the share for the others: logarithms of scales, zero
 # points as a share of the grid, biases as a share of their mean size.
-SCALES, RANGES, ZEROS, BIASES = 0.25, 0.25, 0.25, 0.1
+SCALES, RANGES, ZEROS, BIASES = 0.5, 0.5, 0.25, 0.1
 
 
 def reconstruct(
@@ -42,7 +42,7 @@ def reconstruct(
     steps: int = 1000,
     *,
     start: QuantizedModel | None = None,
-    rate: float = 0.02,
+    rate: float = 0.01,
     num_batches: int | None = None,
     seed: int = 0,
     progress: bool = True,

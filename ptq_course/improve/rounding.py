@@ -138,11 +138,7 @@ class RoundWeights:
         self.damping = number("damping", damping, "(0, inf)")
 
     def __call__(self, site: Site) -> None:
-        qparams = site.layer.weight_qparams
-        if qparams is None:
-            raise QuantizationError(
-                f"{site.layer.name}: a codebook decodes its weight; round before clustering."
-            )
+        qparams = site.layer.require_integers("a search for better rounding")
         layer = site.float_layer
         weight = matrices(layer).double()
         moments = damped(site.moments, self.damping)

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError, flag, number
 from ptq_course.grids.affine import block_minmax, choose_qparams, fake_quantize
+from ptq_course.grids.floats import FloatFormat
 from ptq_course.improve.equalization import input_ranges
 from ptq_course.improve.inputs import find_values, inputs_of, linear, put_before
 from ptq_course.improve.pairs import prepared
@@ -191,9 +192,12 @@ def output_error(layer: nn.Linear, x: Tensor, factors: Tensor, config: QConfig) 
         low, high = block_minmax(scaled)
         qparams = choose_qparams(low, high, config.activation_grid, config.activation_symmetric)
         scaled = fake_quantize(scaled, qparams)
-    if config.weight_grid is not None:
+    grid = config.weight_grid
+    if isinstance(grid, FloatFormat):
+        weight = fake_quantize(weight, grid.choose(weight, (1, -1)))
+    elif grid is not None:
         low, high = block_minmax(weight, (1, -1))
-        weight = fake_quantize(weight, choose_qparams(low, high, config.weight_grid, True, (1, -1)))
+        weight = fake_quantize(weight, choose_qparams(low, high, grid, True, (1, -1)))
     return float((scaled @ weight.T - x @ layer.weight.detach().T).square().sum())
 
 

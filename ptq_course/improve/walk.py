@@ -61,28 +61,13 @@ class Site:
                 f"{self.layer.name}: codes of shape {tuple(weight.shape)}, the layer has "
                 f"{tuple(self.layer.weight_codes.shape)}."
             )
-        put_weight(self.layer, weight)
+        self.layer.put_weight(weight)
 
 
 class LayerStep(Protocol):
     """Improves the layer of a site in place, before the walk goes through it."""
 
     def __call__(self, site: Site) -> None: ...
-
-
-def put_weight(layer: QuantizedLayer, weight: QTensor) -> None:
-    """Replace the codes of a quantized layer, and what decodes them."""
-    q = weight.qparams
-    buffers = {
-        "weight_codes": weight.codes,
-        "codebook": weight.codebook,
-        "weight_scale": None if q is None else q.scale,
-        "weight_zero_point": None if q is None else q.zero_point,
-    }
-    for name, values in buffers.items():
-        setattr(layer, name, values)
-    layer.weight_grid = None if q is None else q.grid
-    layer.weight_block_size = None if q is None else q.block_size
 
 
 def sum_of_moments(layer: nn.Module, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:

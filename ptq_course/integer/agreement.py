@@ -152,7 +152,8 @@ def _quantizers(module: nn.Module) -> dict[str, QParams]:
     """What the quantizers of a simulated graph round to, by node; {} where there is no graph."""
     nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
     parts = ((node.name, called(module, node)) for node in nodes)
-    return {n: part.qparams for n, part in parts if isinstance(part, ActivationQuantizer)}
+    found = {n: part.qparams for n, part in parts if isinstance(part, ActivationQuantizer)}
+    return {n: q for n, q in found.items() if isinstance(q, QParams)}
 
 
 def _label(integer: IntegerModel, quantizer: str) -> str:
@@ -195,6 +196,7 @@ class Simulation(fx.Interpreter):
         quantizer = called(self.module, n)
         if isinstance(quantizer, ActivationQuantizer):
             q = quantizer.qparams
+            assert isinstance(q, QParams)  # or there would be no integer network to compare with
             self.codes[n.name] = torch.round(value / q.scale).int() + q.zero_point
             if self.lead is not None:
                 return dequantize(self.lead[n.name], q, value.dtype)

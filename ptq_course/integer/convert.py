@@ -30,7 +30,7 @@ from ptq_course.graph.kinds import (
     operation_of,
 )
 from ptq_course.graph.planning import NOT_READ
-from ptq_course.grids.affine import QParams
+from ptq_course.grids.affine import AnyQParams, QParams
 from ptq_course.integer.accumulators import check_accumulator_range
 from ptq_course.integer.averages import IntegerAveraging
 from ptq_course.integer.elementwise import (
@@ -48,8 +48,8 @@ from ptq_course.integer.rules import (
     SHAPES,
     averaging_of,
     bound,
-    check_bits,
     check_layer,
+    checked_bits,
     describe,
     max_pooling,
     same,
@@ -177,9 +177,9 @@ class _Converter:
 
     # --- what ends an operation --------------------------------------------------------------
 
-    def quantizer(self, node: fx.Node, qparams: QParams) -> Codes:
+    def quantizer(self, node: fx.Node, given: AnyQParams) -> Codes:
         """A quantizer: finishes the pending operation, or quantizes the network's input."""
-        check_bits(node.name, qparams)
+        qparams = checked_bits(node.name, given)
         source = node.all_input_nodes[0]
         value = self.known[source]
         if isinstance(value, Pending):

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph.kinds import MAX_POOLS, MEANS, NOT_TENSORS
 from ptq_course.graph.layer_types import bias_of, known_type, plain_type
-from ptq_course.grids.affine import QParams
+from ptq_course.grids.affine import AnyQParams, FloatQParams, IntGrid, QParams
+from ptq_course.grids.floats import format_name
 from ptq_course.integer.averages import IntegerAveragePool, IntegerAveraging, IntegerMean
 from ptq_course.simulation.bias import scale_per_output
 from ptq_course.simulation.layers import QuantizedLayer
@@ -33,8 +34,9 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
         reason = "its input is not quantized (activation_bits=None?)"
     elif getattr(layer.float_layer, "padding_mode", "zeros") != "zeros":
         reason = f"padding_mode {layer.float_layer.padding_mode!r} is not done with integers here"
-    elif grid is None or layer.weight_scale is None:
-        reason = "a codebook decodes its weight, and a product needs codes on a grid"
+    elif not isinstance(grid, IntGrid) or layer.weight_scale is None:
+        found = layer.weight_qtensor.decoded_by
+        reason = f"{found} decodes its weight, and a product needs codes on a grid of integers"
     elif grid.bits > 8:
         reason = f"its weight has {grid.bits} bits; use 8 or fewer"
     elif not grid.signed:
@@ -50,14 +52,20 @@ def check_layer(layer: QuantizedLayer, quantized: bool) -> None:
         raise UnsupportedError(f"to_integer: {name}: {reason}.")
 
 
-def check_bits(name: str, qparams: QParams) -> None:
-    """Raise UnsupportedError where an activation is wider than 8 bits or has several scales."""
+def checked_bits(name: str, qparams: AnyQParams) -> QParams:
+    """The QParams of an activation of up to 8 bits with one scale; else UnsupportedError."""
+    if isinstance(qparams, FloatQParams):
+        raise UnsupportedError(
+            f"to_integer: {name} is rounded to the floating-point format {format_name(qparams)}; "
+            "quantize with integers (leave activation_format out)."
+        )
     if qparams.grid.bits > 8:
         raise UnsupportedError(
             f"to_integer: {name} has {qparams.grid.bits} bits; integer kernels hold 8 or fewer."
         )
     if qparams.block_size is not None:
         raise UnsupportedError(f"to_integer: {name} has more than one scale for an activation.")
+    return qparams
 
 
 def averaging_of(

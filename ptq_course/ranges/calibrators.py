@@ -15,13 +15,14 @@ KLCalibrator and MSECalibrator read the same histogram.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar, cast, overload
 
 import torch.distributed as dist
 from torch import Tensor
 
-from ptq_course.errors import CalibrationError, number
-from ptq_course.grids.affine import IntGrid, QParams, choose_qparams
+from ptq_course.errors import CalibrationError, QuantizationError, number
+from ptq_course.grids.affine import AnyGrid, AnyQParams, IntGrid, QParams, choose_qparams
+from ptq_course.grids.floats import FloatFormat
 from ptq_course.ranges.histograms import DyadicHistogram, FloatBitHistogram
 from ptq_course.ranges.rules import (
     Range,
@@ -94,12 +95,26 @@ class Calibrator:
         """Merge over all processes of a torch.distributed group; each calls it once."""
         self.summary.all_reduce(group)
 
-    def range(self, grid: IntGrid, symmetric: bool = True) -> Range:
-        """The interval (low, high) that `grid` shall cover. CalibrationError before any data."""
+    def range(self, grid: AnyGrid, symmetric: bool = True) -> Range:
+        """The interval (low, high) that `grid` shall cover. CalibrationError before any data.
+
+        Raises QuantizationError for floats and a rule that searches a grid of integers (KL, MSE).
+        """
+        if isinstance(grid, FloatFormat):
+            symmetric = True
+            if self.rule.sweep is not None:
+                raise QuantizationError(
+                    f"the range rule {self.rule.name!r} searches a grid of integers, and the "
+                    f"format is {grid.name!r}; use 'minmax', 'percentile' or 'search'."
+                )
         return self.rule.decide(self.summary, grid, symmetric, **self.options)
 
-    def qparams(self, grid: IntGrid, symmetric: bool = True) -> QParams:
-        """Per-tensor scale and zero point for the range."""
+    @overload
+    def qparams(self, grid: IntGrid, symmetric: bool = True) -> QParams: ...
+    @overload
+    def qparams(self, grid: AnyGrid, symmetric: bool = True) -> AnyQParams: ...
+    def qparams(self, grid: AnyGrid, symmetric: bool = True) -> AnyQParams:
+        """Per-tensor scale, and zero point where the grid has one, for the range."""
         low, high = self.range(grid, symmetric)
         return choose_qparams(low, high, grid, symmetric)
 

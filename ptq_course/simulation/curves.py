@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptq_course.grids.affine import IntGrid, QParams, choose_qparams, fake_quantize
+from ptq_course.grids.affine import AnyGrid, AnyQParams, IntGrid, choose_qparams, fake_quantize
 
 
 class RoundedInside(nn.Module):
     """Base: ``factor`` are the QParams of what is rounded inside, a value in [0, 1]."""
 
-    def __init__(self, grid: IntGrid) -> None:
+    def __init__(self, grid: AnyGrid) -> None:
         super().__init__()
-        self.factor: QParams = choose_qparams(0.0, 1.0, IntGrid(grid.bits, signed=grid.signed))
+        if isinstance(grid, IntGrid):
+            grid = IntGrid(grid.bits, signed=grid.signed)
+        self.factor: AnyQParams = choose_qparams(0.0, 1.0, grid)
 
     def gate(self, x: Tensor) -> Tensor:
         """The rounded factor in [0, 1]."""

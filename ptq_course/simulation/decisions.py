@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from ptq_course.errors import CalibrationError, QuantizationError
 from ptq_course.graph import Plan
 from ptq_course.graph.planning import LayerSite
-from ptq_course.grids.affine import QParams, choose_qparams
+from ptq_course.grids.affine import AnyQParams, choose_qparams
 from ptq_course.ranges.calibrators import CALIBRATORS, Calibrator
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.statistics import Statistics, rules_named
@@ -20,12 +20,12 @@ from ptq_course.simulation.statistics import Statistics, rules_named
 
 def decide(
     statistics: Statistics, plan: Plan, config: QConfig, rule: str, options: dict[str, float]
-) -> tuple[dict[str, Calibrator], dict[str, QParams]]:
+) -> tuple[dict[str, Calibrator], dict[str, AnyQParams]]:
     """A calibrator and QParams for each value of the plan, by name.
 
     rule: the name of a range rule, ``options`` for its calibrator. Both dictionaries are empty
     where the config leaves the activations in floating point. Raises CalibrationError, naming the
-    value, where no data were seen.
+    value, where no data were seen, QuantizationError for a rule that its grid has no use for.
     """
     rules_named(rule)
     grid = config.activation_grid
@@ -41,7 +41,7 @@ def decide(
         raise CalibrationError("compute_qparams: no data was observed; call observe(loader).")
     statistics.require(rule)
     calibrators: dict[str, Calibrator] = {}
-    qparams: dict[str, QParams] = {}
+    qparams: dict[str, AnyQParams] = {}
     for name, value in plan.values.items():
         if name in statistics.integers:
             continue
@@ -66,11 +66,15 @@ def check_widths(config: QConfig, layers: Mapping[str, LayerSite]) -> None:
     for name, bits in config.layer_bits:
         if name not in layers:
             raise QuantizationError(
-                f"layer_bits gives {name!r} {bits} bits, but the model has no such layer. Its "
+                f"layer_bits gives {name!r} {_word(bits)}, but the model has no such layer. Its "
                 f"layers: {', '.join(sorted(layers))}."
             )
         if layers[name].kept_float:
             raise QuantizationError(
-                f"layer_bits gives {name!r} {bits} bits, but its weight stays in floating point "
+                f"layer_bits gives {name!r} {_word(bits)}, but its weight stays in floating point "
                 "(left_in_float says why); take it out of layer_bits."
             )
+
+
+def _word(width: int | str) -> str:
+    return width if isinstance(width, str) else f"{width} bits"

@@ -17,11 +17,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.errors import QuantizationError, flag
+from ptq_course.errors import QuantizationError, UnsupportedError, flag
 from ptq_course.graph import Kind, kinds_of
 from ptq_course.graph.layer_types import known_type
 from ptq_course.graph.recurrent import LSTM, Recurrent
-from ptq_course.grids.affine import QTensor
+from ptq_course.grids.affine import IntGrid, QTensor
 from ptq_course.simulation.dynamic_layers import (
     DynamicLayer,
     DynamicQuantizer,
@@ -69,6 +69,12 @@ def quantize_dynamic(
     check_granularity(granularity)
     if flag("weights_only", weights_only):
         config = replace(config, activation_bits=None)
+    elif config.activation_format or (config.weight_format and config.activation_bits):
+        found = config.weight_format or config.activation_format
+        raise UnsupportedError(
+            f"quantize_dynamic multiplies integers, and the config has {found!r}; use "
+            "weights_only=True, or PTQQuantizer, which simulates floats with calibrated scales."
+        )
     weights = replace(config, activation_bits=None)
     ahead = PTQQuantizer(model, config=weights, example=example).quantize_weights()
     return ahead if config.activation_bits is None else round_inputs(ahead, config, granularity)
@@ -84,8 +90,8 @@ def round_inputs(quantized: QuantizedModel, config: QConfig, granularity: str) -
         left_in_float |= _between_layers(module)
     made: dict[nn.Module, DynamicLayer] = {}  # a layer under two names stays one
     grid = config.activation_grid
-    if grid is None:
-        raise QuantizationError("round_inputs: the config has activation_bits=None.")
+    if not isinstance(grid, IntGrid):
+        raise QuantizationError("round_inputs: the config rounds no activations to integers.")
     for path, layer in list(module.named_modules(remove_duplicate=False)):
         if not isinstance(layer, QuantizedLayer):
             continue

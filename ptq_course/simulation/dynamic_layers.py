@@ -100,9 +100,10 @@ class DynamicLayer(LayerStandIn):
         super().__init__()
         self.quantized, self.quantizer, self.name = quantized, quantizer, quantized.name
         self._kept = Kept()
-        if quantized.codebook is not None:
+        if quantized.weight_qparams is None:
             raise UnsupportedError(
-                f"layer {self.name!r}: a codebook has no integer product; use weights_only=True."
+                f"layer {self.name!r}: {quantized.weight_qtensor.decoded_by} has no integer "
+                "product; use weights_only=True."
             )
         factors, inputs = less_zero_point(quantized.weight_qtensor), quantizer.largest
         sums = sum_range(factors, (-inputs, inputs), axis=quantized.channel_axis)

@@ -8,7 +8,7 @@ network with integers only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ptq_course.errors import QuantizationError, UnsupportedError, whole
 from ptq_course.graph.layer_types import bias_of, channel_axis, known_type, layer_type, weight_of
 from ptq_course.grids.affine import (
+    AnyGrid,
+    AnyQParams,
     IntGrid,
     QParams,
     QTensor,
@@ -24,6 +26,8 @@ from ptq_course.grids.affine import (
     fake_quantize,
     quantize,
 )
+from ptq_course.grids.float_scales import FloatQParams
+from ptq_course.grids.floats import FloatFormat, FloatGrid, format_name
 from ptq_course.ranges.weights import mse_range
 from ptq_course.simulation.bias import (
     check_accumulator,
@@ -39,23 +43,27 @@ class ActivationQuantizer(nn.Module):
     """Rounds a tensor to the grid of its QParams: one instance for each tensor value, ``name``."""
 
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None  # None: a grid of floats has none
 
-    def __init__(self, qparams: QParams, *, name: str = "") -> None:
+    def __init__(self, qparams: AnyQParams, *, name: str = "") -> None:
         super().__init__()
         self.name = name
         self.register_buffer("scale", qparams.scale)
-        self.register_buffer("zero_point", qparams.zero_point)
+        zero_point = None if isinstance(qparams, FloatQParams) else qparams.zero_point
+        self.register_buffer("zero_point", zero_point)
         self.grid = qparams.grid
         self.block_size = qparams.block_size
         self._kept = Kept()
 
     @property
-    def qparams(self) -> QParams:
+    def qparams(self) -> AnyQParams:
         made_from = self._buffers["scale"], self._buffers["zero_point"], self.grid, self.block_size
         return self._kept.get("qparams", made_from, self._make_qparams)
 
-    def _make_qparams(self) -> QParams:
+    def _make_qparams(self) -> AnyQParams:
+        if isinstance(self.grid, FloatGrid):
+            return FloatQParams(self.scale, self.grid, self.block_size)
+        assert self.zero_point is not None
         return QParams(self.scale, self.zero_point, self.grid, self.block_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +73,9 @@ class ActivationQuantizer(nn.Module):
         grid = self.grid
         if self.scale.dim():
             return f"{self.scale.numel()} scales, bits={grid.bits}"
+        if isinstance(qparams := self.qparams, FloatQParams):
+            return f"scale={self.scale.item():.6g}, {format_name(qparams)}"
+        assert self.zero_point is not None
         return (
             f"scale={self.scale.item():.6g}, zero_point={self.zero_point.item()}, bits={grid.bits}"
         )
@@ -97,8 +108,9 @@ class QuantizedLayer(LayerStandIn):
 
     ``layer`` is the float layer (kept unchanged, for comparison); ``weight`` holds the codes and
     what decodes them, however they were found: rounding (`from_float`), a file, AdaRound, GPTQ, a
-    codebook. ``bias_codes`` are int32 [channels], their ``bias_scale`` float32 [channels]; without
-    them the bias stays in floating point (weight-only, per-group).
+    codebook. On a grid of floats the codes are bit patterns. ``bias_codes`` are int32 [channels],
+    their ``bias_scale`` float32 [channels]; without them the bias stays in floating point
+    (weight-only, per-group, floats).
     Raises QuantizationError where codes and layer differ in shape, or its weight is not finite.
     """
 
@@ -119,49 +131,82 @@ class QuantizedLayer(LayerStandIn):
         self.name = name
         self.float_layer = layer
         self.raised_channels = 0  # scales that `from_float` enlarged for the bias
-        self.register_buffer("weight_codes", weight.codes)
-        self.register_buffer("codebook", weight.codebook)
-        q = weight.qparams
-        self.register_buffer("weight_scale", None if q is None else q.scale)
-        self.register_buffer("weight_zero_point", None if q is None else q.zero_point)
-        self.weight_grid = None if q is None else q.grid
-        self.weight_block_size = None if q is None else q.block_size
+        for buffer in ("weight_codes", "codebook", "weight_scale", "weight_zero_point",
+                       "weight_tensor_scale"):  # fmt: skip
+            self.register_buffer(buffer, None)
+        self.put_weight(weight)
         self.register_buffer("bias_codes", bias_codes)
         self.register_buffer("bias_scale", bias_scale)
         self._kept = Kept()
 
+    def put_weight(self, weight: QTensor) -> None:
+        """Replace the codes of the weight, and what decodes them; the bias stays as it is."""
+        q = weight.qparams
+        floats = q if isinstance(q, FloatQParams) else None
+        buffers = {
+            "weight_codes": weight.codes,
+            "codebook": weight.codebook,
+            "weight_scale": None if q is None else q.scale,
+            "weight_zero_point": q.zero_point if isinstance(q, QParams) else None,
+            "weight_tensor_scale": None if floats is None else floats.tensor_scale,
+        }
+        for name, values in buffers.items():
+            setattr(self, name, values)
+        self.weight_grid = None if q is None else q.grid
+        self.weight_block_size = None if q is None else q.block_size
+        self.weight_row_axis = None if floats is None else floats.row_axis
+        self.weight_scale_format = "float32" if floats is None else floats.scale_format
+
     @classmethod
     def from_float(
-        cls, layer: nn.Module, weight_qparams: QParams, input_qparams: QParams | None = None,
+        cls, layer: nn.Module, weight_qparams: AnyQParams, input_qparams: AnyQParams | None = None,
         *, name: str = "",
     ) -> QuantizedLayer:  # fmt: skip
         """Round a float layer: the weight with ``weight_qparams``, the bias with s_x * s_w.
 
-        ``input_qparams`` (per-tensor) belong to the layer's input; without them the bias stays in
-        floating point. A channel so quiet that its bias would not fit int32 gets a larger weight
-        scale: ``raised_channels`` counts them. Raises UnsupportedError where the sum of products
-        itself could overflow int32.
+        ``input_qparams`` (per-tensor) belong to the layer's input; without them, and where either
+        grid is one of floats, the bias stays in floating point. A channel so quiet that its bias
+        would not fit int32 gets a larger weight scale: ``raised_channels`` counts them. Raises
+        UnsupportedError where the sum of products itself could overflow int32.
         """
         check_layer(layer, name)
-        raised, bias_codes, bias_scale = 0, None, None
-        if input_qparams is not None:
-            weight_qparams, raised = room_for_bias(layer, weight_qparams, input_qparams)
+        bias_codes, bias_scale = None, None
+        if not isinstance(weight_qparams, QParams) or not isinstance(input_qparams, QParams):
+            weight = QTensor(quantize(weight_of(layer).detach(), weight_qparams), weight_qparams)
+            return cls(layer, weight, name=name)
+        weight_qparams, raised = room_for_bias(layer, weight_qparams, input_qparams)
         weight = QTensor(quantize(weight_of(layer).detach(), weight_qparams), weight_qparams)
         scale = scale_per_output(layer, weight_qparams.scale)
         bias = bias_of(layer)
         # Per-group weights have no single accumulator scale: their bias is added in float.
-        if input_qparams is not None and bias is not None and scale is not None:
+        if bias is not None and scale is not None:
             bias_codes, bias_scale = quantize_bias(bias.detach(), input_qparams.scale, scale)
         quantized = cls(layer, weight, bias_codes, bias_scale, name=name)
         quantized.raised_channels = raised
-        if input_qparams is not None:
-            check_accumulator(name, layer, weight, bias_codes, input_qparams)
+        check_accumulator(name, layer, weight, bias_codes, input_qparams)
         return quantized
 
     @property
     def weight_qparams(self) -> QParams | None:
-        """Scale and zero point of the weight; None where a codebook decodes it."""
-        return self.weight_qtensor.qparams
+        """Scale and zero point of integer codes; None where they are a codebook's or of floats."""
+        qparams = self.weight_qtensor.qparams
+        return qparams if isinstance(qparams, QParams) else None
+
+    def require_integers(self, who: str) -> QParams:
+        """`weight_qparams`; else UnsupportedError, naming the layer, its codes and ``who`` asks."""
+        qparams = self.weight_qparams
+        if qparams is None:
+            found = self.weight_qtensor.decoded_by
+            before = (
+                "; do it before clustering"
+                if self.codebook is not None
+                else (", or plain rounding to the format (convert() or quantize_weights())")
+            )
+            raise UnsupportedError(
+                f"layer {self.name!r}: {found} decodes its weight, and {who} needs integers with a "
+                f"scale. Use integer weights (weight_bits, without weight_format){before}."
+            )
+        return qparams
 
     @property
     def weight_qtensor(self) -> QTensor:
@@ -183,7 +228,8 @@ class QuantizedLayer(LayerStandIn):
     def made_from(self) -> tuple:
         """What weight and bias are decoded from: when one of these changes, they do."""
         dtype = cast(nn.Module, self._modules["float_layer"]).weight.dtype  # the quick way to it
-        return (*self._buffers.values(), self.weight_grid, self.weight_block_size, dtype)
+        grid = self.weight_grid, self.weight_block_size, self.weight_row_axis
+        return (*self._buffers.values(), *grid, self.weight_scale_format, dtype)
 
     def _decoded(self) -> tuple[Tensor, Tensor | None]:
         return self._kept.get("decoded", self.made_from, self._decode)
@@ -197,6 +243,13 @@ class QuantizedLayer(LayerStandIn):
 
     def _make_qtensor(self) -> QTensor:
         scale, zero_point, grid = self.weight_scale, self.weight_zero_point, self.weight_grid
+        if isinstance(grid, FloatGrid):
+            assert scale is not None
+            floats = FloatQParams(
+                scale, grid, self.weight_block_size, self.weight_row_axis,
+                self.weight_scale_format, self.weight_tensor_scale,
+            )  # fmt: skip
+            return QTensor(self.weight_codes, floats)
         if scale is None or zero_point is None or grid is None:
             return QTensor(self.weight_codes, None, self.codebook)
         return QTensor(self.weight_codes, QParams(scale, zero_point, grid, self.weight_block_size))
@@ -215,6 +268,8 @@ class QuantizedLayer(LayerStandIn):
     def extra_repr(self) -> str:
         if self.codebook is not None:
             return f"weight: codebook of {len(self.codebook)} values"
+        if isinstance(floats := self.weight_qtensor.qparams, FloatQParams):
+            return f"weight: {format_name(floats)}, scales: {floats.scale.numel()}"
         qparams = self.weight_qtensor.require_qparams()
         grid, scales = qparams.grid, qparams.scale.numel()
         return f"weight: {grid.bits} bits in [{grid.qmin}, {grid.qmax}], scales: {scales}"
@@ -301,12 +356,30 @@ def weight_block_size(layer: nn.Module, granularity: str | int) -> tuple[int, ..
     )
 
 
+@overload
 def weight_qparams(
     layer: nn.Module, grid: IntGrid, granularity: str | int, symmetric: bool = True,
     weight_range: str = "minmax",
-) -> QParams:  # fmt: skip
-    """Scale and zero point of a layer's weight by `QConfig.weight_range`: no data is needed."""
-    block_size, weight = weight_block_size(layer, granularity), weight_of(layer).detach()
+) -> QParams: ...  # fmt: skip
+@overload
+def weight_qparams(
+    layer: nn.Module, grid: AnyGrid, granularity: str | int, symmetric: bool = True,
+    weight_range: str = "minmax",
+) -> AnyQParams: ...  # fmt: skip
+def weight_qparams(
+    layer: nn.Module, grid: AnyGrid, granularity: str | int, symmetric: bool = True,
+    weight_range: str = "minmax",
+) -> AnyQParams:  # fmt: skip
+    """Scale and zero point of a layer's weight by `QConfig.weight_range`: no data is needed.
+
+    The blocks of a format that has its own run along the rows of the weight, one row a channel.
+    """
+    weight = weight_of(layer).detach()
+    if isinstance(grid, FloatFormat) and grid.block is not None:
+        return grid.choose(weight, row_axis=channel_axis(layer))
+    block_size = weight_block_size(layer, granularity)
+    if isinstance(grid, FloatFormat):
+        return grid.choose(weight, block_size)
     if weight_range == "mse":
         low, high = mse_range(weight, grid, symmetric, block_size)
     else:

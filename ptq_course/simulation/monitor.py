@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
-from ptq_course.grids.affine import QParams, unclamped_codes
+from ptq_course.grids.affine import AnyQParams, FloatQParams, unclamped_codes
+from ptq_course.grids.float_scales import outside_float
 from ptq_course.simulation.layers import ActivationQuantizer
 
 
-def clipped_share(x: Tensor, qparams: QParams) -> float:
+def clipped_share(x: Tensor, qparams: AnyQParams) -> float:
     """Share, 0 to 1, of the values of x whose code `quantize` would have to clamp.
 
     x: floating point, any shape. A value up to half a step beyond the last level still rounds to
@@ -100,7 +101,7 @@ class ClippingMonitor:
         self._hooks.clear()
 
 
-def _outside(x: Tensor, qparams: QParams, name: str = "clipped_share") -> int:
+def _outside(x: Tensor, qparams: AnyQParams, name: str = "clipped_share") -> int:
     """How many values round to a code outside the grid."""
     if qparams.block_size is not None:
         raise UnsupportedError(
@@ -114,6 +115,8 @@ def _outside(x: Tensor, qparams: QParams, name: str = "clipped_share") -> int:
         )
     if bool(torch.isnan(x.detach().sum())) and bool(torch.isnan(x).any()):  # inf - inf is NaN too
         raise QuantizationError(f"{name}: the live data hold NaN: find the layer that makes it.")
+    if isinstance(qparams, FloatQParams):
+        return outside_float(x.detach(), qparams)
     codes = unclamped_codes(x.detach(), qparams)
     return int(((codes < qparams.grid.qmin) | (codes > qparams.grid.qmax)).sum())
 

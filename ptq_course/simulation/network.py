@@ -19,7 +19,7 @@ from ptq_course.graph.fusion import fuse
 from ptq_course.graph.kernels import KERNELS
 from ptq_course.graph.kinds import ALWAYS_FUSED, called
 from ptq_course.graph.reading import learn_types, mark_types, source_of, types_of
-from ptq_course.grids.affine import IntGrid
+from ptq_course.grids.affine import AnyGrid
 from ptq_course.grids.metrics import rounding_limit
 from ptq_course.simulation.curves import ROUNDED, RoundedInside
 from ptq_course.simulation.layers import ActivationQuantizer, Preceded
@@ -110,7 +110,7 @@ class TracedNetwork:
         self,
         layers: Mapping[str, nn.Module],
         quantizers: Mapping[str, nn.Module],
-        grid: IntGrid | None,
+        grid: AnyGrid | None,
     ) -> nn.Module:
         """A copy with ``layers`` for the float ones and each value through its quantizer.
 

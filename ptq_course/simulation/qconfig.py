@@ -11,7 +11,8 @@ from typing import Any
 
 from ptq_course.errors import QuantizationError, flag, whole
 from ptq_course.graph.kinds import ALWAYS_FUSED, FUSABLE
-from ptq_course.grids.affine import IntGrid
+from ptq_course.grids.affine import AnyGrid, IntGrid
+from ptq_course.grids.floats import FLOAT_FORMATS, FloatFormat, float_format
 from ptq_course.ranges.calibrators import CALIBRATORS
 from ptq_course.ranges.weights import WEIGHT_RANGES
 
@@ -36,8 +37,9 @@ class QConfig:
         which tries them all on calibration data and takes the one nearest to FP32. No single rule
         wins everywhere, so "search" is the default: two to four times the time of calibration.
     float_layers: module paths that stay in floating point (chapter 10).
-    layer_bits: widths of single layers' weights in place of ``weight_bits``, as {"fc": 4} or pairs;
-        kept as a tuple of pairs (chapters 10 and 13). Activations keep theirs.
+    layer_bits: widths of single layers' weights in place of ``weight_bits``, as {"fc": 4} or pairs,
+        or formats, {"fc": "fp8_e4m3"}; kept as a tuple of pairs (chapters 10 and 13). Activations
+        keep theirs.
     fused_activations: those that the runtime computes inside the layer before them, so that no
         quantizer stands between the two; of FUSABLE. ReLU and ReLU6 are clamps, which every
         integer runtime fuses; Hardswish and SiLU stay apart in ONNX Runtime (a convolution whose
@@ -47,6 +49,12 @@ class QConfig:
     target: the runtime that the preset was made for, one of TARGETS. A label: it goes into saved
         checkpoints and recipes, and nothing is computed from it. `deploy.onnx.export` has a
         `target` of its own and checks the network against that.
+    weight_format: floats in place of integers, a name in FLOAT_FORMATS (chapter 13): "fp8_e4m3",
+        "fp8_e5m2" and "fp4_e2m1" with scales as ``weight_granularity`` says; "mxfp4" and "nvfp4"
+        with blocks of 32 and 16 along each row of the weight (its last one may be shorter). The
+        bits are then the format's, biases stay in floating point, and products are those of floats.
+    activation_format: "fp8_e4m3", "fp8_e5m2" or "fp4_e2m1", with one calibrated scale a tensor, in
+        the places where the target's integer kernels would want a value rounded.
 
     Raises QuantizationError, naming the choices, for any other value.
     """
@@ -65,11 +73,15 @@ class QConfig:
     target: str = "onnxruntime"
     weight_range: str = "minmax"
     layer_bits: Any = ()  # in: a mapping or pairs; kept: a tuple of pairs
+    weight_format: str | None = None
+    activation_format: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("weight_symmetric", "weight_narrow", "activation_signed",
                      "activation_symmetric", "quantize_bias"):  # fmt: skip
             flag(name, getattr(self, name))
+        for what in ("weight", "activation"):
+            self._check_format(what)
         for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
             if grid is not None:  # which has checked the bits
                 object.__setattr__(self, f"{name}_bits", grid.bits)
@@ -102,7 +114,40 @@ class QConfig:
                 "set activation_signed=True."
             )
 
-    def _checked_layer_bits(self) -> tuple[tuple[str, int], ...]:
+    def _check_format(self, what: str) -> None:
+        """Give the bits that the format has; QuantizationError for what does not go with it."""
+        name, bits = getattr(self, f"{what}_format"), getattr(self, f"{what}_bits")
+        if name is None:
+            return
+        if bits is None:  # what stays in floating point has no format
+            object.__setattr__(self, f"{what}_format", None)
+            return
+        kind = _format(f"{what}_format", name)
+        refused = None
+        if bits not in (kind.bits, QConfig.__dataclass_fields__[f"{what}_bits"].default):
+            refused = f"{what}_bits={bits!r}: it has {kind.bits}; leave {what}_bits out"
+        elif what == "activation" and kind.block is not None:
+            choices = ", ".join(n for n, f in FLOAT_FORMATS.items() if f.block is None)
+            refused = (
+                "activations, which have one calibrated scale a tensor, and it has one for each "
+                f"block of {kind.block}; use one of {choices}"
+            )
+        elif what == "weight" and self.weight_range != "minmax":
+            refused = f"weight_range={self.weight_range!r}, which searches a grid of integers"
+        elif what == "weight" and not self.weight_symmetric:
+            refused = "weight_symmetric=False: floats have no zero point"
+        elif what == "weight" and kind.block is not None:
+            wanted = self.weight_granularity
+            if wanted not in ("per_channel", kind.block):
+                refused = (
+                    f"weight_granularity={wanted!r}: its blocks have {kind.block} values; leave "
+                    "weight_granularity out"
+                )
+        if refused:
+            raise QuantizationError(f"{what}_format={name!r} does not go with {refused}.")
+        object.__setattr__(self, f"{what}_bits", kind.bits)
+
+    def _checked_layer_bits(self) -> tuple[tuple[str, int | str], ...]:
         """``layer_bits`` as a tuple of pairs; QuantizationError names the layer."""
         given = self.layer_bits
         iterable = isinstance(given, Collection) and not isinstance(given, str)
@@ -126,33 +171,66 @@ class QConfig:
                 raise QuantizationError(
                     f"layer_bits: {name!r} stands in float_layers, too; take it out of one of them."
                 )
-        checked = [(name, whole(f"layer_bits of {name!r}", bits, 2, 16)) for name, bits in pairs]
-        return tuple(checked)
+        return tuple((name, self._checked_width(name, width)) for name, width in pairs)
+
+    def _checked_width(self, name: str, width: object) -> int | str:
+        """One entry of ``layer_bits``: a number of bits or the name of a format."""
+        where = f"layer_bits of {name!r}"
+        if not isinstance(width, str):
+            return whole(where, width, 2, 16)
+        _format(where, width)
+        if self.weight_range != "minmax" or not self.weight_symmetric:
+            raise QuantizationError(
+                f"{where}: {width!r} does not go with weight_range={self.weight_range!r}, "
+                f"weight_symmetric={self.weight_symmetric}, which are for integers."
+            )
+        return width
 
     @property
-    def weight_grid(self) -> IntGrid | None:
+    def weight_grid(self) -> AnyGrid | None:
         if self.weight_bits is None:
             return None
+        if self.weight_format is not None:
+            return FLOAT_FORMATS[self.weight_format]
         return IntGrid(self.weight_bits, signed=True, narrow=self.weight_narrow)
 
-    def weight_grid_of(self, layer: str) -> IntGrid | None:
+    def weight_grid_of(self, layer: str) -> AnyGrid | None:
         """The grid of one layer's weight: ``layer_bits`` where it names the layer."""
-        bits = dict(self.layer_bits).get(layer)
-        if bits is None:
+        width = dict(self.layer_bits).get(layer)
+        if width is None:
             return self.weight_grid
-        return IntGrid(bits, signed=True, narrow=self.weight_narrow)
+        if isinstance(width, str):
+            return FLOAT_FORMATS[width]
+        return IntGrid(width, signed=True, narrow=self.weight_narrow)
 
     @property
-    def activation_grid(self) -> IntGrid | None:
+    def activation_grid(self) -> AnyGrid | None:
         if self.activation_bits is None:
             return None
+        if self.activation_format is not None:
+            return FLOAT_FORMATS[self.activation_format]
         return IntGrid(self.activation_bits, signed=self.activation_signed)
+
+    @property
+    def formats(self) -> list[str]:
+        """Names of the formats of floats that it asks for, each once."""
+        widths = [width for _, width in self.layer_bits if isinstance(width, str)]
+        named = [self.weight_format, self.activation_format, *widths]
+        return list(dict.fromkeys(name for name in named if name is not None))
 
     def with_bits(self, bits: int) -> QConfig:
         """The same choices with ``bits`` for all that is quantized (None stays None).
 
-        Layers that ``layer_bits`` names keep their own width.
+        Layers that ``layer_bits`` names keep their own width. Raises QuantizationError where a
+        format of floats, which has a width of its own, stands against it.
         """
+        for what in ("weight", "activation"):
+            name = getattr(self, f"{what}_format")
+            if name is not None and bits != FLOAT_FORMATS[name].bits:
+                raise QuantizationError(
+                    f"{what}_format={name!r} has {FLOAT_FORMATS[name].bits} bits, asked for are "
+                    f"{bits!r}; name another format, or integers by {what}_format=None."
+                )
         return replace(
             self,
             weight_bits=None if self.weight_bits is None else bits,
@@ -163,6 +241,10 @@ class QConfig:
         """Python that makes this config: only what differs from the default is written."""
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
         return f"QConfig({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+    def with_integers(self, bits: int) -> QConfig:
+        """The same choices with integers of ``bits`` for the weights of every layer."""
+        return replace(self, weight_bits=bits, weight_format=None, layer_bits=())
 
     @classmethod
     def onnxruntime(cls) -> QConfig:
@@ -183,6 +265,13 @@ class QConfig:
     def arm(cls) -> QConfig:
         """Affine int8 activations, narrow int8 weights per channel: LiteRT and CMSIS-NN kernels."""
         return cls(activation_signed=True, target="arm")
+
+
+def _format(where: str, name: object) -> FloatFormat:
+    try:
+        return float_format(str(name))
+    except QuantizationError as error:
+        raise QuantizationError(f"{where}: {error}") from None
 
 
 def _are_names(given: object) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError
-from ptq_course.grids.affine import QParams
+from ptq_course.grids.affine import AnyQParams
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
 
@@ -67,7 +67,7 @@ class QuantizedModel(ConvertedModel):
     """
 
     def __init__(
-        self, module: nn.Module, config: QConfig, qparams: dict[str, QParams],
+        self, module: nn.Module, config: QConfig, qparams: dict[str, AnyQParams],
         left_in_float: dict[str, str],
     ) -> None:  # fmt: skip
         super().__init__(module, config, left_in_float)

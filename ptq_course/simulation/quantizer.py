@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.graph import copied, plain_module
 from ptq_course.graph.layer_types import own_forward
-from ptq_course.grids.affine import IntGrid, QParams
+from ptq_course.grids.affine import AnyGrid, AnyQParams, QParams
 from ptq_course.ranges.calibrators import Calibrator
 from ptq_course.simulation.decisions import check_widths, decide, never_alive
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, weight_qparams
@@ -113,7 +113,7 @@ class PTQQuantizer:
         self.statistics = Statistics()
         self._sample: Sample | None = Sample()  # None: of other quantizers' examples, too
         self.searched: RangeSearch | None = None
-        self.qparams: dict[str, QParams] = {}
+        self.qparams: dict[str, AnyQParams] = {}
         self._calibrators: dict[str, Calibrator] = {}  # by value, as qparams
         self._decided = False
 
@@ -259,7 +259,7 @@ class PTQQuantizer:
             raise QuantizationError(
                 f"ranges='search' takes no option {', '.join(map(repr, options))}: name a rule."
             )
-        found = every_candidate(config.activation_bits or 8)
+        found = every_candidate(config.activation_bits or 8, config.activation_format is not None)
         found = [(rule, o) for rule, o in found if not self.statistics.missing(rule)]
         if not found:
             self.statistics.require(SEARCH)
@@ -287,7 +287,7 @@ class PTQQuantizer:
             )
         return self._build(self.qparams)
 
-    def _build(self, qparams: dict[str, QParams]) -> QuantizedModel:
+    def _build(self, qparams: dict[str, AnyQParams]) -> QuantizedModel:
         self._check_layers("Layers with a forward() of their own need example=.")
         config, plan = self.config, self.network.plan
         layers = {}
@@ -305,7 +305,7 @@ class PTQQuantizer:
         return QuantizedModel(module, config, dict(qparams), self.left_in_float)
 
     def _quantized_layer(
-        self, name: str, grid: IntGrid, input_qparams: QParams | None
+        self, name: str, grid: AnyGrid, input_qparams: AnyQParams | None
     ) -> QuantizedLayer:
         layer, config = self.network.module.get_submodule(name), self.config
         try:
@@ -365,8 +365,9 @@ class PTQQuantizer:
 
     @property
     def zero_points(self) -> dict[str, int]:
-        """The zero point of each layer's input activation, by the layer's path."""
-        return {name: int(p.zero_point) for name, p in self._by_layer(self.qparams).items()}
+        """The zero point of each layer's input activation, by the layer's path; 0 for floats."""
+        found = self._by_layer(self.qparams)
+        return {n: int(p.zero_point) if isinstance(p, QParams) else 0 for n, p in found.items()}
 
     @property
     def float_model(self) -> nn.Module:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError
-from ptq_course.grids.affine import QParams
+from ptq_course.grids.affine import AnyQParams
 from ptq_course.grids.metrics import Noise
 from ptq_course.ranges.calibrators import CALIBRATORS
 from ptq_course.simulation.layers import ActivationQuantizer
@@ -45,7 +45,7 @@ class Quantizer(Protocol):
     """What is asked of a `PTQQuantizer`, which searches too and so cannot be imported here."""
 
     config: QConfig
-    qparams: dict[str, QParams]
+    qparams: dict[str, AnyQParams]
     network: Any
 
     @property
@@ -95,10 +95,14 @@ class RangeSearch:
         return "\n".join(lines)
 
 
-def every_candidate(bits: int = 8) -> list[Candidate]:
-    """Every rule that suits so many bits, with every choice of its options worth trying."""
+def every_candidate(bits: int = 8, floats: bool = False) -> list[Candidate]:
+    """Every rule that suits so many bits, with every choice of its options worth trying.
+
+    floats: for a grid of floats, which the rules that search a grid of integers do not know.
+    """
     rules = [calibrator.rule for calibrator in CALIBRATORS.values()]
-    return [(rule.name, o) for rule in rules if bits <= rule.most_bits for o in rule.tried]
+    fit = [r for r in rules if bits <= r.most_bits and not (floats and r.sweep is not None)]
+    return [(rule.name, o) for rule in fit for o in rule.tried]
 
 
 def search_ranges(
@@ -133,7 +137,9 @@ def compare_rules(
     Raises CalibrationError where ``batches`` is empty, QuantizationError without candidates.
     """
     if candidates is None:
-        candidates = every_candidate(quantizer.config.activation_bits or 8)
+        config = quantizer.config
+        floats = config.activation_format is not None
+        candidates = every_candidate(config.activation_bits or 8, floats)
     if not candidates:
         raise QuantizationError("search_ranges: no candidates; leave the default or name a rule.")
     float_model = quantizer.float_model
@@ -164,7 +170,9 @@ def compare_rules(
 class _Rival:
     """A candidate in the contest: what it decides, its errors so far, on how many pieces."""
 
-    def __init__(self, rule: str, options: dict[str, float], qparams: dict[str, QParams]) -> None:
+    def __init__(
+        self, rule: str, options: dict[str, float], qparams: dict[str, AnyQParams]
+    ) -> None:
         self.rule, self.options, self.qparams = rule, options, qparams
         self.noises: list[Noise] = []
         self.pieces = 0

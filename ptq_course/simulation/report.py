@@ -17,7 +17,8 @@ from torch import nn
 from ptq_course.errors import QuantizationError, needs
 from ptq_course.graph import Plan
 from ptq_course.graph.layer_types import weight_of
-from ptq_course.grids.affine import QParams, fake_quantize
+from ptq_course.grids.affine import AnyQParams, FloatQParams, fake_quantize
+from ptq_course.grids.floats import FloatFormat
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.ranges.histograms import DyadicHistogram
 from ptq_course.simulation.layers import weight_qparams
@@ -43,21 +44,23 @@ class LayerReport:
     input_low: float | None  # the range that the input's codes cover, in real numbers
     input_high: float | None
     input_scale: float | None
-    input_zero_point: int | None
+    input_zero_point: int | None  # None also for floats, which have none
+    weight_format: str | None = None  # of floats
 
     def cells(self) -> tuple[str, ...]:
         shape = "x".join(str(n) for n in self.weight_shape)
         if self.weight_bits is None:
             weights = ("float", "-", "-")
         else:
-            weights = (str(self.weight_bits), str(self.weight_scales), f"{self.weight_sqnr_db:.1f}")
+            width = self.weight_format or str(self.weight_bits)
+            weights = (width, str(self.weight_scales), f"{self.weight_sqnr_db:.1f}")
         if self.input_scale is None:
             inputs = ("-", "-", "-")
         else:
             inputs = (
                 f"[{self.input_low:.3g}, {self.input_high:.3g}]",
                 f"{self.input_scale:.4g}",
-                str(self.input_zero_point),
+                "-" if self.input_zero_point is None else str(self.input_zero_point),
             )
         return (self.name, self.kind, shape, *weights, *inputs)
 
@@ -120,7 +123,7 @@ def make_report(
     module: nn.Module,
     plan: Plan,
     config: QConfig,
-    qparams: Mapping[str, QParams],
+    qparams: Mapping[str, AnyQParams],
     statistics: Statistics,
 ) -> Report:
     """Describe each layer of ``plan``; ``qparams`` may be empty (nothing decided yet).
@@ -142,13 +145,17 @@ def make_report(
             decibels = snr_pooled(weight, fake_quantize(weight, parameters))
         low = high = scale = zero_point = None
         if (given := qparams.get(site.input_value or "")) is not None:
-            scale, zero_point = given.scale.item(), int(given.zero_point)
-            low = (given.grid.qmin - zero_point) * scale
-            high = (given.grid.qmax - zero_point) * scale
+            scale = given.scale.item()
+            if isinstance(given, FloatQParams):
+                low, high = -given.grid.largest * scale, given.grid.largest * scale
+            else:
+                zero_point = int(given.zero_point)
+                low = (given.grid.qmin - zero_point) * scale
+                high = (given.grid.qmax - zero_point) * scale
         rows.append(
             LayerReport(
                 name, type(layer).__name__, tuple(weight.shape), bits, scales, decibels, low, high,
-                scale, zero_point,
+                scale, zero_point, grid.name if isinstance(grid, FloatFormat) and bits else None,
             )
         )  # fmt: skip
     returned = {}
@@ -162,7 +169,7 @@ def make_report(
     return Report(tuple(rows), dict(plan.left_in_float), returned)
 
 
-def _histogram_snr(hist: DyadicHistogram, qparams: QParams) -> float:
+def _histogram_snr(hist: DyadicHistogram, qparams: AnyQParams) -> float:
     """Signal over rounding error of a histogram's values, each at the middle of its bin."""
     edges = torch.from_numpy(hist.edges())
     middle = ((edges[1:] + edges[:-1]) / 2).float()

@@ -19,7 +19,7 @@ from ptq_course.graph import (
 )
 from ptq_course.graph.layer_types import known_type, layer_type, rescales
 from ptq_course.graph.recurrent import STAYS_FLOAT, Recurrent
-from ptq_course.grids.affine import IntGrid
+from ptq_course.grids.affine import AnyGrid
 from ptq_course.simulation.layers import Preceded
 from ptq_course.simulation.network import replace_submodules, shallow_copy
 from ptq_course.simulation.qconfig import QConfig
@@ -99,7 +99,7 @@ class UntracedNetwork:
         self,
         layers: Mapping[str, nn.Module],
         quantizers: Mapping[str, nn.Module],
-        grid: IntGrid | None = None,
+        grid: AnyGrid | None = None,
     ) -> nn.Module:
         module, new = shallow_copy(self.module), dict(layers)
         for name, quantizer in quantizers.items():

@@ -18,6 +18,7 @@ from torch import nn
 from ptq_course.diagnosis.comparison import compare, labels_of
 from ptq_course.diagnosis.parts import partly, parts_of
 from ptq_course.errors import CalibrationError, QuantizationError
+from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import snr_median
 from ptq_course.simulation.layers import ActivationQuantizer
 from ptq_course.simulation.qconfig import QConfig
@@ -44,6 +45,7 @@ def test_one_linear_layer_by_hand():
     quantized = converted(model, [x], bits=4)
     layer = quantized.quantized_layers()["0"]
     (step,) = quantized.qparams.values()
+    assert isinstance(step, QParams)
     rounded = (torch.round(x / step.scale) + step.zero_point).clamp(0, 15) - step.zero_point
     y = model(x)
     error = (rounded * step.scale) @ layer.weight.T + layer.bias - y

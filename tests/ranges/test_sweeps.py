@@ -67,7 +67,7 @@ def test_mse_scores_are_measured_errors(values, grid, symmetric):
     x = torch.as_tensor(values())
     sweep = mse_sweep(dyadic(x), grid, symmetric)
     for i in np.linspace(len(sweep.scores) // 3, len(sweep.scores) - 1, 9).astype(int):
-        qparams = choose_qparams(sweep.lows[i], sweep.highs[i], grid, symmetric)
+        qparams = choose_qparams(float(sweep.lows[i]), float(sweep.highs[i]), grid, symmetric)
         measured = (x.double() - fake_quantize(x, qparams).double()).square().mean()
         assert sweep.scores[i] == pytest.approx(float(measured), rel=0.01)
 

@@ -99,6 +99,8 @@ def test_the_bias_stays_where_zeros_need_no_other_scale():
         [pixels()], progress=False, ranges="minmax"
     )
     quantized = quantizer.convert().quantized_layers()["0"]
-    by_itself = weight_qparams(layer, quantizer.config.weight_grid, "per_channel")
+    grid = quantizer.config.weight_grid
+    assert grid is not None
+    by_itself = weight_qparams(layer, grid, "per_channel")
     assert torch.equal(quantized.weight_scale, by_itself.scale)
     assert quantized.raised_channels == 0

@@ -106,7 +106,7 @@ def test_the_sums_are_the_integers_themselves():
         made = dynamic(layer, grid)
         codes = made.quantizer.codes(torch.randn(9, 300))
         sums = made.sums(less_zero_point(codes), less_zero_point(made.quantized.weight_qtensor))
-        x = codes.codes.long() - codes.qparams.zero_point
+        x = codes.codes.long() - codes.require_qparams().zero_point
         expected = x @ made.quantized.weight_codes.long().T
         assert sums.dtype == torch.int32
         assert torch.equal(sums.long(), expected)

@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_course import PTQQuantizer, quantize_dynamic
+from ptq_course import PTQQuantizer, QConfig, quantize_dynamic
 from tests.networks import Residual, batches, randomize_batch_norms
+
+FLOATS = QConfig(weight_format="nvfp4", activation_format="fp8_e4m3")
+
+
+def floats(model, data):
+    return PTQQuantizer(model, config=FLOATS).calibrate(data, progress=False).convert()
+
 
 VERSIONS = {
     "static": lambda m, data: PTQQuantizer(m).calibrate(data, progress=False).convert(),
     "weights": lambda m, data: PTQQuantizer(m).quantize_weights(),
     "dynamic": lambda m, data: quantize_dynamic(m),
+    "floats": lambda m, data: (
+        PTQQuantizer(m, config=FLOATS).calibrate(data, progress=False).convert()
+    ),
 }
 
 

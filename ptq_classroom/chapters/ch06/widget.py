@@ -49,8 +49,10 @@ def frames(quantizer: PTQQuantizer, model: nn.Module, pictures: Tensor) -> list[
     for name in parts.layers:
         part = quantized.module.get_submodule(parts.feeding[name][-1])
         assert isinstance(part, ActivationQuantizer)
+        qparams = part.qparams
+        assert isinstance(qparams, QParams)
         row = by_name[name]
-        made.append(_frame(name, inputs[name], part.qparams, row.isolated_db, row.cumulative_db))
+        made.append(_frame(name, inputs[name], qparams, row.isolated_db, row.cumulative_db))
     return made
 
 

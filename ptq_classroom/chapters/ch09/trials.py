@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ptq_classroom.chapters.ch09.widget import Measured
 from ptq_classroom.pictures.datasets import Split, to_input
 from ptq_classroom.pictures.evaluate import logits
+from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import correct, paired_bootstrap
 from ptq_course.ranges.summaries import MinMax
 from ptq_course.simulation.monitor import clipped_share
@@ -132,7 +133,8 @@ def over_shifts(
     measured, scores = {}, {}
     pairs = [(rule, world) for rule in networks for world in worlds]
     for rule, world in tqdm(pairs, desc="shifts"):
-        ranges = [network.qparams["x"] for network in networks[rule]]
+        decided = (network.qparams["x"] for network in networks[rule])
+        ranges = [q for q in decided if isinstance(q, QParams)]
         inputs = to_input(worlds[world][0])
         found = known.get((rule, world)) or [hits(n, *worlds[world]) for n in networks[rule]]
         scores[rule, world] = found

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ptq_course.grids.affine import FloatQParams
 from ptq_course.simulation.quantized import QuantizedModel
 
 FILE = Path(__file__).with_name("recorded.json")
@@ -49,5 +50,8 @@ def bits_per_weight(model: QuantizedModel) -> float:
         weight = layer.weight_qtensor
         shared = weight.codebook if weight.qparams is None else weight.qparams.scale
         entries = 0 if shared is None else shared.numel()
-        stored += weight.code_bits * weight.codes.numel() + SCALE_BITS * entries
+        if isinstance(weight.qparams, FloatQParams) and weight.qparams.scale_format != "float32":
+            stored += weight.nbits_per_value * weight.codes.numel()  # blocks, with short scales
+        else:
+            stored += weight.code_bits * weight.codes.numel() + SCALE_BITS * entries
     return stored / sum(layer.weight_codes.numel() for layer in layers)

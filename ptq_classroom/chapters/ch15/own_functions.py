@@ -39,7 +39,7 @@ def with_ranges(
                 low, high = (float(end) for end in ranges[layer.name])
                 scale, zero_point = qparams(low, high, source.grid)
                 source.scale = torch.tensor(float(scale))
-                source.zero_point = torch.tensor(int(zero_point), dtype=source.zero_point.dtype)
+                source.zero_point = torch.tensor(int(zero_point), dtype=torch.int32)
             _fill(layer, source.scale, quantize, channel_scales)
             filled += 1
     return filled

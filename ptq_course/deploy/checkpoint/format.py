@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, astuple, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from reprlib import repr as shortened
@@ -23,6 +23,8 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import DataIntegrityError, QuantizationError, UnsupportedError
 from ptq_course.graph.kinds import called
+from ptq_course.grids.affine import IntGrid
+from ptq_course.grids.float_grids import FloatGrid
 from ptq_course.simulation.dynamic_layers import DynamicLayer
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
@@ -39,12 +41,24 @@ class LayerEntry:
     kind: str  # class of the float layer, for messages
     shape: list[int]
     bits: int  # of the stored codes
-    grid: list | None  # bits, signed, narrow; None where a codebook decodes
+    grid: list | None  # as `grid_entry` writes it; None where a codebook decodes
     block_size: list[int] | None
     dtype: str  # of the float weight, and so of what the layer computes
     bias: str | None = None  # "float" or "int32"; None: the layer has none
     bias_from: str | None = None  # value whose scale, times the weight's, is that of the int32 bias
     raised_channels: int = 0
+    row_axis: int | None = None  # of floats, as in FloatQParams, as the next
+    scale_format: str = "float32"
+
+
+def grid_entry(grid: IntGrid | FloatGrid) -> list:
+    """A grid as JSON: bits, signed, narrow; or "float", exponent, mantissa, largest."""
+    return [*(["float"] if isinstance(grid, FloatGrid) else []), *astuple(grid)]
+
+
+def entered_grid(entry: list) -> IntGrid | FloatGrid:
+    """The grid that `grid_entry` wrote; QuantizationError or TypeError for another list."""
+    return FloatGrid(*entry[1:]) if entry[:1] == ["float"] else IntGrid(*entry)
 
 
 @dataclass

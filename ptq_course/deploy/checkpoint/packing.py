@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 
 import torch
 from torch import Tensor, nn
 
-from ptq_course.deploy.checkpoint.format import LayerEntry
+from ptq_course.deploy.checkpoint.format import LayerEntry, entered_grid, grid_entry
 from ptq_course.errors import DataIntegrityError, QuantizationError, whole
 from ptq_course.graph.layer_types import bias_of, weight_of
-from ptq_course.grids.affine import IntGrid, QParams, QTensor
+from ptq_course.grids.affine import AnyQParams, FloatQParams, QParams, QTensor
+from ptq_course.grids.float_scales import FloatGrid, scale_from_stored
 from ptq_course.grids.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
 from ptq_course.simulation.bias import scale_per_output
 from ptq_course.simulation.layers import QuantizedLayer
@@ -103,7 +103,8 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 STORED_AS = {
     "codes": INTEGERS, "scale": FLOAT_DTYPES, "zero_point": INTEGERS, "codebook": FLOAT_DTYPES,
-    "bias_codes": (torch.int32,), "bias_scale": (torch.float32,), "bias": FLOAT_DTYPES,
+    "tensor_scale": (torch.float32,), "bias_codes": (torch.int32,),
+    "bias_scale": (torch.float32,), "bias": FLOAT_DTYPES,
 }  # fmt: skip
 
 
@@ -131,16 +132,22 @@ def layer_to_tensors(
         kind=type(layer.float_layer).__name__,
         shape=list(q.shape),
         bits=q.code_bits,
-        grid=None if p is None else list(astuple(p.grid)),
+        grid=None if p is None else grid_entry(p.grid),
         block_size=None if p is None or p.block_size is None else list(p.block_size),
         dtype=str(weight_of(layer.float_layer).dtype).removeprefix("torch."),
         raised_channels=layer.raised_channels,
+        row_axis=layer.weight_row_axis,
+        scale_format=layer.weight_scale_format,
     )
     stored = {"codes": pack(q.codes, q.code_bits)}
     growth = None  # what float16 makes of each output's scale, as a factor
     if q.codebook is not None:
         stored["codebook"] = q.codebook
-    if p is not None:
+    if isinstance(p, FloatQParams):
+        stored["scale"] = _scale_as(p.stored_scale, scale_dtype)
+        if p.tensor_scale is not None:
+            stored["tensor_scale"] = p.tensor_scale
+    elif p is not None:
         stored["scale"] = scale = _scale_as(p.scale, scale_dtype)
         if not p.symmetric:
             stored["zero_point"] = p.zero_point.to(p.grid.dtype)
@@ -159,6 +166,8 @@ def layer_to_tensors(
 
 
 def _scale_as(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if not scale.is_floating_point():  # E8M0 or FP8, which are short already
+        return scale
     outside = dtype == torch.float16 and bool(
         ((scale < FLOAT16.smallest_normal) | (scale > FLOAT16.max)).any()
     )
@@ -168,10 +177,10 @@ def _scale_as(scale: Tensor, dtype: torch.dtype) -> Tensor:
 class ValueNames:
     """Finds the activation that a bias scale came from, among any number of them."""
 
-    def __init__(self, values: Mapping[str, QParams]) -> None:
+    def __init__(self, values: Mapping[str, AnyQParams]) -> None:
         self._names: dict[float, str] = {}
         for name, value in values.items():
-            if value.block_size is None:
+            if isinstance(value, QParams) and value.block_size is None:
                 self._names.setdefault(value.scale.item(), name)
         self._scales = sorted(self._names)
 
@@ -191,7 +200,7 @@ class ValueNames:
 
 def layer_from_tensors(
     name: str, entry: LayerEntry, stored: dict[str, Tensor], module: nn.Module,
-    values: Mapping[str, QParams],
+    values: Mapping[str, AnyQParams],
 ) -> QuantizedLayer:  # fmt: skip
     """The layer that `layer_to_tensors` stored, around that of the float ``module``.
 
@@ -208,6 +217,8 @@ def layer_from_tensors(
         allowed = STORED_AS.get(part)
         if allowed is None:
             raise DataIntegrityError(f"tensor {prefix + part!r} belongs to no layer.")
+        if part == "scale" and entry.scale_format != "float32":
+            allowed = (torch.uint8,)
         fixed = outputs if part.startswith("bias") else tensor.shape
         check_stored(prefix + part, tensor, allowed, fixed)
     if entry.grid is None:
@@ -215,11 +226,21 @@ def layer_from_tensors(
             unpack(stored["codes"], entry.bits, shape, False), None, stored["codebook"]
         )
     else:
-        grid, scale = IntGrid(*entry.grid), stored["scale"].float()
-        zero_point = stored.get("zero_point", torch.zeros_like(scale)).to(torch.int32)
-        codes = unpack(stored["codes"], entry.bits, shape, grid.signed)
+        grid = entered_grid(entry.grid)
         block_size = None if entry.block_size is None else tuple(entry.block_size)
-        weight = QTensor(codes, QParams(scale, zero_point, grid, block_size))
+        if isinstance(grid, FloatGrid):
+            shared = stored.get("tensor_scale")
+            scale = scale_from_stored(stored["scale"], entry.scale_format, shared)
+            qparams: AnyQParams = FloatQParams(
+                scale, grid, block_size, entry.row_axis, entry.scale_format, shared
+            )
+            codes = unpack(stored["codes"], entry.bits, shape, False)
+        else:
+            scale = stored["scale"].float()
+            zero_point = stored.get("zero_point", torch.zeros_like(scale)).to(torch.int32)
+            qparams = QParams(scale, zero_point, grid, block_size)
+            codes = unpack(stored["codes"], entry.bits, shape, grid.signed)
+        weight = QTensor(codes, qparams)
     layer.weight = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
     bias_codes, bias_scale = stored.get("bias_codes"), stored.get("bias_scale")
     if entry.bias_from is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -17,6 +17,8 @@ from ptq_course.deploy.checkpoint.format import (
     LayerEntry,
     ValueEntry,
     digest,
+    entered_grid,
+    grid_entry,
     read,
     structure_digest,
 )
@@ -32,7 +34,8 @@ from ptq_course.errors import DataIntegrityError, QuantizationError
 from ptq_course.graph import Plan, Value
 from ptq_course.graph.layer_types import layer_type, weight_of
 from ptq_course.graph.reading import mark_types, types_of
-from ptq_course.grids.affine import IntGrid, QParams
+from ptq_course.grids.affine import AnyQParams, FloatQParams, QParams
+from ptq_course.grids.float_grids import FloatGrid
 from ptq_course.simulation.dynamic import DynamicModel, round_inputs
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.network import TracedNetwork, rounded_places
@@ -76,7 +79,7 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
         inside=inside,
         left_in_float=model.left_in_float,
     )
-    qparams: dict[str, QParams] = getattr(model, "qparams", {})
+    qparams: dict[str, AnyQParams] = getattr(model, "qparams", {})
     tensors = {f"float/{name}": tensor for name, tensor in float_state(model.module).items()}
     names = ValueNames(qparams)
     for name, layer in model.quantized_layers().items():
@@ -86,7 +89,7 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
     if qparams:
         header.values = {
             name: ValueEntry(
-                list(astuple(q.grid)),
+                grid_entry(q.grid),
                 None if q.block_size is None else list(q.block_size),
                 list(q.scale.shape),
                 places.get(name, []),
@@ -94,7 +97,8 @@ def save(model: QuantizedModel | DynamicModel, path: str | Path, scales: str = "
             for name, q in qparams.items()
         }
         tensors["values/scale"] = torch.cat([q.scale.flatten() for q in qparams.values()])
-        tensors["values/zero_point"] = torch.cat([q.zero_point.flatten() for q in qparams.values()])
+        zeros = [_zero_point(q).flatten() for q in qparams.values()]
+        tensors["values/zero_point"] = torch.cat(zeros)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header.digests = {name: digest(name, tensor) for name, tensor in tensors.items()}
     write_atomically(path, safetensors.torch.save(tensors, header.metadata()))
@@ -120,6 +124,13 @@ def load(
         return _assemble(header, tensors, model, example)
     except QuantizationError as error:
         raise type(error)(f"load {path}: {error}") from error
+
+
+def _zero_point(qparams: AnyQParams) -> Tensor:
+    """The zero points; zeros for floats, which have none."""
+    if isinstance(qparams, FloatQParams):
+        return torch.zeros_like(qparams.scale, dtype=torch.int32)
+    return qparams.zero_point
 
 
 def float_state(module: nn.Module) -> dict[str, Tensor]:
@@ -256,7 +267,7 @@ def _check_layers(header: Header, network: Network, tensors: dict[str, Tensor]) 
             raise QuantizationError(f"it rounds inside {name!r}, which the model has not.")
 
 
-def _values_from_tensors(header: Header, tensors: dict[str, Tensor]) -> dict[str, QParams]:
+def _values_from_tensors(header: Header, tensors: dict[str, Tensor]) -> dict[str, AnyQParams]:
     stored = {part: tensors[f"values/{part}"] for part in ("scale", "zero_point") if header.values}
     count = sum(math.prod(entry.shape) for entry in header.values.values())
     for part, tensor in stored.items():
@@ -269,7 +280,13 @@ def _values_from_tensors(header: Header, tensors: dict[str, Tensor]) -> dict[str
             stored[part][start:end].reshape(entry.shape).clone() for part in ("scale", "zero_point")
         )
         block_size = None if entry.block_size is None else tuple(entry.block_size)
-        qparams[name] = QParams(scale, zero_point, IntGrid(*entry.grid), block_size)
+        grid = entered_grid(entry.grid)
+        if not isinstance(grid, FloatGrid):
+            qparams[name] = QParams(scale, zero_point, grid, block_size)
+        elif bool(zero_point.any()):
+            raise DataIntegrityError(f"value {name!r} lies on floats, and has a zero point.")
+        else:
+            qparams[name] = FloatQParams(scale, grid, block_size)
         start = end
     return qparams
 
@@ -287,7 +304,7 @@ def _load_float_state(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 # --- where the bytes go --------------------------------------------------------------------------
 
-DECODERS = ("scale", "zero_point", "codebook")
+DECODERS = ("scale", "zero_point", "tensor_scale", "codebook")
 FP32 = 4  # bytes a number
 
 

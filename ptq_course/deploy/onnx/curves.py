@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.deploy.onnx.graph import IN_PLACE
 from ptq_course.graph.kernels import FAMILIES
+from ptq_course.grids.affine import IntGrid, QParams
 from ptq_course.simulation.curves import Hardsigmoid, RoundedInside, RoundedSiLU
 from ptq_course.simulation.layers import ActivationQuantizer
 
@@ -29,6 +30,7 @@ class ExportedCurve(nn.Module):
     def __init__(self, curve: RoundedInside) -> None:
         super().__init__()
         factor = curve.factor
+        assert isinstance(factor, QParams)  # floats: `lookups`
         dtype = torch.int8 if factor.grid.signed else torch.uint8
         self.kind = type(curve)
         self.saturates = factor.grid.bits == 8  # at 0 and 6, so that no clamp is needed
@@ -78,6 +80,7 @@ def write_numbers_as_codes(module: fx.GraphModule) -> None:
             continue
         source = node.all_input_nodes[0]
         path = f"{node.name}_number"
+        assert isinstance(before.grid, IntGrid)
         dtype = torch.int8 if before.grid.signed else torch.uint8
         module.add_submodule(path, Number(number, dtype))
         with module.graph.inserting_before(node):
@@ -141,5 +144,8 @@ def _number(node: fx.Node) -> float | None:
 
 
 def _quantizer(module: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
+    """The quantizer to integers that a node calls."""
     found = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return found if isinstance(found, ActivationQuantizer) else None
+    if not isinstance(found, ActivationQuantizer) or found.zero_point is None:
+        return None
+    return found

@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from ptq_course.deploy.onnx.optimizing import is_look_up
+
 LSTM_CODES = (1, 2, 9, 11)  # inputs of DynamicQuantizeLSTM: two weights, and their zero points
 
 
@@ -126,6 +128,38 @@ def pack_four_bits(model: ir.Model, convolutions: bool = False) -> None:
                 packed = known(value).numpy().astype(ir.DataType.INT4.numpy())
                 value.const_value = ir.Tensor(packed, dtype=ir.DataType.INT4, name=value.name)
                 value.dtype = ir.DataType.INT4
+
+
+def pack_codebooks(model: ir.Model) -> None:
+    """Store codes of 4 bits or fewer that look up a codebook as UINT4, two to a byte."""
+    for node in all_nodes(model):
+        source = node.inputs[1].producer() if node.op_type == "Gather" and node.inputs[1] else None
+        if source is None or not is_look_up(source):
+            continue
+        codes, book = source.inputs[0], constant(node.inputs[0])
+        if codes is None or book is None or book.shape.numpy()[0] > 16:
+            continue
+        if known(codes).dtype == ir.DataType.UINT8:
+            packed = known(codes).numpy().astype(ir.DataType.UINT4.numpy())
+            codes.const_value = ir.Tensor(packed, dtype=ir.DataType.UINT4, name=codes.name)
+            codes.dtype = ir.DataType.UINT4
+
+
+def part_fp8_from_clamps(model: ir.Model) -> None:
+    """Put a Max of one input, which changes nothing, between a clamp and a QuantizeLinear to FP8.
+
+    ONNX Runtime (1.32) looks whether the quantizer makes the clamp needless, knows integers only,
+    and refuses to open the file.
+    """
+    fp8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+    for node in [n for n in all_nodes(model) if n.op_type == "QuantizeLinear"]:
+        x, _, zeros = node.inputs
+        clamp = x.producer() if x is not None else None
+        to_fp8 = (tensor := constant(zeros)) is not None and tensor.dtype in fp8
+        if to_fp8 and clamp is not None and clamp.op_type in ("Relu", "Clip"):
+            between = ir.Node("", "Max", [x])
+            place(node).insert_before(node, between)
+            node.replace_input_with(0, between.outputs[0])
 
 
 def prune(model: ir.Model) -> None:

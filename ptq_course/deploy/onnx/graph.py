@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ptq_course.deploy.onnx.layers import implied_clamp
 from ptq_course.graph.kinds import KINDS, Kind, every_form, operation_of
+from ptq_course.grids.affine import QParams
 from ptq_course.simulation.layers import ActivationQuantizer
 
 IN_PLACE = {operator.iadd, operator.imul, operator.itruediv, "add_", "mul_", "div_"}
@@ -34,7 +35,8 @@ def drop_implied_clamps(module: fx.GraphModule) -> None:
         if bounds is None or len(users) != 1 or users[0].op != "call_module":
             continue
         quantizer = module.get_submodule(users[0].target)
-        if isinstance(quantizer, ActivationQuantizer) and implied_clamp(quantizer.qparams, *bounds):
+        qparams = quantizer.qparams if isinstance(quantizer, ActivationQuantizer) else None
+        if isinstance(qparams, QParams) and implied_clamp(qparams, *bounds):
             node.replace_all_uses_with(node.all_input_nodes[0])
             module.graph.erase_node(node)
     module.recompile()

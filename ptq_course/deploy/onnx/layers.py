@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ptq_course.deploy.onnx import ops as onnx_ops  # noqa: F401  (registers the operators)
 from ptq_course.deploy.targets import has_groups
 from ptq_course.graph.layer_types import known_type
-from ptq_course.grids.affine import QParams, fake_quantize
+from ptq_course.grids.affine import IntGrid, QParams, fake_quantize
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 
 
@@ -22,11 +22,13 @@ class ExportedQuantizer(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer, factor: float = 1.0) -> None:
         super().__init__()
-        grid = quantizer.grid
+        grid, zero_point = quantizer.grid, quantizer.zero_point
+        assert isinstance(grid, IntGrid)  # floats: `lookups`
+        assert zero_point is not None
         dtype = torch.int8 if grid.signed else torch.uint8
         decoded = quantizer.scale.item()
         scale = (quantizer.scale.double() / factor).float().item()
-        self.settings = (scale, int(quantizer.zero_point), grid.signed, decoded)
+        self.settings = (scale, int(zero_point), grid.signed, decoded)
         # A grid smaller than the 8-bit type needs its own clamp, in real numbers.
         limits = torch.iinfo(dtype)
         self.clamp: tuple[float, float] | None = None
@@ -41,7 +43,7 @@ class ExportedQuantizer(nn.Module):
 
 
 def known_qparams(layer: QuantizedLayer) -> QParams:
-    """The grid of a layer's weight; `targets.check_target` has refused codebooks."""
+    """The grid of a layer's weight; what has none is written by `lookups`."""
     qparams = layer.weight_qparams
     assert qparams is not None
     return qparams
@@ -66,7 +68,7 @@ class ExportedLayer(nn.Module):
         self.axis = layer.channel_axis
         # Not copy.copy(): torch.export must see the operation without the float weights.
         self.operation = known_type(layer.float_layer).compute
-        self.settings = _Settings(layer.float_layer)
+        self.settings = Settings(layer.float_layer)
         self.is_linear = isinstance(layer.float_layer, nn.Linear)
         scale = qparams.scale.flatten() if qparams.scale.dim() else qparams.scale
         zeros = qparams.zero_point.reshape(scale.shape).to(torch.int8)
@@ -160,7 +162,7 @@ def exported_layer(layer: QuantizedLayer, integer_bias: bool) -> nn.Module:
     return ExportedLayer(layer, integer_bias)
 
 
-class _Settings:
+class Settings:
     """The settings of a float layer (stride, padding, ...) without its parameters."""
 
     def __init__(self, layer: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptq_course.errors import needs
 
-FLOAT = 1  # ONNX's number of float32 (importing onnx for it would be slow)
+FLOAT, INT32 = 1, 6  # ONNX's numbers of these types (importing onnx for them would be slow)
 
 
 @torch.library.custom_op("ptq::quantize_dequantize", mutates_args=())
@@ -48,6 +48,20 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: in
     if zero_point is not None:
         zeros = zero_point.reshape(shape if zero_point.dim() else [])
     return (codes - zeros).to(scale.dtype) * scale.reshape(shape if scale.dim() else [])
+
+
+@torch.library.custom_op("ptq::quantize_dequantize_fp8", mutates_args=())
+def quantize_dequantize_fp8(x: Tensor, scale: float, wide: bool) -> Tensor:
+    """QuantizeLinear and DequantizeLinear with FP8 E4M3 between them; E5M2 where ``wide``."""
+    dtype = torch.float8_e5m2 if wide else torch.float8_e4m3fn
+    largest = torch.finfo(dtype).max
+    return (x / scale).clamp(-largest, largest).to(dtype).to(x.dtype) * scale
+
+
+@torch.library.custom_op("ptq::look_up", mutates_args=())
+def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
+    """Gather: the entries of a codebook [K] at uint8 codes of any shape."""
+    return codebook[codes.int()]
 
 
 @torch.library.custom_op("ptq::integer_linear", mutates_args=())
@@ -159,6 +173,16 @@ def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> Ten
     return torch.empty_like(codes, dtype=scale.dtype)
 
 
+@quantize_dequantize_fp8.register_fake
+def _(x: Tensor, scale: float, wide: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+@look_up.register_fake
+def _(codes: Tensor, codebook: Tensor) -> Tensor:
+    return torch.empty_like(codes, dtype=codebook.dtype)
+
+
 @integer_linear.register_fake
 def _(
     x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None,
@@ -246,6 +270,15 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
             zero_point = op.Constant(value=onnx_ir.tensor(zeros))
         return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
 
+    def translate_fp8(x, scale: float, wide: bool):
+        kind = onnx_ir.DataType.FLOAT8E5M2 if wide else onnx_ir.DataType.FLOAT8E4M3FN
+        zero_point = op.Constant(value=onnx_ir.tensor(np.zeros((), kind.numpy()), dtype=kind))
+        step = op.Constant(value_float=scale)
+        return op.DequantizeLinear(op.QuantizeLinear(x, step, zero_point), step, zero_point)
+
+    def translate_look_up(codes, codebook):
+        return op.Gather(codebook, op.Cast(codes, to=INT32))
+
     def translate_integer_linear(x, codes, scale, zero_point, bias, bias_scale):
         weight = translate_dequantize(codes, scale, zero_point, 0)
         bias = op.DequantizeLinear(bias, bias_scale, axis=0)
@@ -305,6 +338,8 @@ def translation_table(opset: int) -> dict[Callable, Callable]:
         torch.ops.ptq.dynamic_lstm.default: translate_dynamic_lstm,
         torch.ops.ptq.quantize_dequantize.default: translate_quantize_dequantize,
         torch.ops.ptq.dequantize.default: translate_dequantize,
+        torch.ops.ptq.quantize_dequantize_fp8.default: translate_fp8,
+        torch.ops.ptq.look_up.default: translate_look_up,
         torch.ops.ptq.integer_linear.default: translate_integer_linear,
         torch.ops.ptq.dequantize_blocks.default: translate_dequantize_blocks,
         torch.ops.ptq.dynamic_linear.default: translate_dynamic_linear,

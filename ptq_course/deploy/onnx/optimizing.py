@@ -10,6 +10,16 @@ from onnx_ir.passes import common
 SLOW_RULES = {"SlicesSplit"}
 
 
+def is_look_up(node: ir.Node) -> bool:
+    """Whether a node casts the codes of a codebook, or gathers its entries."""
+    if node.op_type == "Gather" and len(node.inputs) == 2:
+        source = node.inputs[1].producer() if node.inputs[1] is not None else None
+        return source is not None and is_look_up(source)
+    given = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
+    constant = given.const_value if given is not None else None
+    return constant is not None and constant.dtype in (ir.DataType.UINT8, ir.DataType.UINT4)
+
+
 def optimize(model: ir.Model) -> None:
     """In place what ``torch.onnx.export(optimize=True)`` does: fold constants, simplify, clean up.
 
@@ -30,7 +40,8 @@ def optimize(model: ir.Model) -> None:
                 shape_inference=True,
                 input_size_limit=folding.DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
                 output_size_limit=folding.DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
-                should_fold=lambda node: None,
+                # A codebook's codes stay codes, also those of a layer of a few weights.
+                should_fold=lambda node: False if is_look_up(node) else None,
             ),
             rewriter.RewritePass(rules),
             common.RemoveUnusedNodesPass(),

@@ -96,6 +96,12 @@ class _Layer(nn.Module):
         if not isinstance(part, QuantizedLayer):
             weight = cast(Tensor, part.weight).detach()
             return {"codes": self._by_gate(weight), "scale": None, "zero_point": None}
+        if part.weight_qparams is None:
+            raise UnsupportedError(
+                f"export: {part.name} decodes its weights with {part.weight_qtensor.decoded_by}, "
+                "for which no recurrent layer has a form; use integer weights, or keep it in "
+                "floating point (float_layers)."
+            )
         codes, scale = part.weight_codes.to(torch.int8), part.weight_scale
         if scale.numel() not in (1, len(codes)):
             raise UnsupportedError(

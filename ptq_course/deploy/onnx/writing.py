@@ -27,6 +27,7 @@ from ptq_course.deploy.onnx.graph import (
     use_global_average_pool,
 )
 from ptq_course.deploy.onnx.layers import ExportedQuantizer, FourBitLinear, exported_layer
+from ptq_course.deploy.onnx.lookups import DecodedLayer, FloatCurve, FloatQuantizer
 from ptq_course.deploy.onnx.ops import translation_table
 from ptq_course.deploy.onnx.recurrent import ExportedRecurrent
 from ptq_course.deploy.session import Session, session
@@ -34,6 +35,7 @@ from ptq_course.deploy.targets import (
     TARGETS,
     check_dynamic,
     check_target,
+    decoded_in_float,
     find_target,
     stored_as_int8,
 )
@@ -41,6 +43,7 @@ from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph import copied, trace
 from ptq_course.graph.fusion import fuse
 from ptq_course.graph.recurrent import Recurrent
+from ptq_course.grids.affine import FloatQParams
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.dynamic import DynamicModel
 from ptq_course.simulation.dynamic_layers import DynamicLayer
@@ -96,6 +99,12 @@ def export(
     one (a last Linear is fused to QGemm, which returns real numbers), and 4-bit weights per group,
     also where their input has 8 bits. `deploy.validate.validate` counts them.
 
+    Codebooks and FP8 (target "onnxruntime"). The file holds a codebook and its codes (UINT4 where 4
+    bits hold them, else uint8), or FP8 codes; the runtime decodes them once, when it opens the
+    file, and computes in floating point: smaller, no faster. Where inputs are rounded a warning
+    names these layers, and what ONNX Runtime would do to them (`session`). FP4, MXFP4 and NVFP4
+    have no kernel and are refused.
+
     Scales chosen at run time (`quantize_dynamic`, target "onnxruntime"). Linear layers become
     DynamicQuantizeLinear and MatMulInteger, which the runtime fuses to DynamicQuantizeMatMul;
     convolutions become ConvInteger, which is smaller but no faster than FP32; transposed ones have
@@ -105,7 +114,7 @@ def export(
     per tensor; `benchmarks/dynamic_encoder.py`.)
 
     Raises UnsupportedError by name for what the target has no form for (another preset's grids,
-    9 to 16 bits, groups of 8-bit weights, codebooks, quantized models in other formats than
+    9 to 16 bits, groups of 8-bit weights, 4-bit floats, quantized models in other formats than
     float32) and for what torch.onnx.export or ONNX's checker refuses, and QuantizationError for an
     unknown target, an example that does not fit the model, or a path whose folder does not exist.
     The file appears only when it is complete and has passed ONNX's checker.
@@ -128,6 +137,7 @@ def export(
         check_dynamic(model, runtime)
     elif isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
+        _warn_decoded(model)
     _check_dtype(model, tensors_of(given))
     module = _exportable(model, given, runtime.integer_bias)
     wider = stored_as_int8(model, four_bit_convolutions)
@@ -138,9 +148,7 @@ def export(
             "convolutions with four_bit_convolutions=True, at a price in speed.",
             stacklevel=2,
         )
-    opset = OPSET
-    if four_bit_convolutions or any(isinstance(part, FourBitLinear) for part in module.modules()):
-        opset = FOUR_BIT_OPSET
+    opset = FOUR_BIT_OPSET if four_bit_convolutions or _four_bits(module) else OPSET
     proto = finished(_to_onnx(module, given, shapes, opset), four_bit_convolutions)
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -150,6 +158,29 @@ def export(
         ) from error
     write_atomically(path, proto.SerializeToString())
     return path
+
+
+def _warn_decoded(model: QuantizedModel) -> None:
+    """Say which layers compute in floating point although their input is rounded."""
+    found = decoded_in_float(model)
+    if found and model.config.activation_bits is not None:
+        kinds = ", ".join(dict.fromkeys(found.values()))
+        warnings.warn(
+            f"export: {', '.join(found)}: weights decoded from {kinds}. The file is small, and the "
+            "runtime computes these layers in floating point from the decoded weight: no faster "
+            "than FP32, although their inputs are rounded. Integer kernels need integer weights. "
+            "Open it with deploy.onnx.session, which turns WeightBiasQuantization off: that "
+            "optimizer of ONNX Runtime would round the decoded weights to integers once more.",
+            stacklevel=3,
+        )
+
+
+def _four_bits(module: nn.Module) -> bool:
+    """Whether a part of it is stored in 4 bits."""
+    books = [part.codebook for part in module.modules() if isinstance(part, DecodedLayer)]
+    if any(book is not None and len(book) <= 16 for book in books):
+        return True
+    return any(isinstance(part, FourBitLinear) for part in module.modules())
 
 
 def _check_dtype(model: nn.Module, examples: list[Tensor]) -> None:
@@ -201,11 +232,17 @@ def _exportable(model: nn.Module, given: tuple, integer_bias: bool = True) -> nn
         elif part in inside:
             continue
         elif isinstance(part, ActivationQuantizer):
-            replaced[part] = ExportedQuantizer(part, factors.get(part, 1.0))
+            floats = part.zero_point is None
+            replaced[part] = (
+                FloatQuantizer(part) if floats else ExportedQuantizer(part, factors.get(part, 1.0))
+            )
         elif isinstance(part, RoundedInside):
-            replaced[part] = ExportedCurve(part)
+            floats = isinstance(part.factor, FloatQParams)
+            replaced[part] = FloatCurve(part) if floats else ExportedCurve(part)
         elif isinstance(part, DynamicLayer):
             replaced[part] = exported_dynamic_layer(part)
+        elif isinstance(part, QuantizedLayer) and part.weight_qparams is None:
+            replaced[part] = DecodedLayer(part)
         elif isinstance(part, QuantizedLayer):
             replaced[part] = exported_layer(part, integer_bias)
     for parent in list(module.modules()):
@@ -254,11 +291,20 @@ def finished(model: ir.Model, four_bit_convolutions: bool = False) -> onnx.Model
     import onnx_ir as ir
 
     from ptq_course.deploy.onnx.compact import compact
-    from ptq_course.deploy.onnx.file import own_weights, pack_four_bits, strip
+    from ptq_course.deploy.onnx.file import (
+        own_weights,
+        pack_codebooks,
+        pack_four_bits,
+        part_fp8_from_clamps,
+        strip,
+    )
 
     strip(model)
     own_weights(model)
+    part_fp8_from_clamps(model)
     pack_four_bits(model, four_bit_convolutions)
+    if model.opset_imports[""] >= FOUR_BIT_OPSET:
+        pack_codebooks(model)
     compact(model)
     return ir.to_proto(model)
 

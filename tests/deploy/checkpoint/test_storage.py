@@ -15,7 +15,7 @@ from ptq_classroom.pictures.models import load_model, resnet
 from ptq_course.deploy.checkpoint import load, save, size_report
 from ptq_course.deploy.checkpoint.format import VERSION, read
 from ptq_course.errors import DataIntegrityError, QuantizationError, UnsupportedError
-from ptq_course.grids.affine import QTensor
+from ptq_course.grids.affine import QParams, QTensor
 from ptq_course.simulation.dynamic import DynamicModel, quantize_dynamic
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
@@ -89,9 +89,12 @@ def test_a_network_comes_back_bit_for_bit(tmp_path, network, bits):
     assert_same(quantized, loaded)
     assert set(loaded.qparams) == set(quantized.qparams)
     for name, p in quantized.qparams.items():
-        assert torch.equal(p.scale, loaded.qparams[name].scale)
-        assert torch.equal(p.zero_point, loaded.qparams[name].zero_point)
-        assert p.grid == loaded.qparams[name].grid
+        found = loaded.qparams[name]
+        assert isinstance(p, QParams)
+        assert isinstance(found, QParams)
+        assert torch.equal(p.scale, found.scale)
+        assert torch.equal(p.zero_point, found.zero_point)
+        assert p.grid == found.grid
 
 
 CONFIGS = {
@@ -514,6 +517,7 @@ def test_a_loaded_model_does_not_hold_its_file_open(tmp_path):
     model = make()
     path = save(static(model), tmp_path / "held.safetensors")
     loaded = load(path, model)
+    assert isinstance(loaded, QuantizedModel)
     with open("/proc/self/maps") as maps:
         assert "held.safetensors" not in maps.read()
     names = [m.name for m in loaded.modules() if isinstance(m, ActivationQuantizer)]
