@@ -20,6 +20,7 @@ DEAREST = "this is the dearest that fits: the options stand cheapest first"
 NO_LIMIT = "no loss at all was allowed: the limit may be used up"
 TWICE = "more than the limit was allowed: the lower end may reach it, and no further"
 HALF = "less than the limit was allowed: it may be used up, and a cheaper option then fits"
+RELATIVE = "the limit is in points of accuracy, not a share of the baseline's accuracy"
 WRONG_CHOICES = (
     ("low >= -limit => high >= -limit", UPPER_END),
     ("low >= -limit => (low + high) / 2 >= -limit", MIDDLE),
@@ -27,6 +28,7 @@ WRONG_CHOICES = (
     ("low >= -limit => low >= 0", NO_LIMIT),
     ("low >= -limit => low >= -2 * limit", TWICE),
     ("low >= -limit => low >= -limit / 2", HALF),
+    ("low >= -limit => low >= -limit * scores[baseline].mean().item()", RELATIVE),
 )
 HINTS = (
     ("Which interval?",
@@ -45,17 +47,19 @@ def limit_cases(
 ) -> Iterator[tuple[str, dict]]:
     """Cases for three options or more, cheapest first, of which the last is the baseline."""
     cheap, middle = names[0], names[-2]
-    for number, (label, pictures, lost) in enumerate((
-        ("the cheapest will do", 12_000, {cheap: 0.2, middle: 0.1}),
-        ("the cheapest surely loses too much", 12_000, {cheap: 8.0, middle: 0.2}),
-        ("too few pictures to promise anything", 400, {cheap: 1.5, middle: 0.5}),
-        ("the cheapest gains", 12_000, {cheap: -2.5, middle: 0.1}),
-        ("one in the middle gains", 12_000, {cheap: 9.0, middle: -2.5}),
-        ("the cheapest loses a little less than the limit", 40_000, {cheap: 0.68, middle: 0.1}),
-        ("the cheapest loses a little more than the limit", 40_000, {cheap: 1.5, middle: 0.1}),
+    for number, (label, pictures, lost, baseline) in enumerate((
+        ("the cheapest will do", 12_000, (0.2, 0.1), about),
+        ("the cheapest surely loses too much", 12_000, (8.0, 0.2), about),
+        ("too few pictures to promise anything", 400, (1.5, 0.5), about),
+        ("the cheapest gains", 12_000, (-2.5, 0.1), about),
+        ("one in the middle gains", 12_000, (9.0, -2.5), about),
+        ("the cheapest loses a little less than the limit", 40_000, (0.68, 0.1), about),
+        ("the cheapest loses a little more than the limit", 40_000, (1.5, 0.1), about),
+        ("a baseline that is often wrong", 40_000, (0.68, 0.1), about / 2),
     )):  # fmt: skip
-        shares = {n: about - limit * lost.get(n, 5.0) for n in names}
-        shares[names[-1]] = about
+        losses = dict(zip((cheap, middle), lost, strict=True))  # in limits; 5 for all others
+        shares = {n: max(0.0, baseline - limit * losses.get(n, 5.0)) for n in names}
+        shares[names[-1]] = baseline
         yield (
             label,
             {

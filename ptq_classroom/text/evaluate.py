@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,10 +11,19 @@ from torch import Tensor
 from ptq_classroom.text.phrases import Phrases, tokens
 
 
+@lru_cache(maxsize=8)
+def by_length(sentences: tuple[str, ...]) -> tuple[list[Tensor], Tensor]:
+    """Batches of tokens, shortest sentences first so that little is padded, and their places."""
+    lengths = torch.tensor([int(row.ne(0).sum()) for part in tokens(sentences) for row in part])
+    order = lengths.argsort(stable=True)
+    return tokens([sentences[i] for i in order.tolist()]), order
+
+
 def embed(run: Callable[[Tensor], Tensor], phrases: Phrases) -> Tensor:
     """Unit vectors of `phrases.sentences`, float32 [2 N, D]; `run` is an encoder or a session."""
+    batches, order = by_length(phrases.sentences)
     with torch.no_grad():
-        return torch.cat([run(part) for part in tokens(phrases.sentences)])
+        return torch.cat([run(batch) for batch in batches])[order.argsort()]
 
 
 def cosines(reference: Tensor, other: Tensor) -> Tensor:

@@ -52,25 +52,43 @@ def folders() -> list[Path]:
         found.append(Path(str(package.locate_file(INSIDE))))
     except importlib.metadata.PackageNotFoundError:
         pass
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    return found + sorted((Path(home) / "hub" / HUB / "snapshots").glob("*"))
+    return found + sorted((hub_cache() / HUB / "snapshots").glob("*"))
+
+
+def hub_cache() -> Path:
+    """The Hugging Face hub's cache on this machine, found as its own library finds it.
+
+    HF_HUB_CACHE names it, else it is the folder "hub" in HF_HOME, else in "huggingface" in
+    XDG_CACHE_HOME or ~/.cache. A variable that is empty counts as missing; ~ is the user's home.
+    """
+
+    def folder(variable: str) -> Path | None:
+        value = os.environ.get(variable, "")
+        return Path(os.path.expandvars(value)).expanduser() if value else None
+
+    cache = folder("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = folder("HF_HOME") or cache / "huggingface"
+    return folder("HF_HUB_CACHE") or home / "hub"
 
 
 def read(name: str) -> bytes:
-    """The bytes of one of the files of `SHA256`.
+    """The bytes of one of the files of `SHA256`, from the first folder that has the published one.
 
-    Raises DataIntegrityError, with the remedy, where it is on this machine nowhere, and where the
-    one that is there is another.
+    Raises DataIntegrityError, with the remedy, where it is on this machine nowhere, and where only
+    others of its name are.
     """
+    others = []
     for folder in folders():
         if (folder / name).is_file():
             data = (folder / name).read_bytes()
-            if sha256(data) != SHA256[name]:
-                raise DataIntegrityError(
-                    f"{folder / name} is not the published one: its SHA-256 begins "
-                    f"{sha256(data)[:12]}, wanted is {SHA256[name][:12]}; {REMEDY}"
-                )
-            return data
+            if sha256(data) == SHA256[name]:
+                return data
+            others.append(f"{folder / name} (SHA-256 {sha256(data)[:12]}...)")
+    if others:
+        raise DataIntegrityError(
+            f"{name} is not the published one (SHA-256 {SHA256[name][:12]}...): found "
+            f"{', '.join(others)}; {REMEDY}"
+        )
     raise DataIntegrityError(f"all-MiniLM-L6-v2: {name} is not on this machine; {REMEDY}")
 
 

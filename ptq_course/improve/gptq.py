@@ -13,6 +13,8 @@ from torch import Tensor
 from ptq_course.errors import flag
 from ptq_course.improve.rounding import Rounding, RoundWeights
 
+BLOCK = 64  # columns whose errors reach the columns behind them in one product of matrices
+
 
 def gptq(problem: Rounding, ordered: bool = True) -> Tensor:
     """Codes [G, O, K] of a `Rounding` whose moments are damped already.
@@ -36,12 +38,18 @@ def gptq(problem: Rounding, ordered: bool = True) -> Tensor:
     moments = moments[group, order[:, :, None], order[:, None, :]]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    codes = torch.empty_like(weights)
-    for k in range(size):
-        w, s, z = weights[..., k], scale[..., k], zero_point[..., k]
-        codes[..., k] = (torch.round(w / s) + z).clamp(problem.grid.qmin, problem.grid.qmax)
-        error = (w - (codes[..., k] - z) * s) / factor[:, k, k, None]
-        weights[..., k:] -= error[..., None] * factor[:, None, k, k:]
+    # One row of memory is one column of weights from here on: [G, K, O].
+    left, scale, zero_point = (t.transpose(1, 2).contiguous() for t in (weights, scale, zero_point))
+    codes, errors = torch.empty_like(left), torch.empty_like(left)
+    for begin in range(0, size, BLOCK):
+        end = min(begin + BLOCK, size)
+        for k in range(begin, end):
+            w, s, z = left[:, k], scale[:, k], zero_point[:, k]
+            codes[:, k] = (torch.round(w / s) + z).clamp(problem.grid.qmin, problem.grid.qmax)
+            errors[:, k] = (w - (codes[:, k] - z) * s) / factor[:, k, k, None]
+            left[:, k:end] -= factor[:, k, k:end, None] * errors[:, None, k]
+        left[:, end:] -= factor[:, begin:end, end:].transpose(1, 2) @ errors[:, begin:end]
+    codes = codes.transpose(1, 2).contiguous()
     return torch.empty_like(codes).scatter_(2, rows, codes)
 
 

@@ -366,6 +366,7 @@ def _lights() -> Iterator[tuple[str, dict[str, Any]]]:
         ("night", 500, night | {"99.9 %": 0.55}),
         ("flash", 500, {"min-max": 0.85, "KL": 0.70, "99.9 %": 0.80}),
         ("rain", 500, {"min-max": 0.70, "KL": 0.62, "99.9 %": 0.80}),
+        ("fog", 500, {"min-max": 0.10, "KL": 0.30, "99.9 %": 0.45}),
     )
     made = [made_scores(count, accuracy, 340 + i) for i, (_, count, accuracy) in enumerate(parts)]
     scores = {rule: torch.cat([row[rule] for row in made]) for rule in day}
@@ -374,7 +375,7 @@ def _lights() -> Iterator[tuple[str, dict[str, Any]]]:
     scores = {rule: row[torch.from_numpy(order)] for rule, row in scores.items()}
     for protected, baseline in (
         ("flash", "KL"), ("night", "min-max"), ("rain", "min-max"), ("flash", "min-max"),
-        ("rain", "KL"), ("day", "min-max"),
+        ("rain", "KL"), ("day", "min-max"), ("fog", "min-max"), ("fog", "KL"),
     ):  # fmt: skip
         yield f"{protected} pictures count, {baseline} is the baseline", {
             "scores": scores, "kinds": kinds[order], "protected": protected, "baseline": baseline,
@@ -415,6 +416,10 @@ CHOOSE_RULE = Exercise(
         *WRONG_INTERVALS,
         ("row[part] => row", "all pictures were asked: only those of the protected kind count"),
         ("max( => min(", "this is the rule that serves the protected kind worst"),
+        ("max(scores, key=lambda rule: scores[rule].mean().item()) => min(scores, key=lambda rule: "
+         "scores[rule].std().item())",
+         "the smallest deviation was taken: answers that are nearly all wrong deviate as little as "
+         "those that are nearly all right"),
         ("kinds == protected => kinds != protected", "the protected pictures were left out"),
         ("return choice, low, high => return baseline, low, high",
          "the baseline's name with another rule's interval"),

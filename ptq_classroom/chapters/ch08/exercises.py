@@ -155,6 +155,7 @@ def _biases() -> Iterator[tuple[str, dict[str, Any]]]:
     yield case("a scale for each channel", [1.0, 1.0, -1.0], 0.03, [0.002, 0.004, 0.008])
     yield case("large codes", [3.0, -2.0, 0.7], 0.01, [0.001, 0.0003, 0.002])
     yield case("values that round up", [0.57, -0.38], 0.1, [1.0, 1.0])
+    yield case("codes beyond 24 bits", [40.0, -24.0, 1.5], 2.0**-10, [2.0**-14] * 3)
     yield case("halfway between two codes", [0.0625, 0.1875, -0.0625, -0.1875], 0.5, [0.25] * 4)
 
 
@@ -202,6 +203,8 @@ QUANTIZE_BIAS = Exercise(
          "stored in 16 bits, where it wrapped around: a bias is int32"),
         (".to(torch.int32) => .clamp(-32768, 32767).to(torch.int32)",
          "clamped to 16 bits: a bias is int32"),
+        (".to(torch.int32) => .clamp(-(2**23), 2**23 - 1).to(torch.int32)",
+         "clamped to 24 bits: a bias is int32"),
         ("torch.round(b / (sx * sw)) => torch.round(torch.round(b / sx) / sw)",
          "rounded twice, the first time in steps of sx: divide by sx * sw, then round once"),
         ("torch.round(b / (sx * sw)).to(torch.int32) => torch.round(b / (sx * sw)) * sx * sw",

@@ -225,6 +225,10 @@ def _efforts() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "the least effort gains much", {
         "scores": made_scores(4_000, gains, 1440), "baseline": "FP32",
     }  # fmt: skip
+    weak = {"nearest": 0.1, "GPTQ": 0.42, "labels": 0.52, "distillation": 0.55, "FP32": 0.6}
+    yield "FP32 itself is often wrong", {
+        "scores": made_scores(20_000, weak, 1441), "baseline": "FP32",
+    }  # fmt: skip
 
 
 EFFORT = Exercise(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ptq_classroom.chapters.ch14.recorded import band
 from ptq_classroom.kit.pieces import accuracy_bars
 from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
@@ -53,21 +54,19 @@ def answers(classes: Sequence[str], shares: Mapping[str, Any], label: str) -> tu
 def learning(
     steps: Sequence[int],
     curves: Mapping[str, Sequence[float]],
-    bands: Mapping[str, Sequence[Sequence[float]]],
+    bands: Mapping[str, Sequence[tuple[float, float]]],
     start: float,
     fp32: float,
 ) -> tuple[Figure, str]:
-    """Accuracy over steps: the curves just measured, and the band of the recorded draws."""
+    """Accuracy over steps: the curves just measured, and (low, high) of one more draw for each."""
     fig, ax = figure(7.6, 3.6)
     told = []
     at = [0, *steps]
     for i, (name, values) in enumerate(curves.items()):
         ax.plot(at, [start, *values], marker=SHAPES[i], markersize=5, label=name, **color(2 * i))
         if name in bands:
-            band = np.asarray(bands[name], dtype=float)
-            ax.fill_between(
-                steps, band.min(0), band.max(0), color=COLORS[2 * i], alpha=0.2, linewidth=0
-            )
+            low, high = np.asarray(bands[name], dtype=float).T
+            ax.fill_between(steps, low, high, color=COLORS[2 * i], alpha=0.2, linewidth=0)
         told.append(f"{name} {values[-1]:.1f}")
     ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
     ax.text(at[-1], fp32 - 0.3, "FP32", ha="right", va="top", fontsize=9, color=ink(GREY))
@@ -75,7 +74,42 @@ def learning(
     ax.legend(fontsize=9, loc="lower right")
     return fig, (
         f"Training lifts 2 bits from {start:.1f} % to {', '.join(told)} after {at[-1]} steps; FP32 "
-        f"{fp32:.1f} %. Shaded: recorded draws."
+        f"{fp32:.1f} %. Shaded: where one more draw lies in 95 of 100 cases."
+    )
+
+
+def over_seconds(
+    spent: Mapping[str, tuple[float, Sequence[float]]], live: Mapping[str, float], fp32: float
+) -> tuple[Figure, str]:
+    """Accuracy over time: the recorded draws, the band of one more, and what was just measured.
+
+    spent: effort -> (mean seconds, accuracy of each draw in percent), the least effort first.
+    """
+    fig, ax = figure(7.6, 4.2)
+    told = []
+    for i, (name, (seconds, values)) in enumerate(spent.items()):
+        low, high = band(values)
+        ax.plot([seconds, seconds], [low, high], color=GREY, linewidth=7, alpha=0.35, zorder=1)
+        ax.plot([seconds] * len(values), values, SHAPES[i % 4], color=COLORS[i], markersize=6)
+        if name in live:
+            ax.plot([seconds], [live[name]], "D", color="black", markersize=11, fillstyle="none")
+        above = name in live
+        ax.annotate(
+            name, (seconds, high if above else low), (0, 4 if above else -12), fontsize=9,
+            textcoords="offset points", ha="center", color=ink(COLORS[i]),
+        )  # fmt: skip
+        told.append(f"{name} {np.mean(values):.1f} % after {seconds:.0f} s")
+    ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.text(0.01, fp32 - 0.2, "FP32", transform=ax.get_yaxis_transform(), fontsize=9, va="top",
+            color=ink(GREY))  # fmt: skip
+    ax.plot([], [], "D", color="black", fillstyle="none", markersize=9, label="the run above")
+    ax.plot([], [], color=GREY, alpha=0.35, linewidth=7, label="95 % band of one more draw")
+    ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0.0, 0.62))
+    last = max(seconds for seconds, _ in spent.values())
+    ax.set(xlabel="seconds of one core", ylabel="top-1 accuracy (%)", xlim=(0, 1.15 * last))
+    return fig, (
+        f"Training brings more than rounding, and takes longer; FP32 {fp32:.1f} %. Means of the "
+        f"draws: {'; '.join(told)}."
     )
 
 

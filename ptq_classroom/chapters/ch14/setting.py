@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ptq_classroom.pictures.camera import to_input
@@ -18,13 +17,14 @@ from ptq_classroom.pictures.generator import EmojiGenerator
 from ptq_classroom.pictures.models import load_model
 from ptq_course.grids.metrics import correct
 from ptq_course.improve.gptq import GPTQ
-from ptq_course.improve.walk import improved
+from ptq_course.improve.walk import LayerStep, improved
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
 
 CONFIG = replace(QConfig.onnxruntime(), weight_bits=2)
 STEPS, EVERY, BATCH, RATE = 200, 50, 64, 2e-4
+FRESH = 9  # the chapter's own draw of new pictures; the recorded draws are others
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "labels": dict,
     "distillation": lambda: {"teacher": teacher()},
@@ -52,12 +52,24 @@ def quantizer() -> PTQQuantizer:
     return made.compute_qparams("kl")
 
 
+def few(draw: int = 0) -> Split:
+    """512 calibration pictures: the first ones, or those of a draw without replacement."""
+    pictures = load_split("calibration")
+    if draw == 0:
+        return pictures[:512]
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(draw))
+    return pictures[order[:512].sort().values.numpy()]
+
+
+def rounded(step: LayerStep, draw: int = 0) -> QuantizedModel:
+    """The network with its weights rounded by ``step``, which sees `few` pictures."""
+    return improved(quantizer(), loader(few(draw)), [step], progress=False)
+
+
 @cache
-def start() -> QuantizedModel:
-    """The best that rounding alone brings here: GPTQ on 512 calibration pictures."""
-    return improved(
-        quantizer(), loader(load_split("calibration"), limit=512), [GPTQ()], progress=False
-    )
+def start(draw: int = 0) -> QuantizedModel:
+    """Where training starts: the codes of GPTQ."""
+    return rounded(GPTQ(), draw)
 
 
 def fresh(seed: int, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -75,8 +87,3 @@ def right(network: nn.Module) -> Tensor:
 def accuracy(network: nn.Module) -> float:
     """Top-1 in percent."""
     return 100 * right(network).mean().item()
-
-
-def recorded() -> dict[str, Any]:
-    """What `benchmarks/distillation.py --write` measured."""
-    return json.loads(Path(__file__).with_name("recorded.json").read_text(encoding="utf-8"))

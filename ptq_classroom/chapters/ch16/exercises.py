@@ -174,8 +174,6 @@ REPAIRS = Exercise(
         *WRONG_CHOICES,
         ("low >= -limit => abs(low) <= limit",
          "a gain was refused: the limit is for losses alone"),
-        ("low >= -limit => low >= -limit * scores[baseline].mean()",
-         "the limit is in points of accuracy, not a share of the baseline's accuracy"),
     ),
     hints=HINTS,
 )  # fmt: skip

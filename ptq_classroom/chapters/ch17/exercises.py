@@ -46,9 +46,9 @@ def _releases() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "the limit is reached exactly", {**scores, "after": scores["before"], "limit": 0.0}
     scores = made_scores(8_000, {"before": 0.9, "after": 0.89}, 1719)
     change = scores["after"] - scores["before"]
-    error = (change.std() / len(change) ** 0.5).item()  # 1.73 of them: 92 %, not 95 %
-    limit = round(1.73 * error - change.mean().item(), 5)
-    yield "nine times in ten inside", {**scores, "limit": limit}
+    error = (change.std() / len(change) ** 0.5).item()  # 1.73 of them: 92 %; 2.14: 97 %
+    for label, errors in (("nine times in ten inside", 1.73), ("just sure enough", 2.14)):
+        yield label, {**scores, "limit": round(errors * error - change.mean().item(), 5)}
 
 
 def _verdict(got: Any, expected: bool, **inputs: Any) -> None:
@@ -94,6 +94,9 @@ ACCEPTS = Exercise(
          "a lower end of exactly -limit is accepted: compare with >="),
         ("paired_bootstrap(before, after)[1] => paired_bootstrap(before, after, confidence=0.9)[1]",
          "this is the interval of 90 % (or 1.645 standard errors): asked for are 95 %"),
+        ("paired_bootstrap(before, after)[1] => "
+         "paired_bootstrap(before, after, confidence=0.975)[1]",
+         "this is the interval of 97.5 % (or 2.24 standard errors): asked for are 95 %"),
         ("low >= -limit => low >= -limit * before.mean()",
          "the limit is in points of accuracy, not a share of FP32's accuracy"),
         (_unpaired,
@@ -133,6 +136,12 @@ def _changed(row: Tensor, gained: int, lost: int) -> Tensor:
     return after
 
 
+def _limit(row: Tensor, gained: int, lost: int, errors: float) -> float:
+    """A limit so many standard errors below the change that `_changed` makes."""
+    change = _changed(row, gained, lost) - row
+    return round((errors * change.std() / len(change) ** 0.5 - change.mean()).item(), 5)
+
+
 def _uncertain() -> Iterator[tuple[str, dict[str, Any]]]:
     """Versions that change many answers, and so have wide intervals, against one with few."""
     sizes = {"W4A8": 0.14, "W8A8": 0.26, "FP32": 1.0}  # another order than that of the scores
@@ -142,6 +151,8 @@ def _uncertain() -> Iterator[tuple[str, dict[str, Any]]]:
         ("the most accurate has the lower upper end", (40, 0), (220, 200), 0.025),
         ("the most accurate of them is not sure", (500, 495), (0, 12), 0.01),
         ("no loss is allowed, and none is made", (0, 0), (0, 100), 0.0),
+        ("nine times in ten inside", (400, 440), (0, 50), _limit(fp32, 400, 440, 1.73)),
+        ("just sure enough", (400, 440), (0, 50), _limit(fp32, 400, 440, 2.14)),
     ):
         scores = {"W8A8": _changed(fp32, *eight), "FP32": fp32, "W4A8": _changed(fp32, *four)}
         yield label, {"scores": scores, "sizes": sizes, "limit": limit, "budget": 0.3}
@@ -215,6 +226,12 @@ CHOOSE = Exercise(
         ("low >= -limit => mean >= -limit",
          "the mean was asked: it may be inside the limit while the interval reaches beyond"),
         ("low >= -limit => True", "the limit was not looked at"),
+        ('paired_bootstrap(scores["FP32"], row) => '
+         'paired_bootstrap(scores["FP32"], row, confidence=0.9)',
+         "this is the interval of 90 % (or 1.645 standard errors): asked for are 95 %"),
+        ('paired_bootstrap(scores["FP32"], row) => '
+         'paired_bootstrap(scores["FP32"], row, confidence=0.975)',
+         "this is the interval of 97.5 % (or 2.24 standard errors): asked for are 95 %"),
         ("sizes[name] > budget => False", "the budget was not looked at"),
         ('name == "FP32" or sizes[name] > budget => sizes[name] > max(budget, 1)',
          "FP32 is no quantized version, and larger than the budget"),

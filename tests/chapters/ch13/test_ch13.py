@@ -19,6 +19,7 @@ from ptq_classroom.chapters.ch13.recorded import (
     in_band,
     recorded,
 )
+from ptq_classroom.kit.examine import examine
 from ptq_course.deploy.checkpoint.packing import pack
 from ptq_course.grids.affine import IntGrid
 from ptq_course.improve.clustering import cluster
@@ -151,3 +152,11 @@ def test_brute_force_is_the_bound_of_one_after_the_other():
         best, other = exercises.best_rounding(w, x), exercises._one_after_the_other(w, x)
         errors = [(x @ (v - w)).square().sum() for v in (best, other)]
         assert errors[0] <= errors[1] + 1e-5, label
+
+
+def test_a_list_of_bytes_holds_whole_numbers():
+    exercise = exercises.PACK_INT4
+    fractions = examine(exercise, lambda q: exercises.pack_int4(q).float().tolist()).failure
+    assert fractions is not None
+    assert fractions.cause == exercises.FLOATING
+    assert examine(exercise, lambda q: exercises.pack_int4(q).tolist()).status == "passed"
