@@ -101,7 +101,7 @@ class LearningQuantizer(nn.Module):
                 "the rounding needs a grid of integers; leave activation_format out."
             )
         self.name, self.made_from, self.learns = quantizer.name, q, learn_range
-        scale, zero, grid = quantizer.scale, quantizer.zero_point, quantizer.grid
+        scale, zero, grid = q.scale, q.zero_point, q.grid
         fixed = set(zero.flatten().tolist()) <= {0, grid.qmin, grid.qmax}
         self.scale = nn.Parameter(scale.clone(), requires_grad=learn_range)
         self.zero_point = nn.Parameter(zero.float(), requires_grad=learn_range and not fixed)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError, number, whole
 from ptq_course.improve.learning import LearningLayer, LearningQuantizer, learning_copy
+from ptq_course.simulation.layers import QuantizedLayer
 from ptq_course.simulation.observe import output_tensors, placed
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
@@ -149,7 +151,8 @@ def in_steps(network: nn.Module, rate: float) -> list[dict]:
     def learn(part: nn.Module, name: str, change: nn.Module, share: float) -> None:
         if getattr(part, name).requires_grad:
             parametrize.register_parametrization(part, name, change)
-            groups.setdefault(share, []).append(part.parametrizations[name].original)
+            original = part.get_parameter(f"parametrizations.{name}.original")
+            groups.setdefault(share, []).append(original)
 
     for part in list(network.modules()):
         if isinstance(part, LearningLayer):
@@ -216,5 +219,5 @@ def decided(network: nn.Module, quantizer: PTQQuantizer) -> QuantizedModel:
     with torch.no_grad():
         for path, part in parts:
             if isinstance(part, LearningLayer):
-                part.write_to(layers[path])
+                part.write_to(cast(QuantizedLayer, layers[path]))
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import session
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
+from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.improve.clustering import Cluster
 from ptq_course.improve.gptq import GPTQ
@@ -58,7 +60,8 @@ def data():
 
 
 def calibrated(model, data, **choices):
-    config = QConfig(**{"weight_bits": 4, "activation_bits": 4} | choices)
+    settings: dict[str, Any] = {"weight_bits": 4, "activation_bits": 4} | choices
+    config = QConfig(**settings)
     return PTQQuantizer(model, config=config).calibrate(data, ranges="minmax", progress=False)
 
 
@@ -119,7 +122,7 @@ def test_a_range_that_begins_at_zero_or_is_symmetric_stays_so(model, data, learn
     assert learned.qparams["stem.2"].zero_point == 0  # behind a ReLU, unsigned
     symmetric = calibrated(model, data, activation_signed=True, activation_symmetric=True)
     made = reconstruct(symmetric, data, 20, progress=False)
-    assert all(q.symmetric for q in made.qparams.values())
+    assert all(isinstance(q, QParams) and q.symmetric for q in made.qparams.values())
 
 
 def test_it_is_deterministic_and_leaves_all_it_was_given_alone(model, quantizer, data):
@@ -174,7 +177,10 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(model, quantizer, dat
         reconstruct(quantizer, [], progress=False)
     with pytest.raises(CalibrationError, match="no scales yet"):
         reconstruct(PTQQuantizer(model), data, progress=False)
-    for wrong in ({"steps": 0}, {"rate": 0}, {"rate": math.nan}, {"steps": 1.5}):
+    refused: list[dict[str, Any]] = [
+        {"steps": 0}, {"rate": 0}, {"rate": math.nan}, {"steps": 1.5},
+    ]  # fmt: skip
+    for wrong in refused:
         with pytest.raises(QuantizationError, match="reconstruct"):
             reconstruct(quantizer, data, **wrong, progress=False)
     bad = [torch.full_like(data[0], math.nan)]

@@ -58,7 +58,7 @@ def test_a_learned_zero_point_gets_the_gradient_that_pytorch_gives_it(values, st
     for function, results in (
         (lambda x, s, z: round_per_tensor(x, s, z, GRID), found),
         (
-            lambda x, s, z: torch._fake_quantize_learnable_per_tensor_affine(
+            lambda x, s, z: torch.ops.aten._fake_quantize_learnable_per_tensor_affine(
                 x, s.reshape(1), z.reshape(1), GRID.qmin, GRID.qmax, 1.0
             ),
             theirs,

@@ -16,7 +16,6 @@ from ptq_classroom.pictures.evaluate import logits
 from ptq_classroom.pictures.generator import EmojiGenerator
 from ptq_classroom.pictures.models import load_model
 from ptq_course.grids.metrics import correct
-from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.gptq import GPTQ
 from ptq_course.improve.walk import LayerStep, improved
 from ptq_course.simulation.qconfig import QConfig
@@ -88,24 +87,3 @@ def right(network: nn.Module) -> Tensor:
 def accuracy(network: nn.Module) -> float:
     """Top-1 in percent."""
     return 100 * right(network).mean().item()
-
-
-@cache
-def resnet20() -> nn.Module:
-    """The network on which tools are compared."""
-    return load_model("resnet20")
-
-
-@cache
-def four_bits() -> PTQQuantizer:
-    """ResNet-20 with 4-bit weights and activations; both ranges by squared error."""
-    config = QConfig(weight_bits=4, activation_bits=4, weight_range="mse", weight_narrow=False)
-    made = PTQQuantizer(resnet20(), config=config)
-    return made.calibrate(loader(load_split("calibration")), ranges="mse", progress=False)
-
-
-@cache
-def four_bits_rounded() -> QuantizedModel:
-    """The same, its weights rounded by GPTQ, its biases corrected."""
-    steps: list[LayerStep] = [GPTQ(), CorrectBias()]
-    return improved(four_bits(), loader(few()), steps, progress=False)
