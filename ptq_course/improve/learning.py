@@ -19,33 +19,33 @@ from ptq_course.graph.layer_types import bias_of, known_type, weight_of
 from ptq_course.grids.affine import SCALE_FLOOR, QParams, QTensor, quantize
 from ptq_course.grids.blocks import parameter_for_blocks, split_into_blocks
 from ptq_course.grids.floats import format_name
+from ptq_course.improve.rounding import spread_over
 from ptq_course.improve.straight_through import round_per_tensor, round_through
 from ptq_course.simulation.bias import quantize_bias, scale_per_output
 from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer, check_call
+from ptq_course.simulation.network import replace_submodules
 from ptq_course.simulation.quantized import QuantizedModel
+
+MARGIN = 0.49  # of a step: a float weight that is still rounded to its code
 
 
 class LearningLayer(nn.Module):
     """A quantized layer whose float weight, bias and scales are learned through the rounding."""
 
-    def __init__(self, layer: QuantizedLayer, learn_scales: bool) -> None:
+    def __init__(self, layer: QuantizedLayer, learn_scales: bool, margin: float = MARGIN) -> None:
         super().__init__()
         qparams = layer.require_integers("training through the rounding")
         floating = layer.float_layer
         self.name, self.floating, self.qparams = layer.name, floating, qparams
-        self.weight = nn.Parameter(near_codes(weight_of(floating).detach(), layer))
+        self.weight = nn.Parameter(near_codes(weight_of(floating).detach(), layer, margin))
         bias = bias_of(floating) if layer.bias is None else layer.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.scale = nn.Parameter(qparams.scale.clone(), requires_grad=learn_scales)
 
     def step_of_each_weight(self) -> Tensor:
         """The scale that rounds it, of the weight's shape."""
-        scale, block_size = self.qparams.scale, self.qparams.block_size
-        if block_size is None:
-            return scale.expand(self.weight.shape).clone()
-        blocks = split_into_blocks(self.weight.detach(), block_size)
-        return parameter_for_blocks(scale, blocks).expand(blocks.shape).reshape(self.weight.shape)
+        return spread_over(self.weight.detach(), self.qparams)[0].to(self.weight.dtype)
 
     def rounded(self) -> Tensor:
         """The weight on its grid, with gradients."""
@@ -136,48 +136,47 @@ class LearningInside(nn.Module):
         return exact + (self.rounded(x) - exact).detach()
 
 
-def near_codes(weight: Tensor, layer: QuantizedLayer) -> Tensor:
-    """The float weight, moved inside the half step of the code that the layer has.
+def near_codes(weight: Tensor, layer: QuantizedLayer, margin: float = MARGIN) -> Tensor:
+    """The float weight, moved to within ``margin`` steps of the code that the layer has.
 
     So training starts from the quantized network as it is, also where the codes are not the nearest
     ones (AdaRound, GPTQ).
     """
     decoded, codes = layer.weight.detach(), layer.weight_qtensor
-    q = codes.require_qparams()
-    scale = q.scale
-    if q.block_size is not None:
-        blocks = split_into_blocks(decoded, q.block_size)
-        scale = parameter_for_blocks(scale, blocks).expand(blocks.shape).reshape(decoded.shape)
-    margin = 0.49 * scale
-    return torch.maximum(torch.minimum(weight, decoded + margin), decoded - margin)
+    scale = spread_over(decoded, codes.require_qparams())[0].to(decoded.dtype)
+    return torch.maximum(torch.minimum(weight, decoded + margin * scale), decoded - margin * scale)
 
 
 def learning_copy(
-    quantized: QuantizedModel, learn_scales: bool = False, learn_ranges: Collection[str] = ()
-) -> nn.Module:
+    quantized: QuantizedModel, learn_scales: bool = False, learn_ranges: Collection[str] = (),
+    margin: float = MARGIN,
+) -> nn.Module:  # fmt: skip
     """The quantized network with float weights behind its codes, ready for an optimizer.
 
     learn_scales: those of the weights. learn_ranges: names of the activations whose scale and zero
-    point are learned.
+    point are learned. margin: how far from its code a weight begins at most, in steps.
     """
     module = copy.deepcopy(quantized.module)
-    for path, part in list(module.named_modules()):
-        new: nn.Module | None = None
+    new: dict[str, nn.Module] = {}
+    for path, part in module.named_modules():
         if isinstance(part, QuantizedLayer):
-            new = LearningLayer(part, learn_scales)
+            new[path] = LearningLayer(part, learn_scales, margin)
         elif isinstance(part, ActivationQuantizer):
-            new = LearningQuantizer(part, part.name in learn_ranges and part.scale.dim() == 0)
+            learns = part.name in learn_ranges and part.scale.dim() == 0
+            new[path] = LearningQuantizer(part, learns)
         elif isinstance(part, RoundedInside):
-            new = LearningInside(part)
-        if new is not None:
-            parent, _, name = path.rpartition(".")
-            setattr(module.get_submodule(parent), name, new)
+            new[path] = LearningInside(part)
+    replace_submodules(module, new)
     return module
 
 
 def written_back(learned: nn.Module, quantized: QuantizedModel) -> QuantizedModel:
     """A copy of ``quantized`` with the codes of what was learned."""
-    result = copy.deepcopy(quantized)
+    return write_layers(learned, copy.deepcopy(quantized))
+
+
+def write_layers(learned: nn.Module, result: QuantizedModel) -> QuantizedModel:
+    """``result``, whose layers have the codes of what was learned from now on."""
     layers = dict(result.module.named_modules())
     with torch.no_grad():
         for path, part in learned.named_modules():

@@ -4,7 +4,7 @@ Rules choose ranges value by value, AdaRound and GPTQ round layer by layer; what
 the choices do not know of each other. Here all of them - weight codes, weight scales, biases, the
 scale and zero point of every activation - move together, down the gradient of the squared
 difference from the float network's outputs, through straight-through rounding. Labels are not
-used, and a few hundred steps do, so this is still post-training quantization, not training.
+used, and a thousand steps do, so this is still post-training quantization, not training.
 
 Sources: Esser et al., "Learned Step Size Quantization", 2020 and Bhalgat et al., "LSQ+", 2020 for
 what is learned; Li, Gong, Tan, Yang, Hu, Zhang, Yu, Wang, Gu, "BRECQ: Pushing the Limit of
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,12 @@ from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError, number, whole
-from ptq_course.improve.learning import LearningLayer, LearningQuantizer, learning_copy
-from ptq_course.simulation.layers import QuantizedLayer
+from ptq_course.improve.learning import (
+    LearningLayer,
+    LearningQuantizer,
+    learning_copy,
+    write_layers,
+)
 from ptq_course.simulation.observe import output_tensors, placed
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
@@ -55,16 +58,19 @@ def reconstruct(
     is. batches: inputs, or (inputs, labels), kept in memory. The result fits them as far as
     ``steps`` allow: with fewer than about a thousand examples give varied copies, too (mirrored,
     shifted), which need no labels.
-    start: what `walk.improved` made of the same quantizer, else ``quantizer.convert()``.
+    start: what `walk.improved` made of the same quantizer, else ``quantizer.convert()``. It is
+    given back where nothing nearer to FP32 on these batches was learned.
     rate: of Adam, in steps of the weight grid, falling to 0 along half a cosine.
 
     Raises CalibrationError where no batch comes, QuantizationError for other settings, a start of
-    another network, and outputs that are not finite, UnsupportedError for weights in codebooks.
+    another network, and outputs that are not finite or not real, UnsupportedError for weights in
+    codebooks and for floats.
     """
     steps, rate = whole("reconstruct: steps", steps, 1), number("reconstruct: rate", rate, "(0, 1)")
     only_weights = quantizer.config.activation_bits is None
     base = quantizer.quantize_weights() if only_weights else quantizer.convert()
-    if start is not None and start.quantized_layers().keys() != base.quantized_layers().keys():
+    begin = base if start is None else start
+    if begin.quantized_layers().keys() != base.quantized_layers().keys():
         raise QuantizationError("reconstruct: start was made by another quantizer.")
     names = quantizer.network.input_names
     data = [placed(batch, names, base) for batch in islice(batches, num_batches)]
@@ -72,7 +78,7 @@ def reconstruct(
         raise CalibrationError("reconstruct: the loader gave no batch: pass at least one.")
     values = quantizer.network.plan.values.items()
     free = [name for name, value in values if value.range is None]
-    network = learning_copy(start or base, learn_scales=True, learn_ranges=free)
+    network = learning_copy(begin, learn_scales=True, learn_ranges=free, margin=0.0)
     with torch.no_grad():
         targets = [answers(quantizer.float_model, inputs) for inputs in data]
     for number_of_batch, outputs in enumerate(targets):
@@ -82,28 +88,45 @@ def reconstruct(
                 "(counted from 0): check these inputs."
             )
     optimizer = torch.optim.Adam(in_steps(network, rate))
-    begin = [group["lr"] for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
     size = spread(targets)
     order = draws(data, targets, torch.Generator().manual_seed(seed))
     bar = tqdm(range(steps), desc="reconstruction", disable=not progress, leave=False)
     for step in bar:
         inputs, wanted = next(order)
         found = answers(network, inputs)
-        loss = torch.stack(
-            [(a - b).square().mean() / s for a, b, s in zip(found, wanted, size, strict=True)]
-        ).sum()
+        loss = distance(found, wanted, size)
         if not bool(torch.isfinite(loss)):
             raise QuantizationError(
                 f"reconstruct: the loss is {loss.item()} at step {step}: use a smaller rate."
             )
-        for group, first in zip(optimizer.param_groups, begin, strict=True):
+        for group, first in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = first * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if step % 10 == 0:
             bar.set_postfix(dB=f"{-10 * math.log10(max(loss.item(), 1e-12)):.1f}")
-    return decided(network, quantizer)
+    made = decided(network, quantizer)
+    return made if error(made, data, targets, size) < error(begin, data, targets, size) else begin
+
+
+def distance(found: list[Tensor], wanted: list[Tensor], size: list[float]) -> Tensor:
+    """Mean squared difference of the outputs, each relative to its ``size``, added up: 0-d."""
+    parts = [(a - b).square().mean() / s for a, b, s in zip(found, wanted, size, strict=True)]
+    return torch.stack(parts).sum()
+
+
+def error(
+    network: nn.Module, data: list[list[Tensor]], targets: list[list[Tensor]], size: list[float]
+) -> float:
+    """The mean distance of all batches."""
+    with torch.no_grad():
+        found = [
+            distance(answers(network, inputs), wanted, size).item()
+            for inputs, wanted in zip(data, targets, strict=True)
+        ]
+    return sum(found) / len(found)
 
 
 class Moved(nn.Module):
@@ -170,14 +193,24 @@ def in_steps(network: nn.Module, rate: float) -> list[dict]:
 
 
 def answers(network: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The tensors that a network gives; its inputs stay as they are, if it works in place, too."""
-    return output_tensors(network(*[x.clone() for x in inputs]))
+    """The real-valued tensors that a network gives; inputs stay as they are if it works in place.
+
+    Raises QuantizationError where it gives none, such as classes alone.
+    """
+    outputs = output_tensors(network(*[x.clone() for x in inputs]))
+    found = [t for t in outputs if t.is_floating_point()]
+    if not found:
+        raise QuantizationError(
+            "reconstruct: the network gives no real-valued output to learn from (its classes have "
+            "no gradient); pass the part that gives the scores."
+        )
+    return found
 
 
 def spread(targets: list[list[Tensor]]) -> list[float]:
-    """Mean square of each output over all batches, less its mean: what an error is compared to."""
+    """Variance of each output over all batches: what an error is compared to."""
     return [
-        max(torch.cat([t.flatten(1) for t in output]).var(0, correction=0).mean().item(), 1e-30)
+        max(torch.cat([t.flatten() for t in output]).var(correction=0).item(), 1e-30)
         for output in zip(*targets, strict=True)
     ]
 
@@ -187,14 +220,15 @@ def draws(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """(inputs, outputs) of EXAMPLES examples at most, from the batches in random order, for ever.
 
-    Tensors that do not have one row an example (their first dimensions differ) stay whole.
+    Batches stay whole where a tensor need not have one row an example: with several inputs (one may
+    be a mask of positions), and where first dimensions differ.
     """
     while True:
         parts = []
         for which in torch.randperm(len(data), generator=generator).tolist():
             tensors = [*data[which], *targets[which]]
             counts = {len(t) if t.dim() else None for t in tensors}
-            if len(counts) > 1 or None in counts:
+            if len(data[which]) > 1 or len(counts) > 1 or None in counts:
                 parts.append((which, None))
                 continue
             rows = torch.randperm(len(tensors[0]), generator=generator)
@@ -210,14 +244,8 @@ def draws(
 def decided(network: nn.Module, quantizer: PTQQuantizer) -> QuantizedModel:
     """The quantized network with what was learned: integers, as `convert` gives them."""
     other = quantizer.fork()
-    parts = list(network.named_modules())
-    learned = {m.name: m.qparams for _, m in parts if isinstance(m, LearningQuantizer)}
+    learned = {m.name: m.qparams for m in network.modules() if isinstance(m, LearningQuantizer)}
     other.qparams = {**quantizer.qparams, **learned}
     only_weights = quantizer.config.activation_bits is None
     result = other.quantize_weights() if only_weights else other.convert()
-    layers = dict(result.module.named_modules())
-    with torch.no_grad():
-        for path, part in parts:
-            if isinstance(part, LearningLayer):
-                part.write_to(cast(QuantizedLayer, layers[path]))
-    return result
+    return write_layers(network, result)
