@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ptq_course.improve.learning import learning_copy, written_back
+from ptq_course.simulation.layers import QuantizedLayer
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
 
@@ -54,3 +55,29 @@ def test_an_activation_that_rounds_inside_lets_the_whole_gradient_through(data, 
         gradients.append(x.grad.flatten())
     cosine = torch.cosine_similarity(*gradients, dim=0).item()
     assert cosine > 0.99, cosine
+
+
+def test_a_layer_with_two_names_learns_under_both(data):
+    """Without a graph each call goes by its own name; one copy left behind would not learn."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+            self.second = self.first
+
+        def forward(self, x):
+            if x.sum() > 1e9:  # torch.fx cannot trace a branch on values
+                return x
+            return self.second(torch.relu(self.first(x)))
+
+    torch.manual_seed(0)
+    batches = [x.flatten(0, 2)[:32] for x in data]
+    with pytest.warns(UserWarning, match="layer by layer"):
+        quantizer = PTQQuantizer(Twice().eval(), config=QConfig())
+    quantized = quantizer.calibrate(batches, ranges="minmax", progress=False).convert()
+    learner = learning_copy(quantized)
+    assert learner.first is learner.second
+    assert not any(isinstance(part, QuantizedLayer) for part in learner.modules())
+    with torch.no_grad():
+        assert torch.allclose(learner(batches[0]), quantized(batches[0]), atol=1e-5)

@@ -18,7 +18,7 @@ from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.improve.clustering import Cluster
 from ptq_course.improve.gptq import GPTQ
-from ptq_course.improve.reconstruction import reconstruct
+from ptq_course.improve.reconstruction import draws, reconstruct
 from ptq_course.improve.walk import improved
 from ptq_course.simulation.observe import output_tensors, placed
 from ptq_course.simulation.qconfig import QConfig
@@ -88,6 +88,91 @@ def test_unseen_data_come_nearer_to_fp32_than_adaround_brings_them(model, data, 
     assert decibels(model, learned, unseen) > before + 3
     further = reconstruct(quantizer, data, 150, start=rounded, progress=False)
     assert decibels(model, further, unseen) > before + 3
+
+
+def test_good_codes_of_two_bits_are_kept_where_nothing_better_is_learned(model, data):
+    """GPTQ's codes are seldom the nearest: float weights at the edge of a code would fall back."""
+    quantizer = calibrated(model, data, weight_bits=2, activation_bits=8)
+    start = improved(quantizer, data, [GPTQ()], progress=False)
+    before = decibels(model, start, data)
+    assert before > decibels(model, quantizer.convert(), data)
+    for rate in (0.01, 0.9):
+        made = reconstruct(quantizer, data, 10, start=start, rate=rate, progress=False)
+        assert decibels(model, made, data) >= before
+
+
+class Heads(nn.Module):
+    """One layer under two names, and what a user may return."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.first = nn.Linear(6, 6)
+        self.second = self.first
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+        if self.kind == "one value an example":
+            return x.mean(-1)
+        if self.kind == "classes, too":
+            return x, x.argmax(-1)
+        if self.kind == "classes alone":
+            return x.argmax(-1)
+        return x
+
+
+def rows(*lengths):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(*length, 6, generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches"),
+    [
+        ("one value an example", rows((80,), (80,))),
+        ("classes, too", rows((80,), (80,))),
+        ("sequences of two lengths", rows((40, 5), (40, 9))),
+    ],
+)
+def test_outputs_of_any_kind_are_compared(kind, batches):
+    torch.manual_seed(4)
+    model = Heads(kind).eval()
+    quantizer = calibrated(model, batches, activation_bits=8, weight_bits=2)
+    before, made = quantizer.convert(), reconstruct(quantizer, batches, 150, progress=False)
+    wanted, old, new = (output_tensors(net(batches[0]))[0] for net in (model, before, made))
+    assert snr_pooled(wanted, new) > snr_pooled(wanted, old) + 1
+
+
+def test_classes_alone_are_refused():
+    batches = rows((20,))
+    quantizer = calibrated(Heads("classes alone").eval(), batches)
+    with pytest.raises(QuantizationError, match="no real-valued output"):
+        reconstruct(quantizer, batches, 1, progress=False)
+
+
+def test_a_mask_with_as_many_rows_as_examples_is_not_shuffled():
+    """Six sequences of six tokens: the mask's rows are positions, not examples."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x, mask):
+            return self.out(mask @ self.value(x))
+
+    torch.manual_seed(2)
+    model = Masked().eval()
+    mask = torch.ones(6, 6).tril()
+    data = [(x, mask) for x in rows((6, 6), (6, 6), (6, 6))]
+    inputs = [list(pair) for pair in data]
+    targets = [[model(*pair)] for pair in inputs]
+    drawn = draws(inputs, targets, torch.Generator().manual_seed(0))
+    for _ in range(6):
+        (x, given), (wanted,) = next(drawn)
+        assert torch.allclose(model(x, given), wanted)
+        assert torch.equal(given, mask)
 
 
 def test_the_result_is_integers_with_one_scale_a_value(quantizer, learned):
