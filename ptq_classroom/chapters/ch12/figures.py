@@ -135,11 +135,13 @@ def accuracies(rows: Mapping[str, Mapping[int, float]], fp32: float) -> tuple[Fi
         values = [row[b] for row in rows.values()]
         bars = ax.bar(places, values, 0.9 * width, color=COLORS[2 * i], label=f"{b} bits",
                       hatch=["", "//"][i % 2], edgecolor="white")  # fmt: skip
-        ax.bar_label(bars, [f"{v:.0f}" for v in values], fontsize=9, padding=1)
-    ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the line behind it
+        ax.bar_label(bars, [f"{v:.0f}" for v in values], fontsize=9, padding=2, bbox=clear)
+    ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
     ax.set_xticks(range(len(rows)), [_named(name) for name in rows])
-    ax.set(ylabel="top-1 accuracy (%)", ylim=(0, 112))
-    ax.legend(fontsize=9, ncols=2, loc="upper left", title=f"dashed: FP32 {fp32:.1f} %")
+    ax.set(ylabel="top-1 accuracy (%)", ylim=(0, 105))
+    title = f"dashed: FP32 {fp32:.1f} %"
+    ax.legend(fontsize=9, ncols=2, title=title, loc="lower left", bbox_to_anchor=(0, 1))
     told = "; ".join(
         f"{name} {', '.join(f'{v:.1f} at {b} bits' for b, v in row.items())}"
         for name, row in rows.items()
