@@ -48,7 +48,11 @@ def compare(before: dict[str, int], now: dict[str, int]) -> tuple[list[str], dic
 
 
 def main() -> int:
-    """Compare, and say what to do; 1 where a number has risen or the file is not up to date."""
+    """Compare, and say what to do; 1 where a number has risen.
+
+    A number that has fallen is named but is no failure: a mended type in one folder lowers the
+    numbers of the folders that use it.
+    """
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--write", action="store_true", help="enter what has fallen")
     write = parser.parse_args().write
@@ -65,7 +69,6 @@ def main() -> int:
     elif lowest != before:
         fallen = ", ".join(name for name in before if lowest.get(name) != before[name])
         print(f"Fewer errors than allowed in {fallen}: run python scripts/check_types.py --write")
-        return 1
     print(f"types: {sum(now.values())} errors, {sum(lowest.values())} are allowed")
     return bool(risen)
 
