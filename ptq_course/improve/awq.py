@@ -33,8 +33,9 @@ from ptq_course.improve.awq_search import (
     to_nearest,
 )
 from ptq_course.improve.equalization import rescale
-from ptq_course.improve.matrices import grouped, weight_of
+from ptq_course.improve.matrices import grouped, put_grouped, weight_of
 from ptq_course.improve.pairs import find_pairs, prepared
+from ptq_course.improve.sharing import SHARED, read_alone, unused_name
 from ptq_course.improve.smoothquant import find_norms, smooth
 from ptq_course.simulation.observe import placed
 
@@ -81,8 +82,7 @@ class AWQ:
         self, module: fx.GraphModule, kept: Sequence[str]
     ) -> tuple[list[_Group], dict[str, str]]:
         """Layers that share an input, with what takes the division; and why others are left."""
-        shared = _shared(module)
-        norms = {n: r for n, r in find_norms(module).items() if not shared & set(r)}
+        owners, norms = read_alone(module), find_norms(module)
         pairs = {p.second: p for p in find_pairs(module)}
         groups: list[_Group] = [_Norm(readers, norm) for norm, readers in norms.items()]
         done = {name for readers in norms.values() for name in readers}
@@ -98,8 +98,8 @@ class AWQ:
                 if isinstance(getattr(layer, "weight", None), Tensor) and hasattr(layer, "groups"):
                     refused[name] = str(error)
                 continue
-            if name in shared:
-                refused[name] = "its weight is used more than once, for inputs of their own"
+            if name not in owners:
+                refused[name] = SHARED
                 continue
             pair = pairs.get(name)
             if pair is not None and not pair.limit and _meet_one_by_one(module, pair.first, layer):
@@ -152,9 +152,8 @@ class _Product(_Group):
 
     def apply(self, module: fx.GraphModule, factors: Tensor) -> None:
         layer = module.get_submodule(self.readers[0])
-        with torch.no_grad():
-            grouped(layer).mul_(factors.view(1, 1, -1, 1))
-        name = f"awq_scale_of_{self.node.name}"
+        put_grouped(layer, grouped(layer) * factors.view(1, 1, -1, 1))
+        name = unused_name(module, f"awq_scale_of_{self.node.name}")
         shape = [-1, *[1] * (weight_of(layer).dim() - 2)]
         module.register_buffer(name, (1 / factors).view(shape))
         source = self.node.all_input_nodes[0]
@@ -162,13 +161,6 @@ class _Product(_Group):
             scale = module.graph.get_attr(name)
             product = module.graph.call_function(torch.mul, (source, scale))
         self.node.replace_input_with(source, product)
-
-
-def _shared(module: fx.GraphModule) -> set[str]:
-    """Paths of layers that are called twice, or whose weight another called layer has too."""
-    calls = [str(n.target) for n in module.graph.nodes if n.op == "call_module"]
-    weights = [id(getattr(module.get_submodule(name), "weight", name)) for name in calls]
-    return {name for name, own in zip(calls, weights, strict=True) if weights.count(own) > 1}
 
 
 def _meet_one_by_one(module: fx.GraphModule, first: str, second: nn.Module) -> bool:

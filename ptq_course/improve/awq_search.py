@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError, whole
+from ptq_course.graph.layer_types import known_type
 from ptq_course.grids.affine import fake_quantize
-from ptq_course.improve.matrices import grouped, matrices, second_moments, weight_of
+from ptq_course.improve.matrices import (
+    exact_in,
+    grouped,
+    matrices,
+    put_grouped,
+    second_moments,
+    weight_of,
+)
 from ptq_course.simulation.layers import weight_qparams
 from ptq_course.simulation.qconfig import QConfig
 
@@ -43,8 +51,8 @@ class InputStatistics:
     def of(cls, layer: nn.Module, x: Tensor) -> InputStatistics:
         """Of one batch. Raises UnsupportedError, by name, where AWQ has no form for the layer."""
         check_supported(layer)
-        channels = -1 if isinstance(layer, nn.Linear) else 1
-        others = [d for d in range(x.dim()) if d != channels % x.dim()]
+        channels = x.dim() - known_type(layer).token_dimensions  # a picture may come alone
+        others = [d for d in range(x.dim()) if d != channels]
         return cls(x.detach().double().abs().mean(others), second_moments(layer, x))
 
 
@@ -95,8 +103,7 @@ def output_error(layer: nn.Module, found: Tensor, moments: Tensor) -> float:
 def scaled_copy(layer: nn.Module, factors: Tensor) -> nn.Module:
     """A copy whose weights are multiplied by the factor [C] of the channel that they read."""
     other = copy.deepcopy(layer)
-    with torch.no_grad():
-        grouped(other).mul_(factors.to(weight_of(other)).view(1, 1, -1, 1))
+    put_grouped(other, grouped(other) * factors.to(weight_of(other)).view(1, 1, -1, 1))
     return other
 
 
@@ -112,13 +119,15 @@ def search_factors(
     smallest. Never worse than rounding to nearest, which is alpha 0.
     """
     steps = whole("steps", steps, 1)
+    if not layers:
+        raise QuantizationError("search_factors: no layer.")
     for layer in layers:
         check_supported(layer)
     magnitudes = torch.stack([s.magnitudes for s in statistics]).mean(0)
     best: Found | None = None
     nearest = 0.0
     for step in range(steps + 1):
-        factors = awq_factors(magnitudes, step / steps)
+        factors = exact_in(weight_of(layers[0]).dtype, awq_factors(magnitudes, step / steps))
         error = 0.0
         for layer, known in zip(layers, statistics, strict=True):
             weight = rounded(scaled_copy(layer, factors))
@@ -127,8 +136,7 @@ def search_factors(
         nearest = error if best is None else nearest
         if best is None or error < best.error:
             best = Found(factors, step / steps, error, nearest)
-    if best is None:
-        raise QuantizationError("search_factors: no layer.")
+    assert best is not None
     return best
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, number, whole
-from ptq_course.improve.matrices import grouped
+from ptq_course.improve.matrices import exact_in, grouped, put_grouped
 from ptq_course.improve.pairs import Pair, find_pairs, prepared
 
 
@@ -33,7 +33,8 @@ def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
 
     first, second: [C], the range of each channel's weights in the layer that writes it and in the
     layer that reads it. s = sqrt(first / second) gives both the range sqrt(first * second)
-    (equation 11 of the paper). A channel that is zero in one of them keeps its scale.
+    (equation 11 of the paper); in 16 bits the nearest power of two, which multiplies exactly. A
+    channel that is zero in one of them keeps its scale.
     Raises QuantizationError for ranges of different lengths, negative or not finite ones.
     """
     if first.shape != second.shape or first.dim() != 1:
@@ -45,7 +46,8 @@ def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
     if not bool((torch.isfinite(both) & (both >= 0)).all()):
         raise QuantizationError("equalizing_factors: ranges are finite and not negative.")
     alive = (both > 0).all(0)
-    return torch.where(alive, (both[0] / both[1]).sqrt(), 1.0).to(first.dtype)
+    factors = torch.where(alive, (both[0] / both[1]).sqrt(), 1.0)
+    return exact_in(first.dtype, factors).to(first.dtype)
 
 
 def rescale(first: nn.Module, second: nn.Module, factors: Tensor) -> None:
@@ -65,9 +67,9 @@ def rescale(first: nn.Module, second: nn.Module, factors: Tensor) -> None:
     if not bool((torch.isfinite(factors) & (factors > 0)).all()):
         raise QuantizationError("rescale: factors are positive and finite.")
     spread = factors.repeat_interleave(inputs // outputs)
+    put_grouped(first, weights / factors.view(weights.shape[0], -1, 1, 1))
+    put_grouped(second, readers * spread.view(readers.shape[0], 1, -1, 1))
     with torch.no_grad():
-        weights.div_(factors.view(weights.shape[0], -1, 1, 1))
-        readers.mul_(spread.view(readers.shape[0], 1, -1, 1))
         for name in ("bias", "folded_gamma", "folded_beta"):
             values = getattr(first, name, None)
             if isinstance(values, Tensor):

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import QuantizationError, UnsupportedError
 from ptq_course.graph.layer_types import layer_type
 from ptq_course.grids.floats import FloatQParams, fake_quantize_float
-from ptq_course.improve.matrices import grouped
+from ptq_course.improve.matrices import grouped, put_grouped
 from ptq_course.improve.pairs import prepared
 
 Choose = Callable[[Tensor], FloatQParams]
@@ -67,8 +67,7 @@ def float_weights(
             left_out[name] = str(error)
             continue
         bits[name] = qparams.nbits_per_value(rows.numel())
-        with torch.no_grad():
-            view.copy_(rounded.reshape(view.shape))
+        put_grouped(layer, rounded.reshape(view.shape))
     if not bits:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise UnsupportedError(f"float_weights: no layer was rounded. {reasons}")

@@ -5,31 +5,49 @@ Used by the techniques that change an input and undo it in the weights (SmoothQu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, UnsupportedError
 from ptq_course.graph import required_inputs
+from ptq_course.improve.sharing import SHARED, read_alone, unused_name
 from ptq_course.simulation.observe import placed
 
 SOME_ROWS = 1024  # of the first batch, on which settings are judged
 
 
 def find_values(module: fx.GraphModule) -> dict[fx.Node, list[str]]:
-    """Values that Linear layers read, with their paths; layers called twice are left out."""
-    calls = [n.target for n in module.graph.nodes if n.op == "call_module"]
-    layers = [module.get_submodule(str(target)) for target in calls]
+    """Values that Linear layers read, with their paths; shared layers are left out (`sharing`)."""
+    owners = read_alone(module)
     found: dict[fx.Node, list[str]] = {}
     for node in module.graph.nodes:
-        if node.op != "call_module":
-            continue
-        layer = module.get_submodule(str(node.target))
-        once = sum(layer is other for other in layers) == 1
-        if isinstance(layer, nn.Linear) and once and len(node.all_input_nodes) == 1:
+        alone = (
+            node.op == "call_module" and node.target in owners and len(node.all_input_nodes) == 1
+        )
+        if alone and isinstance(module.get_submodule(str(node.target)), nn.Linear):
             found.setdefault(node.all_input_nodes[0], []).append(str(node.target))
     return found
+
+
+def left_as_they_are(module: fx.GraphModule, done: Collection[str], why: str) -> dict[str, str]:
+    """The Linear layers that are called and not among ``done``, with the reason.
+
+    why: for those that no other layer shares a weight with.
+    """
+    owners = read_alone(module)
+    calls = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    return {
+        name: why if name in owners else SHARED
+        for name in calls
+        if name not in done and isinstance(module.get_submodule(name), nn.Linear)
+    }
+
+
+def in_words(left_out: Mapping[str, str]) -> str:
+    """``left_out`` for a message."""
+    return "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "There is none."
 
 
 def linear(module: fx.GraphModule, name: str) -> nn.Linear:
@@ -44,7 +62,8 @@ def put_before(
     module: fx.GraphModule, value: fx.Node, readers: Sequence[str], part: nn.Module
 ) -> None:
     """Let the layers ``readers`` read ``part(value)`` instead of ``value``."""
-    name = f"{readers[0].replace('.', '_')}_{type(part).__name__.lower()}"
+    base = f"{readers[0].replace('.', '_')}_{type(part).__name__.lower()}"
+    name = unused_name(module, base)  # of the second of two steps, or beside another layer's
     module.add_submodule(name, part)
     with module.graph.inserting_after(value):
         changed = module.graph.call_module(name, (value,))
@@ -60,7 +79,7 @@ def inputs_of(
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str, x: Tensor) -> None:
-        rows = x.detach().flatten(0, -2)
+        rows = x.detach().reshape(-1, x.shape[-1])
         largest = rows.abs().amax(0)
         if name in found:
             found[name] = torch.maximum(found[name][0], largest), found[name][1]

@@ -29,7 +29,7 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def grouped(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
-    """The weight as [G, O / G, I / G, taps], a view: writing into it changes the layer.
+    """The weight as [G, O / G, I / G, taps], for reading; `put_grouped` writes.
 
     weight: another tensor of the weight's shape, viewed in its place.
     """
@@ -40,6 +40,29 @@ def grouped(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
         return weight.unflatten(0, (groups, -1)).flatten(3).transpose(1, 2)
     taps = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
     return taps.unflatten(0, (groups, -1))
+
+
+def put_grouped(layer: nn.Module, values: Tensor) -> None:
+    """Write a weight given as `grouped` gives it, [G, O / G, I / G, taps], into the layer.
+
+    A weight whose memory has another order (kernels of another library, transposed) has no such
+    view, so that what is written into one would be lost.
+    """
+    weight = weight_of(layer)
+    if channel_axis(layer) == 1:
+        values = values.transpose(1, 2)
+    with torch.no_grad():
+        weight.copy_(values.flatten(0, 1).reshape(weight.shape))
+
+
+def exact_in(dtype: torch.dtype, factors: Tensor) -> Tensor:
+    """Factors for weights of ``dtype``: in 16 bits the nearest powers of two, else as they are.
+
+    Any other factor would round each weight of a bfloat16 network anew, by up to 0.4 %.
+    """
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.exp2(factors.double().log2().round()).to(factors)
+    return factors
 
 
 def matrices(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
@@ -70,13 +93,16 @@ def unmatrix(layer: nn.Module, matrix: Tensor) -> Tensor:
 def columns(layer: nn.Module, x: Tensor) -> Tensor:
     """The inputs of a layer's products, [G, K, N], from its input x.
 
-    x: [..., features] of a Linear, [B, C, (H,) W] of a convolution. Padding is part of it.
+    x: [..., features] of a Linear, [B, C, (H,) W] or one [C, (H,) W] of a convolution. Padding is
+    part of it.
     """
     matrices(layer)
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
     flat = isinstance(layer, nn.Conv1d)
+    if x.dim() == (2 if flat else 3):
+        x = x.unsqueeze(0)
     if layer._reversed_padding_repeated_twice and any(layer._reversed_padding_repeated_twice):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)

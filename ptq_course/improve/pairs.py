@@ -17,11 +17,13 @@ from ptq_course.graph.kinds import (
     AVERAGING,
     MAX_POOLS,
     MEANS,
+    Operation,
     every_form,
     operation_of,
 )
-from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.layer_types import known_type, layer_type
 from ptq_course.improve.matrices import grouped
+from ptq_course.improve.sharing import read_alone
 
 _RELU = ACTIVATIONS["relu"]
 _LIMIT = "limit_of_"  # begins the name of a buffer with limits
@@ -56,19 +58,18 @@ def find_pairs(module: fx.GraphModule) -> list[Pair]:
     """All pairs (first, second), in the order of the graph.
 
     Between the two stand only ReLU, LeakyReLU, pooling and flattening, which nothing else reads.
-    A layer whose weight another layer shares stands in no pair, and neither does an Embedding.
+    Pictures come as a batch, which is what a Flatten behind a convolution is read for. A layer
+    stands in no pair where another node reads its weight or bias too (`sharing`).
     """
+    owners = read_alone(module)
     layers = {n: n.target for n in module.graph.nodes if _is_layer(module, n)}
-    weights = [id(module.get_submodule(str(t)).weight) for t in layers.values()]
-    alone = {
-        n for n, t in layers.items() if weights.count(id(module.get_submodule(str(t)).weight)) == 1
-    }
+    alone = {n for n, target in layers.items() if target in owners}
     found = []
     for node in filter(alone.__contains__, layers):
         at, between, limit = node, [], ""
         while len(at.users) == 1:
             at = next(iter(at.users))
-            if at in layers or not _passes(module, node, at):
+            if at in layers or not _passes(module, node, at, between):
                 break
             between.append(operation_of(module, at))
             limit = limit or _limit(at)
@@ -76,7 +77,7 @@ def find_pairs(module: fx.GraphModule) -> list[Pair]:
             at in alone
             and at is not node
             and len(at.all_input_nodes) == 1
-            and _meet(module, node, at)
+            and _meet(module, node, at, between)
         ):
             shifts = len(between) == 1 and between[0] in _RELU
             found.append(Pair(str(node.target), str(at.target), shifts, limit))
@@ -148,19 +149,24 @@ def _is_layer(module: fx.GraphModule, node: fx.Node) -> bool:
     return kind is not None and kind.foldable
 
 
-def _passes(module: fx.GraphModule, layer: fx.Node, node: fx.Node) -> bool:
-    """Whether factors, one for each channel that ``layer`` writes, pass through ``node``."""
+def _passes(
+    module: fx.GraphModule, layer: fx.Node, node: fx.Node, between: list[Operation]
+) -> bool:
+    """Whether factors, one for each channel that ``layer`` writes, pass through ``node``.
+
+    between: the operations that they have passed.
+    """
     operation = operation_of(module, node)
     if _limit(node):
         return True
     if operation in _RELU | _LEAKY | _NOTHING:
         return len(node.all_input_nodes) == 1
-    pictures = not isinstance(module.get_submodule(str(layer.target)), nn.Linear)
-    if operation in _POOLS:
-        return pictures
-    if operation in _FLAT and pictures:
-        return _flattens_from_channels(module, node)
-    return False
+    dims = known_type(module.get_submodule(str(layer.target))).token_dimensions - 1
+    if not dims or _FLAT & {*between}:  # neither rows nor what was flattened have sides to pool
+        return False
+    if operation in _POOLS:  # over other dimensions it would pool channels
+        return getattr(operation, "__name__", str(operation)).lower().endswith(f"{dims}d")
+    return operation in _FLAT and _flattens_from_channels(module, node)
 
 
 def _flattens_from_channels(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -172,11 +178,18 @@ def _flattens_from_channels(module: fx.GraphModule, node: fx.Node) -> bool:
     return (start, end) == (1, -1)
 
 
-def _meet(module: fx.GraphModule, first: fx.Node, second: fx.Node) -> bool:
-    """Whether the outputs of the first are the inputs of the second, one by one or in blocks."""
-    writer, reader = (grouped(module.get_submodule(str(n.target))) for n in (first, second))
+def _meet(
+    module: fx.GraphModule, first: fx.Node, second: fx.Node, between: list[Operation]
+) -> bool:
+    """Whether the outputs of the first are the inputs of the second, one by one or in blocks.
+
+    The channels must be on the same dimension, too: a Linear reads the last one, so behind a
+    convolution that is not flattened it reads columns, however many there are.
+    """
+    layers = [module.get_submodule(str(node.target)) for node in (first, second)]
+    writer, reader = map(grouped, layers)
     outputs, inputs = writer.shape[0] * writer.shape[1], reader.shape[0] * reader.shape[2]
-    flattened = isinstance(module.get_submodule(str(second.target)), nn.Linear) and not isinstance(
-        module.get_submodule(str(first.target)), nn.Linear
-    )
-    return inputs == outputs or (flattened and inputs % outputs == 0)
+    if _FLAT & {*between}:
+        return isinstance(layers[1], nn.Linear) and inputs % outputs == 0
+    dims = [known_type(layer).token_dimensions for layer in layers]
+    return dims[0] == dims[1] and inputs == outputs

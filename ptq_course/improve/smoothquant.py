@@ -24,11 +24,21 @@ from ptq_course.errors import QuantizationError, UnsupportedError, flag, number
 from ptq_course.grids.affine import block_minmax, choose_qparams, fake_quantize
 from ptq_course.grids.floats import FloatFormat
 from ptq_course.improve.equalization import input_ranges
-from ptq_course.improve.inputs import find_values, inputs_of, linear, put_before
+from ptq_course.improve.inputs import (
+    find_values,
+    in_words,
+    inputs_of,
+    left_as_they_are,
+    linear,
+    put_before,
+)
+from ptq_course.improve.matrices import exact_in
 from ptq_course.improve.pairs import prepared
+from ptq_course.improve.sharing import read_alone
 from ptq_course.simulation.qconfig import QConfig
 
 ALPHAS = tuple(step / 10 for step in range(11))
+NOT_FOLDED = "no norm before it can take the division; explicit=True divides"
 
 
 def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float = 0.5) -> Tensor:
@@ -48,11 +58,14 @@ def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float = 0.5) 
     if not bool((torch.isfinite(both) & (both >= 0)).all()):
         raise QuantizationError("smoothing_factors: ranges are finite and not negative.")
     alive = (both > 0).all(0)
-    return torch.where(alive, both[0] ** alpha / both[1] ** (1 - alpha), 1.0).to(weights.dtype)
+    factors = torch.where(alive, both[0] ** alpha / both[1] ** (1 - alpha), 1.0)
+    return exact_in(weights.dtype, factors).to(weights.dtype)
 
 
 def smooth(norm: nn.Module, readers: Sequence[nn.Linear], factors: Tensor) -> None:
-    """Divide a LayerNorm's output by ``factors`` [C], multiply what ``readers`` read; in place.
+    """Divide a norm's output by ``factors`` [C], multiply what ``readers`` read; in place.
+
+    norm: a LayerNorm, or an RMSNorm.
 
     Raises UnsupportedError where the norm has no gamma of that length to take them, and
     QuantizationError where a factor is not positive.
@@ -74,26 +87,21 @@ def smooth(norm: nn.Module, readers: Sequence[nn.Linear], factors: Tensor) -> No
 
 
 def find_norms(module: fx.GraphModule) -> dict[str, list[str]]:
-    """LayerNorms, by path, that nothing but Linear layers read, with these layers' paths.
+    """LayerNorms and RMSNorms, by path, that only Linear layers read, with these layers' paths.
 
-    Where something else reads one (the residual of a post-norm transformer) nothing can be folded.
+    Where something else reads one (the residual of a post-norm transformer) nothing can be folded,
+    nor where the weight of a norm or a layer has other readers (a tied head; `sharing`).
     """
-    calls = [n.target for n in module.graph.nodes if n.op == "call_module"]
+    owners, values = read_alone(module), find_values(module)
     found = {}
-    for node in module.graph.nodes:
-        if node.op != "call_module" or not node.users or calls.count(node.target) > 1:
+    for node, readers in values.items():
+        if node.op != "call_module" or node.target not in owners:
             continue
         norm = module.get_submodule(str(node.target))
-        if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
+        if not isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) or len(norm.normalized_shape) != 1:
             continue
-        readers = [n.target for n in node.users if n.op == "call_module"]
-        layers = [module.get_submodule(str(t)) for t in readers]
-        own = all(
-            sum(m is x for x in map(module.get_submodule, map(str, calls))) == 1 for m in layers
-        )
-        linear = all(isinstance(layer, nn.Linear) for layer in layers)
-        if len(readers) == len(node.users) and linear and own and norm.weight is not None:
-            found[str(node.target)] = [str(t) for t in readers]
+        if len(readers) == len(node.users) and norm.weight is not None:
+            found[str(node.target)] = readers
     return found
 
 
@@ -115,8 +123,9 @@ class SmoothQuant:
     batches: some calibration data (labels are not used). alpha: 0 leaves the outliers with the
     activations, 1 moves all of them into the weights; None tries `ALPHAS` for each value and takes
     the one whose layers' outputs, both sides rounded per `config`, err least on the first batch.
-    explicit: where no LayerNorm can take the division, divide in an `InputScale`; else the value
-    stays as it is. Afterwards ``alphas`` holds the exponent of each layer.
+    explicit: where no norm can take the division, divide in an `InputScale`; else the value stays
+    as it is. Afterwards ``alphas`` holds the exponent of each layer, ``left_out`` says why of each
+    Linear layer that stayed.
     Raises CalibrationError without data, UnsupportedError where nothing can be divided.
     """
 
@@ -131,19 +140,28 @@ class SmoothQuant:
         self.batches, self.num_batches = batches, num_batches
         self.explicit = flag("explicit", explicit)
         self.alphas: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
 
     def __call__(self, module: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
         module = prepared(module)
+        self.alphas = {}
         norms = {tuple(readers): name for name, readers in find_norms(module).items()}
         values = {
             node: readers
             for node, readers in find_values(module).items()
             if self.explicit or tuple(readers) in norms
         }
+        done = [name for readers in values.values() for name in readers]
+        self.left_out = left_as_they_are(module, done, NOT_FOLDED)
+        if not values and self.explicit:
+            raise UnsupportedError(
+                "SmoothQuant: no Linear layer with an input of its own to divide; leave the step "
+                f"out. {in_words(self.left_out)}"
+            )
         if not values:
             raise UnsupportedError(
                 "SmoothQuant: no LayerNorm that only Linear layers read, so nothing can be folded; "
-                "explicit=True divides in an operation of its own."
+                "explicit=True divides in an operation of its own. " + in_words(self.left_out)
             )
         firsts = [readers[0] for readers in values.values()]
         seen = inputs_of(module, firsts, islice(self.batches, self.num_batches))
