@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, UnsupportedError

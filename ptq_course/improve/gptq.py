@@ -57,6 +57,7 @@ class GPTQ(RoundWeights):
     """`gptq` as a step: ``improved(quantizer, batches, [GPTQ()])``. See `RoundWeights`."""
 
     def __init__(
-        self, ordered: bool = True, compensate: bool = False, damping: float = 0.01
-    ) -> None:
-        super().__init__(lambda problem: gptq(problem, ordered), compensate, damping)
+        self, ordered: bool = True, compensate: bool = False, damping: float = 0.01,
+        alone: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(lambda problem: gptq(problem, ordered), compensate, damping, alone)

@@ -31,8 +31,8 @@ LEAST_BLOCK = 8  # shorter blocks spread hardly anything
 def hadamard(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The Hadamard matrix of a power of two, divided by its root: symmetric, its own inverse.
 
-    [size, size] in ``dtype``. Raises UnsupportedError for a size that is no power of two (Sylvester,
-    "Thoughts on inverse orthogonal matrices", 1867, doubles [[1, 1], [1, -1]]).
+    [size, size] in ``dtype``. Raises UnsupportedError for a size that is no power of two
+    (Sylvester, "Thoughts on inverse orthogonal matrices", 1867, doubles [[1, 1], [1, -1]]).
     """
     if size < 1 or size & (size - 1):
         raise UnsupportedError(f"hadamard: {size} is no power of two; rotate blocks that are.")

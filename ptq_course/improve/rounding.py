@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_course.errors import QuantizationError, flag, number
+from ptq_course.errors import QuantizationError, UnsupportedError, flag, number
+from ptq_course.graph.layer_types import known_type
 from ptq_course.grids.affine import IntGrid, QParams, QTensor
 from ptq_course.grids.blocks import parameter_for_blocks, split_into_blocks
 from ptq_course.improve.matrices import has_matrices, matrices, unmatrix, weight_of
@@ -129,8 +130,9 @@ class RoundWeights:
     that the quantized network has, else at the float weights; it wants many examples and ranges
     that hardly clip, since loud examples lead it. damping: share of the mean diagonal of H that is
     added to it. alone: H is of the float network's inputs, so that the codes of a layer depend on
-    no other layer's and can be kept while others change; and layers without a matrix form (an
-    Embedding, a transposed convolution) keep the nearest codes, where the default refuses them.
+    no other layer's and can be kept while others change; and layers without a matrix form (a
+    transposed or 3-d convolution) keep the nearest codes, where the default refuses them by name.
+    An Embedding always does: each of its outputs is one weight, for which nearest is best.
     """
 
     def __init__(
@@ -143,8 +145,14 @@ class RoundWeights:
             raise QuantizationError("compensate=True needs the quantized network's inputs.")
 
     def __call__(self, site: Site) -> None:
-        if self.alone and not has_matrices(site.float_layer):
-            return
+        if not has_matrices(site.float_layer):
+            if self.alone or known_type(site.float_layer).token_dimensions == 0:
+                return
+            raise UnsupportedError(
+                f"layer {site.layer.name!r}: {type(site.float_layer).__name__} has no matrix form "
+                "here (Linear, Conv1d and Conv2d have). alone=True leaves such layers rounded to "
+                "nearest; float_layers in the config keeps this one in floating point."
+            )
         qparams = site.layer.require_integers("a search for better rounding")
         layer = site.float_layer
         weight = matrices(layer).double()

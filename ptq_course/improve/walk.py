@@ -12,6 +12,7 @@ Only values that a later node reads are kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,7 +99,9 @@ def improved(
 
     quantizer: one that has its scales (``calibrate``), or quantizes weights only. batches: as for
     ``observe``; 100 to 1000 examples do. Labels are not used, and the quantizer stays as it is.
-    Raises CalibrationError where no batch comes, UnsupportedError for a network without a graph.
+    Layers inside a recurrent layer have no place in the walk, and stay as rounded: a warning names
+    them. Raises CalibrationError where no batch comes, UnsupportedError for a network without a
+    graph.
     """
     if not isinstance(quantizer.float_model, fx.GraphModule):
         raise UnsupportedError(
@@ -123,6 +126,7 @@ def walk(
     assert isinstance(rounded, fx.GraphModule)
     sides = _Side(plain, data), _Side(rounded, data)
     originals = {node.name: node for node in plain.graph.nodes}
+    passed: set[str] = set()
     with torch.no_grad():
         for node in tqdm(list(rounded.graph.nodes), "layers", disable=not progress, leave=False):
             original = originals.get(node.name)
@@ -132,9 +136,16 @@ def walk(
                 site = Site(layer, exact, sides[0].inputs(original), sides[1].inputs(node))
                 for step in steps:
                     step(site)
+                passed.add(layer.name)
             if original is not None:
                 sides[0].run(original)
             sides[1].run(node)
+    if missed := [name for name in quantized.quantized_layers() if name not in passed]:
+        warnings.warn(
+            f"{', '.join(missed)}: part of a larger module, so that the inputs are not known; left "
+            "as rounded.",
+            stacklevel=3,
+        )
 
 
 class _Side:
@@ -143,7 +154,7 @@ class _Side:
     def __init__(self, module: fx.GraphModule, data: list[list[Tensor]]) -> None:
         self.runs = [fx.Interpreter(module) for _ in data]
         for run, inputs in zip(self.runs, data, strict=True):
-            run.args_iter = iter(inputs)
+            run.args_iter = iter([x.clone() for x in inputs])  # some work in place
             run.env = {}
         self.left = {node: len(node.users) for node in module.graph.nodes}
 

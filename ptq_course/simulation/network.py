@@ -134,6 +134,7 @@ class TracedNetwork:
         for name, family in self.plan.inner.items():
             if grid is not None:
                 _call_instead(module, nodes[name], ROUNDED[family](grid))
+        _own_owners(module, layers)
         replace_submodules(module, layers)
         for name, quantizer in quantizers.items():
             value = self.plan.values[name]
@@ -204,6 +205,18 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer."""
     memo = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     return copy.deepcopy(module, memo)
+
+
+def _own_owners(module: fx.GraphModule, paths: Collection[str]) -> None:
+    """Copy, sharing weights, what is called and has a part at one of ``paths`` (a recurrent layer).
+
+    A GraphModule copies the tree down to the modules that it calls, which stay the original's: a
+    part replaced inside one would be replaced in the float network, too.
+    """
+    for target in {str(n.target) for n in module.graph.nodes if n.op == "call_module"}:
+        if any(path.startswith(f"{target}.") for path in paths):
+            parent, _, name = target.rpartition(".")
+            setattr(module.get_submodule(parent), name, shallow_copy(module.get_submodule(target)))
 
 
 def _insert_after(module: fx.GraphModule, node: fx.Node, layer: nn.Module, suffix: str) -> str:
