@@ -76,9 +76,10 @@ class BatchNorm(NamedTuple):
 
     def remember(self, layer: nn.Module) -> None:
         """Keep gamma and beta on a layer: mean and spread of its output (chapter 11)."""
-        for name, value in {"gamma": self.gamma, "beta": self.beta}.items():
-            kept = None if value is None else value.clone()
-            layer.register_buffer(f"folded_{name}", kept, persistent=False)
+        gamma = torch.ones_like(self.mean) if self.gamma is None else self.gamma.clone()
+        beta = torch.zeros_like(self.mean) if self.beta is None else self.beta.clone()
+        layer.register_buffer("folded_gamma", gamma, persistent=False)
+        layer.register_buffer("folded_beta", beta, persistent=False)
 
 
 def batch_norm_at(module: fx.GraphModule, node: fx.Node) -> BatchNorm | None:

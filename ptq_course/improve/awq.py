@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, UnsupportedError, flag, whole
 from ptq_course.graph import required_inputs
+from ptq_course.graph.layer_types import layer_type
 from ptq_course.improve.awq_search import (
     Found,
     InputStatistics,
@@ -92,11 +93,14 @@ class AWQ:
             if node.op != "call_module" or name in done or name in kept:
                 continue
             layer = module.get_submodule(name)
+            if layer_type(layer) is None:
+                inside = [f"{name}.{path}" for path, m in layer.named_modules() if layer_type(m)]
+                refused |= dict.fromkeys(inside, f"part of a {type(layer).__name__}")
+                continue
             try:
                 check_supported(layer)
             except UnsupportedError as error:
-                if isinstance(getattr(layer, "weight", None), Tensor) and hasattr(layer, "groups"):
-                    refused[name] = str(error)
+                refused[name] = str(error)
                 continue
             if name not in owners:
                 refused[name] = SHARED

@@ -58,7 +58,10 @@ class InputStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What `search_factors` found: factors [C], their exponent, and the squared output errors."""
+    """What `search_factors` found: factors [C], their exponent, and the squared output errors.
+
+    The errors are of the outputs at that time: in `AWQ` a later layer may divide them.
+    """
 
     factors: Tensor
     alpha: float

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, number, whole
-from ptq_course.improve.matrices import exact_in, grouped, put_grouped
-from ptq_course.improve.pairs import Pair, find_pairs, prepared
+from ptq_course.improve.matrices import exact_in, grouped, put_grouped, weight_of
+from ptq_course.improve.pairs import Pair, find_pairs, prepared, without_pair
 
 
 def output_ranges(layer: nn.Module) -> Tensor:
@@ -129,13 +129,19 @@ def unequalize(model: nn.Module, spread: int = 4, seed: int = 0) -> fx.GraphModu
 
 
 class Equalize:
-    """`equalize` as a step: ``PTQQuantizer(model, steps=[Equalize()])``."""
+    """`equalize` as a step: ``PTQQuantizer(model, steps=[Equalize()])``.
+
+    Afterwards ``left_out`` says of each layer that stands in no pair why.
+    """
 
     def __init__(self, sweeps: int = 20, tolerance: float = 1e-3) -> None:
         self.sweeps, self.tolerance = sweeps, tolerance
+        self.left_out: dict[str, str] = {}
 
     def __call__(self, module: fx.GraphModule, quantizer: object) -> fx.GraphModule:
-        return equalize(module, self.sweeps, self.tolerance)
+        module = equalize(module, self.sweeps, self.tolerance)
+        self.left_out = without_pair(module)
+        return module
 
 
 # --- high biases ---------------------------------------------------------------------------------
@@ -198,6 +204,9 @@ def absorb_high_biases(model: nn.Module, deviations: float = 3.0) -> fx.GraphMod
         beta, gamma = getattr(first, "folded_beta", None), getattr(first, "folded_gamma", None)
         if pair.shifts and isinstance(beta, Tensor) and isinstance(gamma, Tensor):
             fits = input_ranges(second).shape == beta.shape
-            if fits and can_absorb(second) and isinstance(second.bias, Tensor):
+            if fits and can_absorb(second):
+                if second.bias is None:
+                    weight = weight_of(second)
+                    second.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
                 absorb(first, second, high_bias(beta, gamma, deviations))
     return module

@@ -23,8 +23,9 @@ from ptq_course.graph.kinds import (
 )
 from ptq_course.graph.layer_types import known_type, layer_type
 from ptq_course.improve.matrices import grouped
-from ptq_course.improve.sharing import read_alone
+from ptq_course.improve.sharing import SHARED, read_alone
 
+NO_PAIR = "more than ReLU, LeakyReLU, pooling and flattening lies between it and other layers"
 _RELU = ACTIVATIONS["relu"]
 _LIMIT = "limit_of_"  # begins the name of a buffer with limits
 _LEAKY = every_form("leaky_relu leaky_relu_") | {nn.LeakyReLU}
@@ -82,6 +83,14 @@ def find_pairs(module: fx.GraphModule) -> list[Pair]:
             shifts = len(between) == 1 and between[0] in _RELU
             found.append(Pair(str(node.target), str(at.target), shifts, limit))
     return found
+
+
+def without_pair(module: fx.GraphModule) -> dict[str, str]:
+    """The convolutions and Linear layers that stand in no pair of `find_pairs`, and why."""
+    owners, pairs = read_alone(module), find_pairs(module)
+    paired = {name for pair in pairs for name in (pair.first, pair.second)}
+    names = [str(node.target) for node in module.graph.nodes if _is_layer(module, node)]
+    return {n: NO_PAIR if n in owners else SHARED for n in names if n not in paired}
 
 
 def without_relu6(model: nn.Module) -> fx.GraphModule:
