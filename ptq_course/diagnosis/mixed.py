@@ -28,6 +28,7 @@ from ptq_course.diagnosis.sizes import SIZE_NOT_SPEED, fp16_bytes, layer_bytes
 from ptq_course.errors import QuantizationError, is_real, whole
 from ptq_course.graph import copied
 from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.tracing import SECOND_CALL
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.simulation.quantizer import PTQQuantizer
@@ -273,7 +274,12 @@ class _Search:
     def config(self, widths: Mapping[str, int | str]) -> QConfig:
         """The quantizer's config with these widths."""
         base = self.quantizer.config
-        kept = tuple(name for name, width in widths.items() if width == HALF)
+        twins = {name.split(SECOND_CALL)[0] for name in widths if SECOND_CALL in name}
+        kept = tuple(
+            f"{name}{SECOND_CALL}1" if name in twins else name  # this call alone
+            for name, width in widths.items()
+            if width == HALF
+        )
         bits = {n: b for n, b in base.layer_bits if n not in widths}
         given = None if base.weight_format else base.weight_bits  # what needs no mention
         bits |= {n: int(w) for n, w in widths.items() if w not in (HALF, given)}

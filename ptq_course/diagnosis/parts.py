@@ -10,12 +10,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError
 from ptq_course.graph import WEIGHTED_MODULES, Kind
 from ptq_course.graph.kinds import called
 from ptq_course.graph.reading import read
+from ptq_course.graph.recurrent import Recurrent
+from ptq_course.simulation.curves import RoundedInside
 from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
 from ptq_course.simulation.network import replace_submodules, shallow_copy
 from ptq_course.simulation.quantized import QuantizedModel
@@ -38,12 +40,37 @@ def partly(
             new[path] = part.float_layer
         if isinstance(part, ActivationQuantizer) and quantizers is not None:
             new[path] = part if path in quantizers else nn.Identity()
+    if quantizers is not None and isinstance(module, fx.GraphModule):
+        for node in module.graph.nodes:
+            part = called(module, node)
+            if isinstance(part, RoundedInside) and not _source(module, node) & {*quantizers}:
+                new[str(node.target)] = Exact(part)
     replace_submodules(module, new)
     if isinstance(module, fx.GraphModule):
         module.recompile()
     return QuantizedModel(
         module, quantized.config, quantized.qparams, dict(quantized.left_in_float)
     )
+
+
+class Exact(nn.Module):
+    """An activation that rounds inside, without that."""
+
+    def __init__(self, rounded: RoundedInside) -> None:
+        super().__init__()
+        self.rounded = rounded
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rounded.exact(x)
+
+
+def _source(module: fx.GraphModule, node: fx.Node) -> set[str]:
+    """The path of the quantizer whose codes an operation of one value reads, if there is one."""
+    while node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        if isinstance(called(module, node), ActivationQuantizer):
+            return {str(node.target)}
+    return set()
 
 
 @dataclass
@@ -122,6 +149,9 @@ def _read_graph(quantized: QuantizedModel, module: fx.GraphModule, parts: Parts)
         if kinds[node.name] in (Kind.INHERIT, Kind.CLAMP):
             parts.passes_codes.add(node)
             sources[node] = reads
+        elif inner := _inside(part):
+            parts.layers += inner
+            parts.feeding |= dict.fromkeys(inner, reads)
         elif isinstance(part, (QuantizedLayer, *WEIGHTED_MODULES)) or (
             reads and node.op.startswith("call") and node.name in tensors
         ):
@@ -130,6 +160,12 @@ def _read_graph(quantized: QuantizedModel, module: fx.GraphModule, parts: Parts)
             parts.feeding[name] = reads
             if isinstance(part, QuantizedLayer):
                 parts.layers.append(name)
+
+
+def _inside(part: nn.Module | None) -> list[str]:
+    """The quantized layers that a recurrent layer consists of."""
+    parts = part.modules() if isinstance(part, Recurrent) else ()
+    return [m.name for m in parts if isinstance(m, QuantizedLayer)]
 
 
 def _name(node: fx.Node) -> str:

@@ -14,13 +14,13 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ptq_course.diagnosis.parts import Parts, parts_of
+from ptq_course.diagnosis.parts import Parts, partly, parts_of
 from ptq_course.errors import QuantizationError
 from ptq_course.graph.kinds import called
 from ptq_course.graph.layer_types import weight_of
 from ptq_course.graph.reading import attribute
 from ptq_course.grids.metrics import Noise, snr_pooled
-from ptq_course.simulation.layers import ActivationQuantizer, QuantizedLayer
+from ptq_course.simulation.layers import QuantizedLayer
 from ptq_course.simulation.quantized import QuantizedModel
 from ptq_course.tables import decibels
 
@@ -77,6 +77,7 @@ class GraphWalk:
 
     def __init__(self, quantized: QuantizedModel) -> None:
         self.module = cast(fx.GraphModule, quantized.module)
+        self.exact = partly(quantized, (), ()).module
         self.parts: Parts = parts_of(quantized)
         self.measured: dict[str, _Row] = {}
         for node, name in self.parts.rows.items():
@@ -143,13 +144,9 @@ class GraphWalk:
                 return node.target(*args, **kwargs)
             if node.op == "get_attr":
                 return attribute(self.module, node.target)
-            part = called(self.module, node)
+            part = called(self.exact if as_float else self.module, node)
             if part is None:
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
-            if as_float and isinstance(part, ActivationQuantizer):
-                return args[0]
-            if as_float and isinstance(part, QuantizedLayer):
-                part = part.float_layer
             return part(*args, **kwargs)
 
         return run

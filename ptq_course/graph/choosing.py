@@ -6,7 +6,8 @@ Chapters 06 and 10. An entry of ``float_layers`` is one of
     "Sigmoid"       every operation of that type: a module's class, a function's or method's name
     "behind:head"   everything computed from the result of ``head``, which itself is quantized
 
-A layer stands for all its calls.
+A layer stands for all its calls; "fc__call1" and "fc__call2" are one of them each. What is a
+module's path is no other operation's name besides (``block.fc`` has a node ``block_fc``).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def choose(traced: fx.GraphModule, reading: Reading, float_layers: Collection[st
             choice.parts.add(entry)
             continue
         name = entry.removeprefix(BEHIND)
-        matched = [node for node in reading.kinds if _matches(traced, node, name)]
+        matched = [node for node in reading.kinds if _is_at(node, name)] or [
+            node for node in reading.kinds if _matches(traced, node, name)
+        ]
         if not matched:
             _refuse(traced, reading, entry)
         choice.nodes |= _descendants(matched) if entry.startswith(BEHIND) else set(matched)
@@ -58,11 +61,18 @@ def parts_of(traced: fx.GraphModule, node: fx.Node) -> list[str]:
     )
 
 
+def _is_at(node: fx.Node, path: str) -> bool:
+    """Whether a node calls the module at a path: any of its calls, or one of them."""
+    target = str(node.target)
+    first = target.split(SECOND_CALL)[0]
+    call = f"{first}{SECOND_CALL}1" if first == target else first
+    return node.op == "call_module" and path in (target, first, call)
+
+
 def _matches(traced: fx.GraphModule, node: fx.Node, name: str) -> bool:
     if not node.op.startswith("call"):
         return False
-    path = str(node.target).split(SECOND_CALL)[0] if node.op == "call_module" else node.name
-    if name in (path, node.name, node.target):
+    if name == node.name:
         return True
     operation = operation_of(traced, node)
     return name == getattr(operation, "__name__", operation)

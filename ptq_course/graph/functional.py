@@ -144,6 +144,30 @@ def _exists(traced: fx.GraphModule, path: str) -> bool:
     return hasattr(traced.get_submodule(parent), name)
 
 
+def own_constants(traced: fx.GraphModule) -> None:
+    """A copy of each tensor of a called module that a formula reads (``layer.weight.norm()``).
+
+    Folding, equalizing and rounding change the layer's tensor; the formula means the one there was.
+    """
+    layers = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
+    copies: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        path = str(node.target)
+        if node.op != "get_attr" or path.rpartition(".")[0] not in layers:
+            continue
+        value = attribute(traced, path)
+        if not isinstance(value, Tensor):
+            continue
+        if path not in copies:
+            base = copies[path] = f"{path.replace('.', '_')}_value"
+            count = 1
+            while hasattr(traced, copies[path]):
+                count += 1
+                copies[path] = f"{base}_{count}"
+            traced.register_buffer(copies[path], value.detach().clone())
+        node.target = copies[path]
+
+
 def erase_unused_constants(traced: fx.GraphModule) -> None:
     """Remove what computed the weights of the new modules."""
     for node in reversed(list(traced.graph.nodes)):

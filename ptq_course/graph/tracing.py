@@ -25,7 +25,11 @@ from ptq_course.graph.aliasing import unalias
 from ptq_course.graph.attention import expand_dot_product_attention
 from ptq_course.graph.copying import prepared_copy
 from ptq_course.graph.example import ExampleTracer
-from ptq_course.graph.functional import erase_unused_constants, rewrite_functional_layers
+from ptq_course.graph.functional import (
+    erase_unused_constants,
+    own_constants,
+    rewrite_functional_layers,
+)
 from ptq_course.graph.kinds import WEIGHTED_MODULES, is_known
 from ptq_course.graph.layer_types import own_forward
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
@@ -86,6 +90,7 @@ def trace(model: nn.Module, example: Sequence[torch.Tensor] | None = None) -> fx
     rewrite_functional_layers(traced)
     rewrite_products(traced)
     erase_unused_constants(traced)
+    own_constants(traced)
     _name_repeated_calls(traced)
     _drop_unused(traced)
     for node in traced.graph.nodes:
