@@ -6,29 +6,22 @@
 Each row: top-1 on the test pictures, the signal-to-noise ratio of the logits (pooled, and the
 median of a picture), seconds from the FP32 network to the quantized one, the bytes of the ONNX file
 where one can be written, and of the network packed as a checkpoint. Ours are simulated (which
-`deploy.validate` compares with their files), ONNX Runtime's `quantize_static` and NNCF run in ONNX
-Runtime. Tools that are not installed are left out. Whoever
-wins, it is printed.
+`deploy.validate` compares with their files), and so are torchao and Model Optimizer; ONNX Runtime's
+`quantize_static` and NNCF run in ONNX Runtime. `peers.py` says how to have the tools that are not
+installed with the course; without them their rows are left out. Whoever wins, it is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import onnx
 import torch
-from onnxruntime import quantization
-from onnxruntime.quantization import CalibrationMethod, QuantType
+from peers import Way, peers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +29,7 @@ from ptq_classroom import load_split, loader
 from ptq_classroom.pictures.evaluate import accuracy, logits
 from ptq_classroom.pictures.models import ARCHITECTURES, load_model
 from ptq_course.deploy import onnx as deploy
-from ptq_course.deploy.session import Session, session
+from ptq_course.deploy.session import Session
 from ptq_course.diagnosis.sizes import model_bytes
 from ptq_course.errors import QuantizationError
 from ptq_course.grids.metrics import snr_median, snr_pooled
@@ -53,47 +46,6 @@ COPIES, SHIFT = 8, 3  # of each calibration picture, moved by so many pixels at 
 STEPS = 1200  # of reconstruction: with AdaRound before it, about two minutes
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 Made = nn.Module | Session
-Way = Callable[[], Made]
-
-
-class Reader(quantization.CalibrationDataReader):
-    """The calibration pictures, as ONNX Runtime's tool asks for them."""
-
-    def __init__(self, name: str, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        # Eight at a time: it keeps all outputs in one array, which a shorter last batch breaks.
-        self.rest: Iterator = iter(
-            [{name: some.numpy()} for x, _ in batches for some in x.split(8)]
-        )
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.rest, None)
-
-
-def onnxruntimes(
-    fp32: Path, batches: list, weights: int, activations: int, method: CalibrationMethod, path: Path
-) -> Session:
-    """What `quantize_static` makes of the FP32 file: per channel, Q/DQ."""
-    kinds = {8: (QuantType.QInt8, QuantType.QUInt8), 4: (QuantType.QInt4, QuantType.QUInt4)}
-    reader = Reader(Session(fp32)._names[0], batches)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how its histograms are doing
-        quantization.quantize_static(
-            fp32, path, reader, per_channel=True, reduce_range=False, calibrate_method=method,
-            weight_type=kinds[weights][0], activation_type=kinds[activations][1],
-        )  # fmt: skip
-    return session(path)
-
-
-def nncfs(fp32: Path, batches: list, path: Path) -> Session:
-    """NNCF's quantization of the FP32 file to 8 bits, with its fast bias correction."""
-    import nncf  # pyright: ignore[reportMissingImports]
-
-    model = onnx.load(fp32)
-    name = model.graph.input[0].name
-    pictures = [{name: x[None].numpy()} for batch, _ in batches for x in batch]
-    with contextlib.redirect_stdout(io.StringIO()):
-        made = nncf.quantize(model, nncf.Dataset(pictures), subset_size=len(pictures))
-    onnx.save(made, path)
-    return session(path)
 
 
 def varied(batches: list, copies: int = COPIES) -> list[Tensor]:
@@ -150,12 +102,7 @@ def ways(model: nn.Module, batches: list, name: str, folder: Path) -> dict[str, 
 
     found["ours, AdaRound, then learned"] = learned
     fp32 = deploy.export(model, batches[0][0][:2], folder / "fp32.onnx")
-    for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile):
-        found[f"ONNX Runtime, {method.name}"] = lambda method=method: onnxruntimes(
-            fp32, batches, weights, activations, method, folder / f"{name}{method.name}.onnx"
-        )
-    if find_spec("nncf") and name == "W8A8":
-        found["NNCF, fast bias correction"] = lambda: nncfs(fp32, batches, folder / "nncf.onnx")
+    found |= peers(model, batches, weights, activations, fp32, folder)
     return found
 
 

@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=4000, help="of the test split, at most")
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--weight-bits", type=int, help="in place of the case's")
+    parser.add_argument("--learn", type=int, default=0, help="steps of reconstruction, minutes")
     parser.add_argument("--table", action="store_true", help="no logs")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
@@ -171,8 +172,10 @@ def main() -> None:
         if options.weight_bits:
             config = replace(config, weight_bits=options.weight_bits)
         start, processor = time.perf_counter(), time.process_time()
-        result = reach(case.model, case.calibration, case.evaluate, options.drop, config=config,
-                       progress=False)  # fmt: skip
+        result = reach(
+            case.model, case.calibration, case.evaluate, options.drop, config=config,
+            learn=options.learn, progress=False,
+        )  # fmt: skip
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
         if not options.table:
             print(f"{name}, {seconds:.0f} s\n{result}\n", flush=True)

@@ -31,8 +31,8 @@ NAMES = {
     "smoothed, divisions of their own": "SmoothQuant, divisions of their own",
 }
 # Better rounding of the weights, cheapest first: a name, and what it makes of the best recipe. To
-# add a rung, add a line here, what the line of its recipe calls to `remedies.STEPS` (or `MAKERS`),
-# and its import to `remedies.IMPORTS`; where it takes minutes, add it to `remedies.COSTLY` too.
+# add a rung, add a line here, what the line of its recipe calls to `remedies.STEPS`, and its
+# import to `remedies.IMPORTS`; where it takes minutes, add it to `remedies.COSTLY` too.
 ROUNDING: list[tuple[str, Callable[[Recipe], Recipe]]] = [
     ("AdaRound", lambda best: replace(best, steps=("AdaRound(alone=True)", *best.steps))),
 ]
@@ -41,14 +41,16 @@ ROUNDING: list[tuple[str, Callable[[Recipe], Recipe]]] = [
 class Ladder:
     """``climb()`` tries remedies until one reaches ``limit``, the largest drop, in score's units.
 
+    learn: steps of reconstruction, 0 to leave it out.
     steps: all that was measured; best: the network that scores highest so far.
     """
 
     def __init__(
-        self, workshop: Workshop, meter: Meter, journal: Journal, start: Recipe, limit: float
-    ) -> None:
+        self, workshop: Workshop, meter: Meter, journal: Journal, start: Recipe, limit: float,
+        learn: int = 0,
+    ) -> None:  # fmt: skip
         self.workshop, self.meter, self.journal = workshop, meter, journal
-        self.start, self.limit = start, limit
+        self.start, self.limit, self.learn = start, limit, learn
         self.steps: list[Step] = []
         self.notes: list[str] = []
         self._best: Step | None = None
@@ -141,9 +143,15 @@ class Ladder:
                 f"not tried: {names}. Rounded weights make less than {LITTLE:.0%} of the noise at "
                 "the output; the activations make the rest"
             )
-            return
-        for name, change in ROUNDING:
-            yield name, lambda change=change: change(self.recipe)
+        else:
+            for name, change in ROUNDING:
+                yield name, lambda change=change: change(self.recipe)
+        if self.learn:
+            yield "reconstruction", lambda: replace(self.recipe, learned=self.learn)
+        else:
+            self.notes.append(
+                "not tried: reconstruction, which takes minutes and no bytes (learn=1000)"
+            )
 
     def _share_of_weights(self) -> float:
         """Of the noise at the output; 1 where it cannot be measured."""

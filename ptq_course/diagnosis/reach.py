@@ -81,6 +81,7 @@ def reach(
     target: str | None = None,
     *,
     config: QConfig | None = None,
+    learn: int = 0,
     test_share: float = 0.5,
     seed: int = 0,
     resume: str | Path | None = None,
@@ -92,18 +93,20 @@ def reach(
     model: the float model, never changed. calibration: a loader that can be read again. drop: in
     points where all scores lie in [0, 1] (0.5: from 93.0 % to 92.5 %), else in units of the score.
     target: "onnxruntime", "tensorrt" or "arm", whose preset ``config`` is by default; bits and
-    granularity of a config of your own are kept, but for layers that must be wider. test_share:
-    part of the examples kept for the final number, drawn with ``seed``. resume: a JSON file; a call
-    that was interrupted goes on there, and what was measured is not measured again (FP32 is, once,
-    to see that model and examples are still the same). timed: also export each kind of network
-    that is kept and time it in ONNX Runtime (onnxruntime's files only).
+    granularity of a config of your own are kept, but for layers that must be wider. learn: steps of
+    `improve.reconstruction`, 0 for none; a thousand take minutes, and want about a thousand
+    calibration examples or more (varied copies count). test_share: part of the examples kept for
+    the final number, drawn with ``seed``. resume: a JSON file; a call that was interrupted goes on
+    there, and what was measured is not measured again (FP32 is, once, to see that model and
+    examples are still the same). timed: also export each kind of network that is kept and time it
+    in ONNX Runtime (onnxruntime's files only).
 
     Tried in this order, each on top of what helped before it, until the target is reached: the
     network as it comes (min-max ranges), the range rule searched, weight ranges by squared error
-    (6 bits and fewer), bias correction, equalization or SmoothQuant, AdaRound, and layers kept
-    wider, the most sensitive for their bytes first (8 bits, then FP16, at most half of them). A
-    remedy is kept where the mean score rises. If nothing reaches, the best found is returned, and
-    the log says so.
+    (6 bits and fewer), bias correction, equalization or SmoothQuant, AdaRound, reconstruction (if
+    ``learn`` is not 0), and layers kept wider, the most sensitive for their bytes first (8 bits,
+    then FP16, at most half of them). A remedy is kept where the mean score rises. If nothing
+    reaches, the best found is returned, and the log says so.
 
     Raises QuantizationError for settings out of range; what the first quantization raises, or
     evaluate, passes through. A later remedy that refuses this network is noted, and the next comes.
@@ -114,6 +117,7 @@ def reach(
     number("test_share", test_share, "(0, 1)")
     whole("seed", seed, 0)
     flag("timed", timed)
+    whole("learn", learn, 0)
     if isinstance(calibration, PTQQuantizer):
         raise CalibrationError("reach: pass the calibration data, not a quantizer that saw them.")
     check_rereadable(calibration, "reach")
@@ -125,7 +129,7 @@ def reach(
     meter = Meter(model, evaluate, first, test_share, seed, journal, timed)
     workshop = Workshop(model, calibration, progress)
     start = Recipe(config, "minmax", batches=batches_for(calibration, names, EXAMPLES))
-    ladder = Ladder(workshop, meter, journal, start, drop * meter.unit)
+    ladder = Ladder(workshop, meter, journal, start, drop * meter.unit, learn)
     ladder.climb()
     best = ladder.best
     chosen = meter.model_of(best, workshop)

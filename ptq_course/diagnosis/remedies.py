@@ -20,6 +20,7 @@ from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.equalization import Equalize
 from ptq_course.improve.inputs import find_values
 from ptq_course.improve.pairs import find_pairs, prepared, with_limits, without_relu6
+from ptq_course.improve.reconstruction import reconstruct
 from ptq_course.improve.smoothquant import SmoothQuant, find_norms
 from ptq_course.improve.walk import LayerStep, Site, improved
 from ptq_course.simulation.observe import model_inputs
@@ -33,6 +34,7 @@ from ptq_course.improve.adaround import AdaRound
 from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.equalization import Equalize
 from ptq_course.improve.pairs import with_limits, without_relu6
+from ptq_course.improve.reconstruction import reconstruct
 from ptq_course.improve.smoothquant import SmoothQuant
 from ptq_course.improve.walk import improved"""
 
@@ -53,15 +55,14 @@ STEPS: dict[str, Callable[[], LayerStep]] = {
     "CorrectBias()": CorrectBias,
 }
 ALONE = {"AdaRound(alone=True)"}  # a layer's codes depend on no other layer, and are made once
-# What takes the steps: f(quantizer, calibration, steps, num_batches=..., progress=...).
-MAKERS: dict[str, Callable[..., QuantizedModel]] = {"improved": improved}
-COSTLY: set[str] = set()  # steps and makers that take minutes: not while layers are being chosen
+COSTLY: set[str] = set()  # steps that take minutes, as reconstruction does: see `Recipe.twin`
 
 
 @dataclass(frozen=True)
 class Recipe:
     """config: bits and the rest; rule, options: the range rule and its settings; prepare: a key of
-    PREPARE; steps: keys of STEPS, which read ``batches`` batches; maker: a key of MAKERS.
+    PREPARE; steps: keys of STEPS, which read ``batches`` batches; learned: steps of reconstruction
+    after them, 0 for none, which reads all of the calibration data.
     """
 
     config: QConfig
@@ -70,13 +71,12 @@ class Recipe:
     prepare: str = ""
     steps: tuple[str, ...] = ()
     batches: int = 8
-    maker: str = "improved"
+    learned: int = 0
 
     @property
     def twin(self) -> Recipe:
         """The same without what takes minutes; itself where nothing does."""
-        steps = tuple(step for step in self.steps if step not in COSTLY)
-        return replace(self, steps=steps, maker="improved" if self.maker in COSTLY else self.maker)
+        return replace(self, steps=tuple(s for s in self.steps if s not in COSTLY), learned=0)
 
     @property
     def line(self) -> str:
@@ -88,10 +88,16 @@ class Recipe:
             f"PTQQuantizer({model}, config={config.as_code()}{steps})"
             f".observe(calibration).compute_qparams({rule})"
         )
-        if not self.steps and self.maker == "improved":
-            return f"{quantizer}.convert()"
-        listed = ", ".join(self.steps)
-        return f"{self.maker}({quantizer}, calibration, [{listed}], num_batches={self.batches})"
+        if not self.learned:
+            return self._improved(quantizer) if self.steps else f"{quantizer}.convert()"
+        if not self.steps:
+            return f"reconstruct({quantizer}, calibration, {self.learned})"
+        start = self._improved("q")
+        return f"reconstruct((q := {quantizer}), calibration, {self.learned}, start={start})"
+
+    def _improved(self, quantizer: str) -> str:
+        steps = ", ".join(self.steps)
+        return f"improved({quantizer}, calibration, [{steps}], num_batches={self.batches})"
 
 
 class Remembering:
@@ -160,8 +166,14 @@ class Workshop:
 
     def build(self, recipe: Recipe) -> QuantizedModel:
         quantizer = self.quantizer(recipe)
-        if not recipe.steps and recipe.maker == "improved":
-            return quantizer.convert()
+        start = self._improved(quantizer, recipe) if recipe.steps else None
+        if recipe.learned:
+            return reconstruct(
+                quantizer, self.calibration, recipe.learned, start=start, progress=self.progress
+            )
+        return quantizer.convert() if start is None else start
+
+    def _improved(self, quantizer: PTQQuantizer, recipe: Recipe) -> QuantizedModel:
         steps: list[LayerStep] = []
         for name in recipe.steps:
             step = STEPS[name]()
@@ -169,7 +181,7 @@ class Workshop:
                 key = (name, recipe.batches, *self._key(recipe))
                 step = Remembering(step, self._codes.setdefault(key, {}))
             steps.append(step)
-        return MAKERS[recipe.maker](
+        return improved(
             quantizer, self.calibration, steps, num_batches=recipe.batches, progress=self.progress
         )
 

@@ -305,3 +305,58 @@ def test_a_distance_to_fp32_is_no_share_though_fp32_scores_zero(smooth, error):
 def test_codes_that_depend_on_other_layers_are_not_alone():
     with pytest.raises(QuantizationError, match="needs the quantized network's inputs"):
         AdaRound(compensate=True, alone=True)
+
+
+@pytest.fixture(scope="module")
+def learned(smooth, error):
+    network, x = smooth
+    config = QConfig(weight_bits=3)
+    return reach(network, [x[:200]], error, drop=0, config=config, learn=200, **QUIET)
+
+
+class TestReconstruction:
+    def test_comes_after_adaround_and_before_layers_are_widened(self, learned):
+        names = [step.name for step in learned.log]
+        at = names.index("reconstruction")
+        assert names[at - 1] == "AdaRound"
+        assert all(name.startswith(("INT8", "FP16")) for name in names[at + 1 :])
+        step = learned.log[at]
+        assert step.kept
+        assert step.bytes == learned.log[at - 1].bytes
+        assert step.gained.significant
+        assert not any("reconstruction" in note for note in learned.log.notes)
+
+    def test_layers_are_chosen_without_it(self, learned):
+        recipes = [step.recipe for step in learned.log if step.recipe is not None]
+        widened = [r for r in recipes if r.config.layer_bits]
+        assert sum(r.learned == 0 for r in widened) > sum(r.learned > 0 for r in widened)
+
+    def test_its_line_makes_the_network(self, learned, smooth):
+        network, x = smooth
+        by_hand: dict[str, Any] = {"model": network, "calibration": [x[:200]]}
+        exec(remedies.IMPORTS, by_hand)
+        step = next(s for s in learned.log if s.name == "reconstruction")
+        assert ", 200, start=improved(q, calibration, [AdaRound(alone=True)" in step.line
+        again = remedies.Workshop(network, [x[:200]], False).build(step.recipe)
+        assert torch.equal(eval(step.line, by_hand)(x), again(x))
+        alone = replace(step.recipe, steps=())
+        again = remedies.Workshop(network, [x[:200]], False).build(alone)
+        assert torch.equal(eval(alone.line, by_hand)(x), again(x))
+
+    def test_is_offered_where_it_was_not_asked_for(self, smooth, error):
+        network, x = smooth
+        result = reach(network, [x[:200]], error, drop=0, config=QConfig(weight_bits=3), **QUIET)
+        assert "not tried: reconstruction" in str(result)
+        assert "learn=1000" in str(result)
+
+    def test_learns_ranges_where_activations_make_the_noise(self, network, evaluate):
+        config = QConfig(weight_bits=8, activation_bits=3)
+        result = reach(network, CALIBRATION, evaluate, drop=0, config=config, learn=20, **QUIET)
+        names = [step.name for step in result.log]
+        assert "AdaRound" not in names
+        assert "reconstruction" in names
+
+    @pytest.mark.parametrize("steps", [-1, 1.5, "many", True])
+    def test_bad_steps(self, network, evaluate, steps):
+        with pytest.raises(QuantizationError, match="learn must be"):
+            reach(network, CALIBRATION, evaluate, learn=steps, **QUIET)
