@@ -132,3 +132,87 @@ def test_what_cannot_be_trained_is_refused_with_its_reason(student, teacher, dat
     for wrong in ({"steps": 0}, {"rate": 0.0}, {"every": -1}):
         with pytest.raises(QuantizationError):
             fine_tune(student, data, **{"steps": 1, "teacher": teacher, **wrong}, progress=False)
+
+
+class Strange(nn.Module):
+    """Two inputs, a norm between the layers, several outputs."""
+
+    def __init__(self, outputs: str = "one") -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(6, 8), nn.Linear(3, 8), nn.LayerNorm(8)
+        self.out, self.outputs = nn.Linear(8, 4), outputs
+
+    def forward(self, x, y):
+        z = self.out(self.norm(self.a(x) + self.b(y)))
+        return {"one": z, "two": (z, z.sum()), "dict": {"z": z}}[self.outputs]
+
+
+def strange(outputs="one"):
+    torch.manual_seed(4)
+    model = Strange(outputs).eval()
+    pairs = [(torch.randn(16, 6), torch.randn(16, 3)) for _ in range(2)]
+    config = QConfig(weight_bits=2, activation_bits=None)
+    return model, pairs, PTQQuantizer(model, config=config).quantize_weights()
+
+
+def test_the_teacher_answers_in_evaluation_mode_and_stays_as_it_is():
+    """Running statistics would learn, dropout would drop, and the modes would be lost."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    data = [torch.randn(16, 6) for _ in range(2)]
+    student = PTQQuantizer(model, config=QConfig(activation_bits=None)).quantize_weights()
+    quiet = fine_tune(student, data, 4, teacher=copy.deepcopy(model).eval(), progress=False)
+    model.train()
+    model[2].eval()
+    before = copy.deepcopy(model.state_dict())
+    loud = fine_tune(student, data, 4, teacher=model, progress=False)
+    assert torch.equal(quiet(data[0]), loud(data[0]))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [part.training for part in model] == [True, True, False, True]
+    with pytest.raises(ZeroDivisionError):
+        fine_tune(student, data, 4, teacher=model, progress=False, loss=lambda a, b: 1 / 0)
+    assert [part.training for part in model] == [True, True, False, True]
+
+
+def test_what_stays_in_floating_point_learns_and_is_kept():
+    model, pairs, student = strange()
+    seen = []
+    learned = fine_tune(
+        student, pairs, 6, teacher=model, rate=1e-2, every=3, progress=False,
+        watch=lambda _, network: seen.append(network.module.norm.weight.detach().clone()),
+    )  # fmt: skip
+    assert not torch.equal(learned.module.norm.weight, model.norm.weight)
+    assert torch.equal(learned.module.norm.weight, seen[-1])
+    assert not torch.equal(seen[0], seen[-1])
+    assert torch.equal(student.module.norm.weight, model.norm.weight)
+
+
+def test_batches_are_those_of_observe_and_outputs_those_of_the_loss():
+    model, pairs, student = strange()
+    labels = torch.randint(4, (16,), generator=torch.Generator().manual_seed(6))
+    named = [{"y": y, "x": x, "labels": labels} for x, y in pairs]
+    for kwargs in ({"teacher": model}, {}):
+        tuples = [(x, y, labels) for x, y in pairs]
+        one, two = (
+            fine_tune(student, batches, 3, progress=False, **kwargs) for batches in (tuples, named)
+        )
+        assert torch.equal(one(*pairs[0]), two(*pairs[0]))
+    with pytest.raises(QuantizationError, match="teacher="):
+        fine_tune(student, pairs, 3, progress=False)
+    for outputs, name in (("two", "tuple"), ("dict", "dict")):
+        model, pairs, student = strange(outputs)
+        with pytest.raises(QuantizationError, match=f"returns a {name}: pass loss="):
+            fine_tune(student, pairs, 3, teacher=model, progress=False)
+
+    def first(a, b):
+        return nn.functional.mse_loss(a["z"], b["z"])
+
+    learned = fine_tune(student, pairs, 120, teacher=model, loss=first, rate=3e-3, progress=False)
+    with torch.no_grad():
+        wanted = model(*pairs[0])
+        assert first(learned(*pairs[0]), wanted) < first(student(*pairs[0]), wanted)
+
+
+def test_pictures_of_logits_have_their_classes_elsewhere():
+    with pytest.raises(QuantizationError, match="last dimension"):
+        distillation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
