@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ptq_course.errors import QuantizationError
+from ptq_course.graph.functional import own_constants
 from ptq_course.graph.layer_types import (
     bias_of,
     channel_axis,
@@ -120,6 +121,7 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
             "Call model.eval() first."
         )
     module = copy.deepcopy(module)
+    own_constants(module)
     _remove_training_only(module)
     for node in list(module.graph.nodes):
         batch_norm = batch_norm_at(module, node)

@@ -25,11 +25,7 @@ from ptq_course.graph.aliasing import unalias
 from ptq_course.graph.attention import expand_dot_product_attention
 from ptq_course.graph.copying import prepared_copy
 from ptq_course.graph.example import ExampleTracer
-from ptq_course.graph.functional import (
-    erase_unused_constants,
-    own_constants,
-    rewrite_functional_layers,
-)
+from ptq_course.graph.functional import erase_unused_constants, rewrite_functional_layers
 from ptq_course.graph.kinds import WEIGHTED_MODULES, is_known
 from ptq_course.graph.layer_types import own_forward
 from ptq_course.graph.masks import MaskedSoftmax, ScoreMask, ZeroPadding
@@ -90,7 +86,6 @@ def trace(model: nn.Module, example: Sequence[torch.Tensor] | None = None) -> fx
     rewrite_functional_layers(traced)
     rewrite_products(traced)
     erase_unused_constants(traced)
-    own_constants(traced)
     _name_repeated_calls(traced)
     _drop_unused(traced)
     for node in traced.graph.nodes:
@@ -105,7 +100,9 @@ def _subclasses(model: nn.Module, example: Sequence[torch.Tensor] | None) -> str
     parts = [f"{name} ({type(part).__name__})" for name, part in own_forward(model).items()]
     if not parts:
         return ""
-    remedy = "pass example=, an input by which they can ask for its shape"
+    remedy = (
+        "pass example=, an input by which they can ask for its shape (trace() and PTQQuantizer)"
+    )
     if example is not None:
         remedy = "let forward() ask for shapes only, or make them plain layers behind F.pad"
     return f" Layers with a forward() of their own: {', '.join(parts)}; {remedy}."

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from ptq_course.improve.awq_search import (
     to_nearest,
 )
 from ptq_course.improve.equalization import rescale
+from ptq_course.improve.inputs import at_layer, some_of
 from ptq_course.improve.matrices import grouped, put_grouped, weight_of
 from ptq_course.improve.pairs import find_pairs, prepared
 from ptq_course.improve.sharing import SHARED, read_alone, unused_name
@@ -63,13 +63,13 @@ class AWQ:
         module, config = prepared(module), quantizer.config
         rounded = to_nearest(config)
         groups, refused = self._groups(module, config.float_layers)
-        known = statistics_of(
-            module, [n for g in groups for n in g.readers], islice(self.batches, self.num_batches)
-        )
+        data = some_of(self.batches, self.num_batches, "AWQ")
+        known = statistics_of(module, [n for g in groups for n in g.readers], data)
         found = {}
         for group in groups:
             layers = [module.get_submodule(name) for name in group.readers]
-            one = search_factors(layers, [known[n] for n in group.readers], rounded, self.steps)
+            with at_layer(group.readers[0]):
+                one = search_factors(layers, [known[n] for n in group.readers], rounded, self.steps)
             group.apply(module, one.factors.to(weight_of(layers[0])))
             found |= dict.fromkeys(group.readers, one)
         module.recompile()

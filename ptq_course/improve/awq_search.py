@@ -88,7 +88,9 @@ def awq_factors(magnitudes: Tensor, alpha: float) -> Tensor:
     Raises QuantizationError for magnitudes that are negative or not finite.
     """
     if magnitudes.dim() != 1 or not bool((torch.isfinite(magnitudes) & (magnitudes >= 0)).all()):
-        raise QuantizationError("awq_factors: one finite magnitude of at least 0 a channel.")
+        raise QuantizationError(
+            "awq_factors: one finite magnitude of at least 0 a channel; check the data."
+        )
     alive = magnitudes > 0
     if not bool(alive.any()):
         return torch.ones_like(magnitudes)

@@ -118,7 +118,10 @@ class CorrectBias:
         inputs = site.x_float if self.inherited else site.x_quantized
         expected = [site.float_layer(x) for x in inputs]
         found = [site.layer(x) for x in site.x_quantized]
-        subtract_from_bias(site.layer, mean_shift(expected, found, -kind.token_dimensions))
+        shift = mean_shift(expected, found, -kind.token_dimensions)
+        if not bool(torch.isfinite(shift).all()):
+            raise QuantizationError("CorrectBias: NaN or infinity in the outputs; check the data.")
+        subtract_from_bias(site.layer, shift)
 
 
 def input_means(module: fx.GraphModule) -> dict[str, Tensor]:

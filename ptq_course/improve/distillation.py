@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError, number, whole
 from ptq_course.graph import required_inputs
+from ptq_course.improve.inputs import some_of
 from ptq_course.improve.learning import learning_copy, written_back
 from ptq_course.simulation.observe import LABELS, placed
 from ptq_course.simulation.quantized import QuantizedModel
@@ -81,11 +82,17 @@ def fine_tune(
     """
     steps, every = whole("fine_tune: steps", steps, 1), whole("fine_tune: every", every, 0)
     number("fine_tune: rate", rate, "(0, inf)")
+    if not isinstance(quantized, QuantizedModel):
+        raise QuantizationError(
+            f"fine_tune: trains what convert() or improved() returned, got a "
+            f"{type(quantized).__name__}; a float network goes through PTQQuantizer first."
+        )
     network = learning_copy(quantized, learn_scales)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=rate)
     compare = loss or (F.cross_entropy if teacher is None else distillation_loss)
     names = required_inputs(quantized.module)
+    some_of(batches, None, "fine_tune")
     bar = tqdm(total=steps, desc="training", disable=not progress, leave=False)
     step = 0
     with bar, evaluating(teacher):
@@ -106,7 +113,8 @@ def fine_tune(
                 found = compare(outputs, wanted)
                 if not bool(torch.isfinite(found)):
                     raise QuantizationError(
-                        f"fine_tune: the loss is {found.item()} at step {step}: use a smaller rate."
+                        f"fine_tune: the loss is {found.item()} at step {step}: use a smaller "
+                        "rate, or find the NaN or infinity in the data."
                     )
                 optimizer.zero_grad(set_to_none=True)
                 found.backward()
@@ -117,7 +125,12 @@ def fine_tune(
                 if watch is not None and step < steps and every and step % every == 0:
                     watch(step, _written(network, quantized))
             if step == before:
-                raise CalibrationError("fine_tune: the loader gave no batch: pass at least one.")
+                raise CalibrationError(
+                    "fine_tune: the loader gave no batch: pass at least one."
+                    if not step
+                    else f"fine_tune: after {step} steps the loader gave no batch: it is read "
+                    "again and again, so pass a list or a DataLoader instead of an iterator."
+                )
     result = _written(network, quantized)
     if watch is not None:
         watch(steps, result)

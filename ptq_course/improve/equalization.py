@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, number, whole
+from ptq_course.improve.inputs import at_layer
 from ptq_course.improve.matrices import exact_in, grouped, put_grouped, weight_of
 from ptq_course.improve.pairs import Pair, find_pairs, prepared, without_pair
 
@@ -44,7 +45,9 @@ def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
         )
     both = torch.stack([first, second]).double()
     if not bool((torch.isfinite(both) & (both >= 0)).all()):
-        raise QuantizationError("equalizing_factors: ranges are finite and not negative.")
+        raise QuantizationError(
+            "equalizing_factors: ranges are finite and not negative; check the weights."
+        )
     alive = (both > 0).all(0)
     factors = torch.where(alive, (both[0] / both[1]).sqrt(), 1.0)
     return exact_in(first.dtype, factors).to(first.dtype)
@@ -104,7 +107,8 @@ def equalize(model: nn.Module, sweeps: int = 20, tolerance: float = 1e-3) -> fx.
             first, second = module.get_submodule(pair.first), module.get_submodule(pair.second)
             ranges = output_ranges(first)
             readers = input_ranges(second).view(len(ranges), -1).amax(1)
-            factors = equalizing_factors(ranges, readers)
+            with at_layer(pair.first):
+                factors = equalizing_factors(ranges, readers)
             _move(module, pair, factors)
             moved = max(moved, float(factors.log().abs().max()))
         if moved <= tolerance:

@@ -5,12 +5,14 @@ Used by the techniques that change an input and undo it in the weights (SmoothQu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.errors import CalibrationError, UnsupportedError
+from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError, whole
 from ptq_course.graph import required_inputs
 from ptq_course.improve.sharing import SHARED, read_alone, unused_name
 from ptq_course.simulation.observe import placed
@@ -50,6 +52,29 @@ def in_words(left_out: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "There is none."
 
 
+def some_of(batches: Iterable, num_batches: int | None, who: str) -> Iterator:
+    """The first ``num_batches`` of a loader (None: all); CalibrationError where it is a tensor."""
+    if isinstance(batches, Tensor):
+        raise CalibrationError(
+            f"{who}: the loader is a tensor, whose rows would be taken one by one; pass a list of "
+            "batches, such as [x]."
+        )
+    if num_batches is not None:
+        num_batches = whole(f"{who}: num_batches", num_batches, 1, error=CalibrationError)
+    return islice(batches, num_batches)
+
+
+@contextmanager
+def at_layer(name: str) -> Iterator[None]:
+    """Errors about numbers say at which layer they were met."""
+    try:
+        yield
+    except QuantizationError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"layer {name!r}: {error}") from error
+
+
 def linear(module: fx.GraphModule, name: str) -> nn.Linear:
     """The Linear layer at that path."""
     layer = module.get_submodule(name)
@@ -80,6 +105,8 @@ def inputs_of(
 
     def keep(name: str, x: Tensor) -> None:
         rows = x.detach().reshape(-1, x.shape[-1])
+        if not len(rows):  # no token was routed here
+            return
         largest = rows.abs().amax(0)
         if name in found:
             found[name] = torch.maximum(found[name][0], largest), found[name][1]

@@ -24,6 +24,7 @@ from ptq_course.graph.kinds import (
 from ptq_course.graph.layer_types import known_type, layer_type
 from ptq_course.improve.matrices import grouped
 from ptq_course.improve.sharing import SHARED, read_alone
+from ptq_course.simulation.quantized import check_float
 
 NO_PAIR = "more than ReLU, LeakyReLU, pooling and flattening lies between it and other layers"
 _RELU = ACTIVATIONS["relu"]
@@ -49,7 +50,11 @@ class Pair:
 
 
 def prepared(model: nn.Module) -> fx.GraphModule:
-    """A traced, fused copy; of a graph a deep copy, which shares nothing with it."""
+    """A traced, fused copy; of a graph a deep copy, which shares nothing with it.
+
+    QuantizationError for what is quantized already.
+    """
+    check_float(model)
     if isinstance(model, fx.GraphModule):
         return fuse(model)
     return fuse(trace(plain_module(model)))

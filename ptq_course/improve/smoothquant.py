@@ -14,23 +14,31 @@ Quantization for Large Language Models", 2022.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_course.errors import QuantizationError, UnsupportedError, flag, number
+from ptq_course.errors import (
+    CalibrationError,
+    QuantizationError,
+    UnsupportedError,
+    flag,
+    number,
+    whole,
+)
 from ptq_course.grids.affine import block_minmax, choose_qparams, fake_quantize
 from ptq_course.grids.floats import FloatFormat
 from ptq_course.improve.equalization import input_ranges
 from ptq_course.improve.inputs import (
+    at_layer,
     find_values,
     in_words,
     inputs_of,
     left_as_they_are,
     linear,
     put_before,
+    some_of,
 )
 from ptq_course.improve.matrices import exact_in
 from ptq_course.improve.pairs import prepared
@@ -56,7 +64,9 @@ def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float = 0.5) 
         )
     both = torch.stack([activations, weights]).double()
     if not bool((torch.isfinite(both) & (both >= 0)).all()):
-        raise QuantizationError("smoothing_factors: ranges are finite and not negative.")
+        raise QuantizationError(
+            "smoothing_factors: ranges are finite and not negative; check the data and the weights."
+        )
     alive = (both > 0).all(0)
     factors = torch.where(alive, both[0] ** alpha / both[1] ** (1 - alpha), 1.0)
     return exact_in(weights.dtype, factors).to(weights.dtype)
@@ -137,7 +147,7 @@ class SmoothQuant:
         explicit: bool = False,
     ) -> None:
         self.alpha = None if alpha is None else number("alpha", alpha, "[0, 1]")
-        self.batches, self.num_batches = batches, num_batches
+        self.batches, self.num_batches = batches, whole("num_batches", num_batches, 1)
         self.explicit = flag("explicit", explicit)
         self.alphas: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
@@ -164,11 +174,17 @@ class SmoothQuant:
                 "explicit=True divides in an operation of its own. " + in_words(self.left_out)
             )
         firsts = [readers[0] for readers in values.values()]
-        seen = inputs_of(module, firsts, islice(self.batches, self.num_batches))
+        data = some_of(self.batches, self.num_batches, "SmoothQuant")
+        seen = inputs_of(module, firsts, data)
         for node, readers in values.items():
             layers = [linear(module, name) for name in readers]
+            if readers[0] not in seen:
+                raise CalibrationError(
+                    f"SmoothQuant: no batch has reached layer {readers[0]!r}: pass more data."
+                )
             largest, some = seen[readers[0]]
-            factors = self._factors(readers, layers, largest, some, quantizer.config)
+            with at_layer(readers[0]):
+                factors = self._factors(readers, layers, largest, some, quantizer.config)
             if tuple(readers) in norms:
                 smooth(module.get_submodule(norms[tuple(readers)]), layers, factors)
             else:

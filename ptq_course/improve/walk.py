@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.affine import QTensor
+from ptq_course.improve.inputs import at_layer, some_of
 from ptq_course.improve.matrices import second_moments
 from ptq_course.simulation.layers import QuantizedLayer
 from ptq_course.simulation.observe import placed
@@ -103,14 +103,26 @@ def improved(
     them. Raises CalibrationError where no batch comes, UnsupportedError for a network without a
     graph.
     """
+    if not isinstance(quantizer, PTQQuantizer):
+        raise QuantizationError(
+            f"improved: takes the PTQQuantizer that converts, got a {type(quantizer).__name__}."
+        )
     if not isinstance(quantizer.float_model, fx.GraphModule):
         raise UnsupportedError(
             "improved: the network could not be traced, so nobody knows which layer comes next."
         )
+    if not isinstance(steps, Sequence) or not all(
+        callable(step) and not isinstance(step, type) for step in steps
+    ):
+        raise QuantizationError(
+            "improved: steps is a list of objects, such as [AdaRound(), CorrectBias()], "
+            f"got {steps}."
+        )
     only_weights = quantizer.config.activation_bits is None
     model = quantizer.quantize_weights() if only_weights else quantizer.convert()
     names = quantizer.network.input_names
-    data = [placed(batch, names, model) for batch in islice(batches, num_batches)]
+    some = some_of(batches, num_batches, "improved")
+    data = [placed(batch, names, model) for batch in some]
     if not data:
         raise CalibrationError("improved: the loader gave no batch: pass at least one.")
     walk(quantizer.float_model, model, data, steps, progress)
@@ -134,8 +146,9 @@ def walk(
             if isinstance(layer, QuantizedLayer) and original is not None:
                 exact = plain.get_submodule(str(original.target))
                 site = Site(layer, exact, sides[0].inputs(original), sides[1].inputs(node))
-                for step in steps:
-                    step(site)
+                with at_layer(layer.name):
+                    for step in steps:
+                        step(site)
                 passed.add(layer.name)
             if original is not None:
                 sides[0].run(original)

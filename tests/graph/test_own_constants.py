@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ptq_course.graph import trace
@@ -37,10 +37,11 @@ def model() -> nn.Module:
 
 def test_folding_leaves_the_formula_alone(model):
     x = torch.randn(2, 3, 6, 6)
-    fused = fuse(trace(model))
-    torch.testing.assert_close(fused(x), model(x))
-    names = {str(n.target) for n in fused.graph.nodes if n.op == "get_attr"}
-    assert names == {"conv_weight_value", "out_bias_value"}
+    for traced in (trace(model), fx.symbolic_trace(model)):
+        fused = fuse(traced)
+        torch.testing.assert_close(fused(x), model(x))
+        names = {str(n.target) for n in fused.graph.nodes if n.op == "get_attr"}
+        assert names == {"conv_weight_value", "out_bias_value"}
 
 
 def test_rounding_and_correcting_leave_the_formula_alone(model):

@@ -216,3 +216,12 @@ def test_batches_are_those_of_observe_and_outputs_those_of_the_loss():
 def test_pictures_of_logits_have_their_classes_elsewhere():
     with pytest.raises(QuantizationError, match="last dimension"):
         distillation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+
+
+def test_loaders_that_cannot_be_read_again_are_named(student, teacher, data):
+    with pytest.raises(CalibrationError, match=r"after 4 steps.*DataLoader"):
+        fine_tune(student, iter(data), 9, teacher=teacher, progress=False)
+    with pytest.raises(CalibrationError, match="rows would be taken"):
+        fine_tune(student, data[0], 9, teacher=teacher, progress=False)
+    with pytest.raises(QuantizationError, match="got a Sequential"):
+        fine_tune(teacher, data, 9, teacher=teacher, progress=False)

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptq_course.errors import UnsupportedError
+from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.improve.adaround import AdaRound
+from ptq_course.improve.awq import AWQ
 from ptq_course.improve.bias_correction import CorrectBias
 from ptq_course.improve.clustering import Cluster
+from ptq_course.improve.equalization import equalize
 from ptq_course.improve.gptq import GPTQ
 from ptq_course.improve.matrices import columns, second_moments
+from ptq_course.improve.smoothquant import SmoothQuant
 from ptq_course.improve.walk import Site, improved
 from ptq_course.simulation.qconfig import QConfig
 from ptq_course.simulation.quantizer import PTQQuantizer
@@ -118,3 +121,37 @@ def test_one_example_without_a_batch_has_the_moments_of_a_batch_of_one(layer, sh
     x = torch.randn(shape)
     assert torch.equal(columns(layer, x), columns(layer, x[None]))
     assert torch.equal(second_moments(layer, x), second_moments(layer, x[None]))
+
+
+def test_bad_data_and_steps_are_refused_by_name_and_change_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    quantizer, good = PTQQuantizer(model, config=WEIGHTS), torch.randn(6, 8)
+    bad = good.clone()
+    bad[2, 3] = torch.nan
+    for step in (GPTQ(), AdaRound(3), CorrectBias(), CorrectBias(inherited=True)):
+        with pytest.raises(QuantizationError, match=r"'1'.*NaN"):
+            improved(quantizer, [bad], [step], progress=False)
+    for step in (SmoothQuant, AWQ):
+        with pytest.raises(QuantizationError, match=r"layer '1': .*finite"):
+            PTQQuantizer(model, config=WEIGHTS, steps=[step([bad])])
+        with pytest.raises(CalibrationError, match="rows would be taken"):
+            PTQQuantizer(model, config=WEIGHTS, steps=[step(good)])
+        with pytest.raises(QuantizationError, match="num_batches"):
+            step([good], num_batches=0)
+    with pytest.raises(CalibrationError, match="rows would be taken"):
+        improved(quantizer, good, [GPTQ()], progress=False)
+    for number in (0, -1, 1.5):
+        with pytest.raises(CalibrationError, match="num_batches"):
+            improved(quantizer, [good], [GPTQ()], num_batches=number, progress=False)
+    for steps in ([GPTQ], GPTQ()):  # a class would be made and thrown away
+        with pytest.raises(QuantizationError, match="list of objects"):
+            improved(quantizer, [good], steps, progress=False)
+    quantized = quantizer.quantize_weights()
+    with pytest.raises(QuantizationError, match="takes the PTQQuantizer"):
+        improved(quantized, [good], [GPTQ()], progress=False)
+    with pytest.raises(QuantizationError, match="quantized"):
+        equalize(quantized)
+    model[1].weight.data[0, 0] = torch.inf
+    with pytest.raises(QuantizationError, match="layer '1': equalizing_factors"):
+        equalize(model)
