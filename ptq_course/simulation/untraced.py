@@ -57,17 +57,18 @@ class UntracedNetwork:
             if part and config.activation_bits is not None:
                 kind = type(self.module.get_submodule(owner)).__name__
                 self.plan.left_in_float[owner] = STAYS_FLOAT.format(kind)
-            elif path in names and path not in float_layers:
-                reads_codes = known_type(module).token_dimensions and not part
+            elif path in names:
+                kept = path in float_layers
+                reads_codes = known_type(module).token_dimensions and not part and not kept
                 value = f"{path}.input" if reads_codes else None
                 if value is not None:
                     self.plan.values[value] = Value(value, path)
-                self.plan.layers[path] = LayerSite(path, path, value)
+                self.plan.layers[path] = LayerSite(path, path, value, kept)
+                if kept:
+                    self.plan.left_in_float[path] = "kept in floating point by float_layers"
             elif not list(module.children()) or list(module.parameters(recurse=False)):
                 why = f"{type(module).__name__}: the model could not be traced"
-                self.plan.left_in_float[path or "(the model itself)"] = (
-                    "kept in floating point by float_layers" if path in float_layers else why
-                )
+                self.plan.left_in_float[path or "(the model itself)"] = why
 
     def fork(self) -> UntracedNetwork:
         """Another with the same plan and the same module, to which nothing is written."""

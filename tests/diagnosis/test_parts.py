@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,3 +124,39 @@ def test_widths_of_inner_layers_and_of_single_calls_are_chosen():
             assert found.model.quantized_layers().keys() == found.point.widths.keys() - wide
             score = near(model, data)(found.model).mean().item()
             assert score == pytest.approx(found.point.score)
+
+
+class Branching(nn.Module):
+    """Asks for a value, so that it has no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        return self.b(y if y.mean() > 0 else -y)
+
+
+def test_a_network_without_a_graph_counts_what_stays_in_floating_point():
+    torch.manual_seed(0)
+    model, data = Branching().eval(), [torch.randn(16, 4)]
+    config = QConfig(activation_bits=None)
+    with pytest.warns(UserWarning, match="layer by layer"):
+        found = mixed_precision(
+            model, data, near(model, data), target=0.0, widths=("fp16", 8), config=config,
+            progress=False,
+        )  # fmt: skip
+    whole = 2 * sum(p.numel() for p in model.parameters())
+    assert [p.bytes for p in found.points if set(p.widths.values()) == {"fp16"}] == [whole]
+    kept = replace(config, float_layers=("b",))
+    with pytest.warns(UserWarning, match="layer by layer"):
+        quantizer = PTQQuantizer(model, config=kept)
+    with pytest.warns(UserWarning, match="layer by layer"):
+        other = mixed_precision(
+            model, data, near(model, data), budget=10**6, widths=("fp16", 8), config=kept,
+            progress=False,
+        )  # fmt: skip
+    assert set(quantizer.quantize_weights().quantized_layers()) == {"a"}
+    assert quantizer.left_in_float["b"] == "kept in floating point by float_layers"
+    assert [p.bytes for p in other.points if p.widths == {"a": "fp16"}] == [whole]
