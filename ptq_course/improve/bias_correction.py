@@ -124,6 +124,12 @@ class CorrectBias:
         subtract_from_bias(site.layer, shift)
 
 
+def _bias(layer: nn.Module) -> Tensor | float:
+    """Of a float or a quantized layer, float64; 0 where there is none."""
+    bias = getattr(layer, "bias", None)
+    return bias.detach().double() if isinstance(bias, Tensor) else 0.0
+
+
 def input_means(module: fx.GraphModule) -> dict[str, Tensor]:
     """Mean of each input channel [I] of the layers whose input a batch norm tells, by their path.
 
@@ -149,7 +155,8 @@ def input_means(module: fx.GraphModule) -> dict[str, Tensor]:
 def correct_bias_without_data(quantized: QuantizedModel, float_model: nn.Module) -> list[str]:
     """Analytic bias correction of every layer that `input_means` knows, in place; their names.
 
-    quantized: what ``convert()`` gave; float_model: the quantizer's. Raises UnsupportedError for a
+    quantized: what ``convert()`` gave; float_model: the quantizer's, from whose biases the shifts
+    are taken, so that a second call changes nothing. Raises UnsupportedError for a
     network without a graph, and where no layer stands behind a batch norm.
     """
     means = input_means(float_model) if isinstance(float_model, fx.GraphModule) else {}
@@ -161,6 +168,7 @@ def correct_bias_without_data(quantized: QuantizedModel, float_model: nn.Module)
             "statistics this needs; use CorrectBias with data."
         )
     for name in done:
-        layer = layers[name]
-        subtract_from_bias(layer, analytic_shift(layer.float_layer, layer.weight, means[name]))
+        layer, exact = layers[name], float_model.get_submodule(name)
+        shift = analytic_shift(exact, layer.weight, means[name])
+        subtract_from_bias(layer, shift + _bias(layer) - _bias(exact))
     return done

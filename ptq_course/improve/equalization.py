@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_course.errors import QuantizationError, number, whole
+from ptq_course.graph.layer_types import channel_axis
 from ptq_course.improve.inputs import at_layer
 from ptq_course.improve.matrices import exact_in, grouped, put_grouped, weight_of
 from ptq_course.improve.pairs import Pair, find_pairs, prepared, without_pair
@@ -192,7 +193,7 @@ def absorb(first: nn.Module, second: nn.Module, constant: Tensor) -> None:
 def can_absorb(layer: nn.Module) -> bool:
     """Whether the layer reads nothing but its input: padding would have to be c, and is 0."""
     padding = getattr(layer, "_reversed_padding_repeated_twice", ())
-    return not any(padding) and not hasattr(layer, "output_padding")
+    return not any(padding) and channel_axis(layer) == 0  # a transposed one has borders, too
 
 
 def absorb_high_biases(model: nn.Module, deviations: float = 3.0) -> fx.GraphModule:

@@ -226,6 +226,7 @@ class PTQQuantizer:
             if not isinstance(before, TracedNetwork):
                 raise
             if not self._leave(self._norms_of_sequences(inputs)):
+                self._blame_steps(inputs)
                 raise
             try:
                 cast(TracedNetwork, self.network).learn_types(inputs)
@@ -233,6 +234,21 @@ class PTQQuantizer:
             except UnsupportedError:
                 self.network = before
                 raise
+
+    def _blame_steps(self, inputs: list[Tensor]) -> None:
+        """Raise UnsupportedError, naming the steps, where the network without them is equal."""
+        names = [getattr(step, "__name__", type(step).__name__) for step in self._steps]
+        if not names:
+            return
+        try:
+            check_same_outputs(self._unfused, self._traced(self.network.norms).module, inputs)
+        except UnsupportedError:
+            return
+        raise UnsupportedError(
+            f"steps: after {', '.join(names)} the network does not compute the same, without them "
+            "it does; leave them out. Known causes: pictures without a batch behind a Flatten, "
+            "16-bit weights that a step had to round."
+        )
 
     def _norms_of_sequences(self, inputs: list[Tensor]) -> list[str]:
         try:

@@ -122,3 +122,26 @@ def test_what_is_refused():
     quantizer = PTQQuantizer(nn.Sequential(nn.Linear(3, 2)))
     with pytest.raises(UnsupportedError, match="batch norm"):
         correct_bias_without_data(quantizer.quantize_weights(), quantizer.float_model)
+
+
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_correcting_without_data_a_second_time_changes_nothing(activation_bits):
+    """A cell of a notebook is run again; the shift must not be taken away twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6, affine=False), nn.ReLU(),
+        nn.Conv2d(6, 4, 3, bias=activation_bits is None),
+    ).eval()  # fmt: skip
+    config, x = QConfig(weight_bits=3, activation_bits=activation_bits), torch.randn(4, 3, 8, 8)
+    quantizer = PTQQuantizer(model, config=config)
+    if activation_bits is None:
+        quantized = quantizer.quantize_weights()
+    else:
+        quantized = quantizer.calibrate([x], ranges="minmax", progress=False).convert()
+    before = quantized(x)
+    # Without gamma and beta, mean and deviation are 0 and 1.
+    assert correct_bias_without_data(quantized, quantizer.float_model) == ["3"]
+    once = quantized(x)
+    assert not torch.equal(before, once)
+    correct_bias_without_data(quantized, quantizer.float_model)
+    assert torch.equal(quantized(x), once)

@@ -226,3 +226,35 @@ def test_a_relu6_behind_a_sum_keeps_its_six():
     limited = with_limits(Sum())
     assert not find_pairs(limited)
     assert not list(limited.buffers())
+
+
+@pytest.mark.parametrize(
+    ("reader", "moves"),
+    [
+        (nn.Conv2d(6, 4, 3, bias=False), True),
+        (nn.Conv2d(6, 6, 3, groups=6, stride=2), True),
+        (nn.Conv2d(6, 4, 3, padding=1), False),
+        (nn.ConvTranspose2d(6, 4, 3), False),
+    ],
+)
+def test_convolutions_absorb_high_biases_also_without_a_bias_of_their_own(reader, moves):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        norm.get_parameter("bias").fill_(9.0)
+        norm.get_parameter("weight").fill_(0.5)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), norm, relu(), reader).eval()
+    x = torch.randn(2, 3, 8, 8)
+    absorbed = absorb_high_biases(model)
+    before, after = (m.get_parameter("0.bias") for m in (prepared(model), absorbed))
+    shift = 7.5 if moves else 0.0
+    torch.testing.assert_close(before - after, torch.full((6,), shift))
+    torch.testing.assert_close(absorbed(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_that_changes_the_network_is_named():
+    """Without a batch, flattening from dimension 1 does not flatten the channels."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), relu(), nn.Flatten(1), nn.Linear(64, 4))
+    quantizer, data = PTQQuantizer(model.eval(), steps=[Equalize()]), [torch.randn(3, 8, 8)]
+    with pytest.raises(UnsupportedError, match=r"after Equalize.*without them it does"):
+        quantizer.calibrate(data, ranges="minmax", progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ class OverPositions(nn.Module):
         return self.conv(F.relu(self.linear(x)))
 
 
-def oddly_laid_out() -> nn.Module:
+def oddly_laid_out() -> nn.Sequential:
     """Kernels of another library: the sides of each are swapped in memory."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, (3, 2)))
     for layer in (model[0], model[2]):
@@ -186,16 +187,18 @@ def test_a_step_keeps_the_network_also_a_second_time(name, step):
 def test_an_odd_layout_is_changed_like_any_other(change):
     model, x = made("odd layout")
     plain = made("odd layout")[0]
-    for layer in (plain[0], plain[2]):
-        layer.weight = nn.Parameter(layer.weight.detach().contiguous())
+    for name in ("0", "2"):
+        layer = plain.get_submodule(name)
+        layer.weight = nn.Parameter(layer.get_parameter("weight").detach().contiguous())
     assert find_pairs(prepared(model))
     one, two = change(model), change(plain)
-    assert torch.equal(one.get_submodule("0").weight, two.get_submodule("0").weight)
-    assert not torch.equal(one.get_submodule("0").weight, model[0].weight)
+    first, second, old = (m.get_parameter("0.weight") for m in (one, two, model))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, old)
     torch.testing.assert_close(one(x), model(x), atol=1e-5, rtol=1e-5)
-    rounded = float_weights(model, lambda rows: SimpleNamespace(nbits_per_value=lambda _: 1.0),
-                            lambda rows, _: rows.round())  # fmt: skip
-    assert torch.equal(rounded.module.get_submodule("2").weight, model[2].weight.round())
+    scales: Any = SimpleNamespace(nbits_per_value=lambda _: 1.0)
+    rounded = float_weights(model, lambda rows: scales, lambda rows, _: rows.round()).module
+    assert torch.equal(rounded.get_parameter("2.weight"), model.get_parameter("2.weight").round())
 
 
 def test_who_reads_a_tensor_alone():
@@ -271,7 +274,8 @@ def test_an_rms_norm_takes_the_division_and_any_order_of_readers_will_do():
     changed = step(trace(model), SimpleNamespace(config=CONFIG))
     assert set(step.alphas) == {*"qkv"}
     assert not step.left_out
-    assert not torch.equal(changed.norm.weight, model.norm.weight)
+    old, new = (m.get_parameter("norm.weight") for m in (model, changed))
+    assert not torch.equal(old, new)
     torch.testing.assert_close(changed(ROWS), model(ROWS), atol=1e-4, rtol=1e-4)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ class NormalizesItsInput(nn.Module):
 
 
 class Text(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+    def __init__(self, kind: Any = nn.LSTM) -> None:
         super().__init__()
         self.table, self.out = nn.Embedding(9, 6), nn.Linear(8, 3)
         self.rnn = kind(6, 8, batch_first=True)
@@ -141,17 +143,19 @@ def test_bad_data_and_steps_are_refused_by_name_and_change_nothing():
             step([good], num_batches=0)
     with pytest.raises(CalibrationError, match="rows would be taken"):
         improved(quantizer, good, [GPTQ()], progress=False)
+    number: Any
     for number in (0, -1, 1.5):
         with pytest.raises(CalibrationError, match="num_batches"):
             improved(quantizer, [good], [GPTQ()], num_batches=number, progress=False)
+    steps: Any
     for steps in ([GPTQ], GPTQ()):  # a class would be made and thrown away
         with pytest.raises(QuantizationError, match="list of objects"):
             improved(quantizer, [good], steps, progress=False)
-    quantized = quantizer.quantize_weights()
+    quantized: Any = quantizer.quantize_weights()
     with pytest.raises(QuantizationError, match="takes the PTQQuantizer"):
         improved(quantized, [good], [GPTQ()], progress=False)
     with pytest.raises(QuantizationError, match="quantized"):
         equalize(quantized)
-    model[1].weight.data[0, 0] = torch.inf
+    model.get_parameter("1.weight").data[0, 0] = torch.inf
     with pytest.raises(QuantizationError, match="layer '1': equalizing_factors"):
         equalize(model)
