@@ -238,7 +238,7 @@ class PTQQuantizer:
     def _blame_steps(self, inputs: list[Tensor]) -> None:
         """Raise UnsupportedError, naming the steps, where the network without them is equal."""
         names = [getattr(step, "__name__", type(step).__name__) for step in self._steps]
-        if not names:
+        if not names or not isinstance(self.network, TracedNetwork):
             return
         try:
             check_same_outputs(self._unfused, self._traced(self.network.norms).module, inputs)

@@ -123,8 +123,9 @@ class OverPositions(nn.Module):
 def oddly_laid_out() -> nn.Sequential:
     """Kernels of another library: the sides of each are swapped in memory."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, (3, 2)))
-    for layer in (model[0], model[2]):
-        memory = layer.weight.detach().transpose(2, 3).contiguous()
+    for name in ("0", "2"):
+        layer = model.get_submodule(name)
+        memory = layer.get_parameter("weight").detach().transpose(2, 3).contiguous()
         layer.weight = nn.Parameter(memory.transpose(2, 3))
     return model
 
