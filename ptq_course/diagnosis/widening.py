@@ -16,6 +16,7 @@ from ptq_course.diagnosis.log import Step
 from ptq_course.diagnosis.noise import OutputNoise
 from ptq_course.diagnosis.remedies import Recipe, Workshop
 from ptq_course.errors import QuantizationError
+from ptq_course.graph.tracing import SECOND_CALL
 
 WIDER = 8  # bits of a layer that is kept wider, before FP16
 
@@ -133,7 +134,9 @@ class Widening:
         bits = {n: b for n, b in config.layer_bits if n not in names}
         if width is not None:
             return _with_bits(base, bits | dict.fromkeys(names, width))
-        return _with_bits(base, bits, (*config.float_layers, *names))
+        calls = {name.split(SECOND_CALL)[0] for name in bits if SECOND_CALL in name}
+        kept = [f"{n}{SECOND_CALL}1" if n in calls else n for n in names]  # this call alone
+        return _with_bits(base, bits, (*config.float_layers, *kept))
 
     def _order(self, base: Recipe, width: int | None) -> list[str]:
         """Layers by what widening wins for its bytes, measured one at a time at the output."""

@@ -38,9 +38,12 @@ class LearningLayer(nn.Module):
         qparams = layer.require_integers("training through the rounding")
         floating = layer.float_layer
         self.name, self.floating, self.qparams = layer.name, floating, qparams
-        self.weight = nn.Parameter(near_codes(weight_of(floating).detach(), layer, margin))
+        # 16 bits are too few to learn in: what is learned is float32, what is computed the model's.
+        dtype = torch.promote_types(weight_of(floating).dtype, torch.float32)
+        weight = weight_of(floating).detach().to(dtype)
+        self.weight = nn.Parameter(near_codes(weight, layer, margin))
         bias = bias_of(floating) if layer.bias is None else layer.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype, copy=True))
         self.scale = nn.Parameter(qparams.scale.clone(), requires_grad=learn_scales)
 
     def step_of_each_weight(self) -> Tensor:
@@ -59,7 +62,11 @@ class LearningLayer(nn.Module):
 
     def forward(self, input: Tensor, **options: object) -> Tensor:
         check_call(self.floating, self.name, input, options)
-        return known_type(self.floating).compute(self.floating, input, self.rounded(), self.bias)
+        dtype = weight_of(self.floating).dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return known_type(self.floating).compute(
+            self.floating, input, self.rounded().to(dtype), bias
+        )
 
     def write_to(self, layer: QuantizedLayer) -> None:
         """Put what was learned into the quantized layer, as codes."""
@@ -77,7 +84,8 @@ class LearningLayer(nn.Module):
         per_output = scale_per_output(self.floating, scale)
         if input_scale is None or per_output is None:
             floating = copy.deepcopy(self.floating)
-            floating.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
+            bias = self.bias.detach().to(weight_of(floating).dtype, copy=True)
+            floating.bias = nn.Parameter(bias, requires_grad=False)
             layer.float_layer = floating
         else:
             layer.bias_codes, layer.bias_scale = quantize_bias(
@@ -120,8 +128,8 @@ class LearningQuantizer(nn.Module):
         q = self.made_from
         if self.learns:
             scale = self.scale.clamp(min=SCALE_FLOOR)
-            return round_per_tensor(x, scale, self.zero_point, q.grid)
-        return round_through(x, q.scale, q.zero_point.to(x.dtype), q.grid)
+            return round_per_tensor(x, scale, self.zero_point, q.grid).to(x.dtype)
+        return round_through(x, q.scale, q.zero_point.to(x.dtype), q.grid).to(x.dtype)
 
 
 class LearningInside(nn.Module):
@@ -142,7 +150,7 @@ def near_codes(weight: Tensor, layer: QuantizedLayer, margin: float = MARGIN) ->
     So training starts from the quantized network as it is, also where the codes are not the nearest
     ones (AdaRound, GPTQ).
     """
-    decoded, codes = layer.weight.detach(), layer.weight_qtensor
+    decoded, codes = layer.weight.detach().to(weight.dtype), layer.weight_qtensor
     scale = spread_over(decoded, codes.require_qparams())[0].to(decoded.dtype)
     return torch.maximum(torch.minimum(weight, decoded + margin * scale), decoded - margin * scale)
 

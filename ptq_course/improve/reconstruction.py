@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
 from ptq_course.errors import CalibrationError, QuantizationError, number, whole
+from ptq_course.improve.inputs import some_of
 from ptq_course.improve.learning import (
     LearningLayer,
     LearningQuantizer,
@@ -66,6 +66,10 @@ def reconstruct(
     another network, and outputs that are not finite or not real, UnsupportedError for weights in
     codebooks and for floats.
     """
+    if not isinstance(quantizer, PTQQuantizer):
+        raise QuantizationError(
+            f"reconstruct: takes the PTQQuantizer that converts, got a {type(quantizer).__name__}."
+        )
     steps, rate = whole("reconstruct: steps", steps, 1), number("reconstruct: rate", rate, "(0, 1)")
     only_weights = quantizer.config.activation_bits is None
     base = quantizer.quantize_weights() if only_weights else quantizer.convert()
@@ -73,7 +77,8 @@ def reconstruct(
     if begin.quantized_layers().keys() != base.quantized_layers().keys():
         raise QuantizationError("reconstruct: start was made by another quantizer.")
     names = quantizer.network.input_names
-    data = [placed(batch, names, base) for batch in islice(batches, num_batches)]
+    some = some_of(batches, num_batches, "reconstruct")
+    data = [placed(batch, names, base) for batch in some]
     if not data:
         raise CalibrationError("reconstruct: the loader gave no batch: pass at least one.")
     values = quantizer.network.plan.values.items()

@@ -62,11 +62,13 @@ class _RoundPerTensor(torch.autograd.Function):
         inside = (steps >= ctx.ends[0]) & (steps <= ctx.ends[1])
         through = gradient * inside
         of_scale = of_zero = None
+        wide = torch.promote_types(gradient.dtype, torch.float32)  # large sums that nearly cancel
         if ctx.needs_input_grad[1]:
-            of_scale = torch.dot(gradient.flatten(), codes.flatten())
-            of_scale = (of_scale - torch.dot(through.flatten(), steps.flatten())).reshape(())
+            inner = torch.dot(through.flatten().to(wide), steps.flatten().to(wide))
+            of_scale = torch.dot(gradient.flatten().to(wide), codes.flatten().to(wide))
+            of_scale = (of_scale - inner).reshape(()).to(scale.dtype)
         if ctx.needs_input_grad[2]:
-            of_zero = (through.sum() - gradient.sum()) * scale
+            of_zero = (through.sum(dtype=wide) - gradient.sum(dtype=wide)).to(scale.dtype) * scale
         return through, of_scale, of_zero, None, None
 
 

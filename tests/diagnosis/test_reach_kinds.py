@@ -14,6 +14,7 @@ from ptq_course.diagnosis import ladder, remedies
 from ptq_course.diagnosis.reach import reach
 from ptq_course.diagnosis.scores import OfSet, against, score, top1_on
 from ptq_course.diagnosis.sensitivity import one_at_a_time
+from ptq_course.diagnosis.widening import Widening
 from ptq_course.errors import QuantizationError
 from ptq_course.improve import adaround as adaround_module
 from ptq_course.improve.adaround import AdaRound
@@ -279,6 +280,30 @@ def test_rounding_is_not_tried_where_activations_make_the_noise(network, evaluat
     result = reach(network, CALIBRATION, evaluate, drop=0, config=config, **QUIET)
     assert "not tried: AdaRound. Rounded weights make less than 10%" in str(result)
     assert "AdaRound" not in [step.name for step in result.log]
+
+
+def test_one_call_of_a_layer_in_fp16_and_the_other_in_8_bits():
+    """Calls are widened one by one, and the path alone would stand for all of them."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.fc = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.twice(torch.relu(self.twice(x)))))
+
+    torch.manual_seed(1)
+    model, x = Twice().eval(), [torch.randn(50, 8)]
+    config = QConfig(weight_bits=3, activation_bits=None, layer_bits={"twice__call2": 8})
+    widening = Widening(None)  # pyright: ignore[reportArgumentType]
+    recipe = widening._config(remedies.Recipe(config, "minmax"), ["twice"], None)
+    assert recipe.config.float_layers == ("twice__call1",)
+    layers = remedies.Workshop(model, x, False).build(recipe).quantized_layers()
+    assert {name: layer.weight_grid.bits for name, layer in layers.items()} == {
+        "twice__call2": 8,
+        "fc": 3,
+    }
 
 
 def test_errors_of_evaluate_are_not_taken_for_a_remedy_that_refuses(network, evaluate):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from ptq_course.deploy import onnx as deploy
 from ptq_course.deploy.session import session
@@ -17,6 +18,7 @@ from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedEr
 from ptq_course.grids.affine import QParams
 from ptq_course.grids.metrics import snr_pooled
 from ptq_course.improve.clustering import Cluster
+from ptq_course.improve.distillation import fine_tune
 from ptq_course.improve.gptq import GPTQ
 from ptq_course.improve.reconstruction import draws, reconstruct
 from ptq_course.improve.walk import improved
@@ -142,6 +144,24 @@ def test_outputs_of_any_kind_are_compared(kind, batches):
     before, made = quantizer.convert(), reconstruct(quantizer, batches, 150, progress=False)
     wanted, old, new = (output_tensors(net(batches[0]))[0] for net in (model, before, made))
     assert snr_pooled(wanted, new) > snr_pooled(wanted, old) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_learn_in_32_bits_or_more(dtype):
+    """A step of a weight's code is below what 16 bits resolve; the network keeps its type."""
+    torch.manual_seed(4)
+    model = Heads("").eval().to(dtype)
+    batches = [x.to(dtype) for x in rows((80,), (80,))]
+    quantizer = calibrated(model, batches, activation_bits=8, weight_bits=2)
+    before = quantizer.convert()
+    learned = reconstruct(quantizer, batches, 150, progress=False)
+    tuned = fine_tune(before, batches, 100, teacher=model, loss=mse_loss, progress=False)
+    wanted = model(batches[0])
+    start = snr_pooled(wanted, before(batches[0]))
+    for made in (learned, tuned):
+        found = made(batches[0])
+        assert found.dtype == dtype
+        assert snr_pooled(wanted, found) > start + 1
 
 
 def test_classes_alone_are_refused():

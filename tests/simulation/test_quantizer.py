@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import ptq_course
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError
 from ptq_course.grids.metrics import sqnr_db
+from ptq_course.improve.equalization import Equalize
 from ptq_course.ranges.calibrators import MinMaxCalibrator
 from ptq_course.ranges.histograms import DyadicHistogram
 from ptq_course.simulation.dynamic import quantize_dynamic
@@ -253,6 +254,12 @@ def test_steps_run_on_the_fused_graph():
 
     PTQQuantizer(make(), steps=[step])
     assert seen == [(True, 8)]
+
+
+@pytest.mark.parametrize("steps", [Equalize(), Equalize, [Equalize], "equalize", [None], None])
+def test_steps_that_are_no_list_of_objects(steps):
+    with pytest.raises(QuantizationError, match=r"steps is a list .* \[Equalize\(\)\]"):
+        PTQQuantizer(make(), steps=steps)
 
 
 def test_the_report_prints_and_plots():
