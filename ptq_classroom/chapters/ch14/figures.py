@@ -95,7 +95,7 @@ def over_seconds(
             ax.plot([seconds], [live[name]], "D", color="black", markersize=11, fillstyle="none")
         above = name in live
         ax.annotate(
-            name, (seconds, high if above else low), (0, 4 if above else -12), fontsize=9,
+            name, (seconds, high if above else low), (0, 8 if above else -16), fontsize=9,
             textcoords="offset points", ha="center", color=ink(COLORS[i]),
         )  # fmt: skip
         told.append(f"{name} {np.mean(values):.1f} % after {seconds:.0f} s")
@@ -120,7 +120,7 @@ def accuracies(
     fig, ax = figure(7.6, 0.9 + 0.42 * len(rows))
     middle, low, high = (100 * np.array(column) for column in zip(*rows.values(), strict=True))
     accuracy_bars(ax, list(rows), middle, low, high)
-    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
     ax.set(xlim=(0, 108), xlabel=f"top-1 accuracy (%), dashed: FP32 {100 * fp32:.1f} %")
     if guess is not None:
         guess.draw(ax, "x")
