@@ -102,7 +102,8 @@ def accuracies(
     told = ", ".join(f"{name} {value:.1f} %" for name, value in zip(rows, middle, strict=True))
     inside = [name for name, top in zip(rows, high, strict=True) if top >= 100 * fp32]
     return fig, (
-        f"FP32 has {100 * fp32:.1f} %, inside the interval of: {'; '.join(inside) or 'none'}. {told}."
+        f"FP32 has {100 * fp32:.1f} %, inside the interval of: {'; '.join(inside) or 'none'}. "
+        f"{told}."
     )
 
 
