@@ -49,8 +49,8 @@ def _frame(
     """A box and its label: above it, or below it where ``taken`` has a label there already."""
     left, top, right, bottom = box
     x, y, end = min(max(left, 1), 44), max(top - 1.5, 8), 3.2 * len(text)
-    if any(abs(y - other) < 9 and x < stop and start < x + end for start, stop, other in taken):
-        y = min(bottom + 9, 95)
+    if any(abs(y - other) < 7 and x < stop and start < x + end for start, stop, other in taken):
+        y = min(bottom + 7, 95)
     taken.append((x, x + end, y))
     for edge, width in (("black", 2.6), ("white", 1.2)):
         ax.add_patch(  # type: ignore[attr-defined]

@@ -48,7 +48,9 @@ def answers(classes: Sequence[str], shares: Mapping[str, Any], label: str) -> tu
         )
     axes[0, 0].set_yticks(places, classes)
     axes[0, 0].invert_yaxis()
-    return fig, f"A picture of class {label}, in percent. " + "; ".join(told) + "."
+    ends = [100 * float(np.max(list(shares.values())[place])) for place in (0, -1)]
+    lead = f"The largest share of {label} falls from {ends[0]:.0f} to {ends[1]:.0f} %"
+    return fig, f"{lead}, so that the small ones can be seen. In percent: {'; '.join(told)}."
 
 
 def learning(
@@ -125,4 +127,8 @@ def accuracies(
     if guess is not None:
         guess.draw(ax, "x")
     told = ", ".join(f"{name} {value:.1f} %" for name, value in zip(rows, middle, strict=True))
-    return fig, f"More effort brings more, FP32 {100 * fp32:.1f} %: {told}."
+    first, *_, last = rows
+    return fig, (
+        f"The least effort, {first}, keeps {middle[0]:.1f} %, the most, {last}, "
+        f"{middle[-1]:.1f} %; FP32 {100 * fp32:.1f} %. All: {told}."
+    )
