@@ -48,8 +48,8 @@ def answers(classes: Sequence[str], shares: Mapping[str, Any], label: str) -> tu
         )
     axes[0, 0].set_yticks(places, classes)
     axes[0, 0].invert_yaxis()
-    ends = [100 * float(np.max(list(shares.values())[place])) for place in (0, -1)]
-    lead = f"The largest share of {label} falls from {ends[0]:.0f} to {ends[1]:.0f} %"
+    tops = [100 * np.asarray(values, dtype=float).max() for values in shares.values()]
+    lead = f"The largest share of {label} falls from {tops[0]:.0f} to {tops[-1]:.0f} %"
     return fig, f"{lead}, so that the small ones can be seen. In percent: {'; '.join(told)}."
 
 

@@ -29,7 +29,8 @@ def test_through_says_where_the_gradient_is():
 
 
 def test_answers_are_in_percent():
-    fig, alt = figures.answers(["cat", "dog"], {"label": [1, 0], "T = 2": [0.7, 0.3]}, "cat")
+    shares = {"label": [1, 0], "T = 2": torch.tensor([0.7, 0.3])}
+    fig, alt = figures.answers(["cat", "dog"], shares, "cat")
     assert [bar.get_width() for bar in axes_of(fig)[1].patches] == pytest.approx([70, 30])
     assert "T = 2 cat 70, dog 30" in alt
     assert alt.startswith("The largest share of cat falls from 100 to 70 %")
