@@ -23,31 +23,41 @@ def boxes(
 ) -> tuple[Figure, str]:
     """A row of scenes for each version, with its boxes, classes and scores of at least 0.4."""
     fig, axes = figure(8.4, 2.3 * len(found), len(found), len(which), squeeze=False)
-    told = []
+    told, ranges = [], []
     for row, (version, detections) in zip(axes, found.items(), strict=True):
-        counts = []
+        counts, all_scores = [], []
         for ax, index in zip(row, which, strict=True):
             ax.imshow(scenes.images[index].permute(1, 2, 0).numpy(), extent=(0, 96, 96, 0))
             ax.axis("off")
             rows = zip(*(x.tolist() for x in detections.within(index, SURE)), strict=True)
-            count = 0
+            taken: list[tuple[float, float, float]] = []
             for (left, top, right, bottom), score, label in rows:
-                _frame(ax, (left, top, right, bottom), f"{DETECTED[label]} {score:.2f}")
-                count += 1
-            counts.append(f"{count} of {len(scenes.objects(index)[1])}")
+                _frame(ax, (left, top, right, bottom), f"{DETECTED[label]} {score:.2f}", taken)
+                all_scores.append(score)
+            counts.append(f"{len(taken)} of {len(scenes.objects(index)[1])}")
         row[0].set_title(version)
         told.append(f"{version} {', '.join(counts)}")
-    return fig, f"Boxes drawn of objects there, scene by scene: {'; '.join(told)}."
+        if all_scores:
+            ranges.append(f"{version} {min(all_scores):.2f} to {max(all_scores):.2f}")
+    scores = f" Scores: {'; '.join(ranges)}." if ranges else ""
+    return fig, f"Boxes drawn of objects there, scene by scene: {'; '.join(told)}.{scores}"
 
 
-def _frame(ax: object, box: tuple[float, ...], text: str) -> None:
+def _frame(
+    ax: object, box: tuple[float, ...], text: str, taken: list[tuple[float, float, float]]
+) -> None:
+    """A box and its label: above it, or below it where ``taken`` has a label there already."""
     left, top, right, bottom = box
+    x, y, end = min(max(left, 1), 44), max(top - 1.5, 8), 3.2 * len(text)
+    if any(abs(y - other) < 7 and x < stop and start < x + end for start, stop, other in taken):
+        y = min(bottom + 7, 95)
+    taken.append((x, x + end, y))
     for edge, width in (("black", 2.6), ("white", 1.2)):
         ax.add_patch(  # type: ignore[attr-defined]
             Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=width)
         )
     ax.text(  # type: ignore[attr-defined]
-        min(max(left, 1), 44), max(top - 1.5, 8), text, fontsize=8, color="white",
+        x, y, text, fontsize=8, color="white",
         bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
     )  # fmt: skip
 

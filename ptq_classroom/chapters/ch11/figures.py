@@ -95,13 +95,16 @@ def accuracies(
     fig, ax = figure(7.6, 0.9 + 0.42 * len(rows))
     middle, low, high = (100 * np.array(column) for column in zip(*rows.values(), strict=True))
     accuracy_bars(ax, list(rows), middle, low, high)
-    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
     ax.set(xlim=(0, 108), xlabel=f"top-1 accuracy (%), dashed: FP32 {100 * fp32:.1f} %")
     if guess is not None:
         guess.draw(ax, "x")
     told = ", ".join(f"{name} {value:.1f} %" for name, value in zip(rows, middle, strict=True))
-    best = list(rows)[int(np.argmax(middle))]
-    return fig, f"{best} is the most accurate; FP32 has {100 * fp32:.1f} %. {told}."
+    inside = [name for name, top in zip(rows, high, strict=True) if top >= 100 * fp32]
+    return fig, (
+        f"FP32 has {100 * fp32:.1f} %, inside the interval of: {'; '.join(inside) or 'none'}. "
+        f"{told}."
+    )
 
 
 def over_data(
@@ -119,7 +122,7 @@ def over_data(
         means = [float(np.mean(by_count[n])) for n in counts]
         ax.plot(counts, means, marker="os"[i % 2], markersize=4, label=name, **color(2 * i))
         for n in counts:
-            ax.plot([n] * len(by_count[n]), by_count[n], ".", color=COLORS[2 * i], markersize=3)
+            ax.plot([n] * len(by_count[n]), by_count[n], ".", color=COLORS[2 * i], markersize=5)
         told.append(f"{name} {means[0]:.1f} % at {counts[0]}, {means[-1]:.1f} % at {counts[-1]}")
     ax.axhline(fp32, color=GREY, linestyle="--", linewidth=1.2)
     ax.text(
@@ -129,7 +132,7 @@ def over_data(
     ax.set(xscale="log", xlabel="pictures that the means were measured on", ylabel="accuracy (%)")
     ax.set_xticks(counts, [str(n) for n in counts])
     ax.minorticks_off()
-    ax.legend(fontsize=9, loc="center right")
+    ax.legend(fontsize=9, loc="center right", title="line: mean, dots: draws", title_fontsize=9)
     ends = {name: float(np.mean(list(by_count.values())[-1])) for name, by_count in lines.items()}
     best = max(ends, key=lambda name: ends[name])
     return fig, f"{best} serve best; FP32 has {fp32:.1f} %. " + "; ".join(told) + "."

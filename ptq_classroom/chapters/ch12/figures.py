@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ptq_classroom.kit.prediction import Prediction
 from ptq_classroom.kit.show import COLORS, GREY, color, figure, ink
@@ -20,8 +21,13 @@ def _named(name: str) -> str:
     return "\n".join(WORDS.get(word, word) for word in name.split(", "))
 
 
-def attention(weights: Any, words: Sequence[str], head: int) -> tuple[Figure, str]:
-    """Attention weights [T, T] of one head: which words (columns) each word (row) looks at."""
+def attention(
+    weights: Any, words: Sequence[str], head: int, pair: tuple[str, str] | None = None
+) -> tuple[Figure, str]:
+    """Attention weights [T, T] of one head: which words (columns) each word (row) looks at.
+
+    pair: the words that the text speaks of, who looks and at whom; their cell gets a frame.
+    """
     weights = np.asarray(weights, dtype=float)
     fig, ax = figure(0.52 * len(words) + 2.4, 0.42 * len(words) + 1.4)
     ax.imshow(weights, cmap="Blues", vmin=0, vmax=max(0.5, weights.max()))
@@ -32,7 +38,7 @@ def attention(weights: Any, words: Sequence[str], head: int) -> tuple[Figure, st
         ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
                 color="white" if share > 0.4 * max(0.5, weights.max()) else "black")  # fmt: skip
     ax.set(
-        title=f"head {head}: percent of its attention (20 and more)",
+        title=f"head {head}: attention of each token in percent (numbers from 20 on)",
         xlabel="looks at",
         ylabel="token",
     )
@@ -41,8 +47,13 @@ def attention(weights: Any, words: Sequence[str], head: int) -> tuple[Figure, st
     inside = [i for i, w in enumerate(words) if w[0] != "[" and i != places[i]
               and words[int(places[i])][0] != "["]  # fmt: skip
     top = max(inside, key=lambda i: weights[i, places[i]], default=0)
-    share = 100 * weights[top, places[top]]
-    lead = f'"{words[top]}" looks at "{words[int(places[top])]}", {share:.0f} %'
+    row, column = int(top), int(places[top])
+    if pair is not None:
+        row, column = (list(words).index(word) for word in pair)
+        corner = (column - 0.47, row - 0.47)
+        ax.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, ec=ink(COLORS[2]), lw=2))
+    share = 100 * weights[row, column]
+    lead = f'"{words[row]}" looks at "{words[column]}", {share:.0f} %'
     return fig, f"{lead}. Head {head}, where each token looks most: {told}."
 
 

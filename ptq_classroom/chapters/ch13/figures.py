@@ -37,7 +37,7 @@ def two_weights(w: Any, x: Any) -> tuple[Figure, str]:
         chosen = {nearest: (COLORS[2], "s"), best: (COLORS[0], "o")}.get(i, (GREY, "D"))
         ax.plot(*point, chosen[1], color=chosen[0], markersize=10 if i in (nearest, best) else 6)
         name = {nearest: "nearest\n", best: "best\n"}.get(i, "")
-        above = point[1] > low[1]
+        above = point[1] > low[1] or i == nearest  # a contour runs down from the nearest
         ax.annotate(
             f"{name}error {error:.2f}", point, xytext=(9, 5 if above else -5), fontsize=9,
             textcoords="offset points", va="bottom" if above else "top", color=ink(chosen[0]),
@@ -61,14 +61,15 @@ def codebook(weights: Any, books: Mapping[str, Any], layer: str) -> tuple[Figure
     fig, (ax, rows) = figure(7.4, 3.6, 2, 1, sharex=True, height_ratios=[2.2, 1])
     ax.hist(weights, bins=120, color=COLORS[0])
     ax.set(ylabel="weights", yscale="log")
-    told = []
+    told, labels = [], []
     for i, (name, book) in enumerate(books.items()):
         values = np.sort(np.asarray(book, dtype=float))
         rows.vlines(values, -i - 0.35, -i + 0.35, color=COLORS[2 * i], linewidth=2.2)
         error = np.abs(weights[:, None] - values).min(1)
         decibels = 10 * np.log10((weights**2).sum() / (error**2).sum())
         told.append(f"{name}, {len(values)} values: {decibels:.1f} dB")
-    rows.set_yticks([-i for i in range(len(books))], list(books))
+        labels.append(f"{name}\n{decibels:.1f} dB")
+    rows.set_yticks([-i for i in range(len(books))], labels)
     rows.set(ylim=(-len(books) + 0.4, 0.6), xlabel=f"weight of {layer}")
     rows.spines["left"].set_visible(False)
     rows.tick_params(axis="y", length=0)

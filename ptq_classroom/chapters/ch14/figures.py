@@ -48,7 +48,9 @@ def answers(classes: Sequence[str], shares: Mapping[str, Any], label: str) -> tu
         )
     axes[0, 0].set_yticks(places, classes)
     axes[0, 0].invert_yaxis()
-    return fig, f"A picture of class {label}, in percent. " + "; ".join(told) + "."
+    tops = [100 * np.asarray(values, dtype=float).max() for values in shares.values()]
+    lead = f"The largest share of {label} falls from {tops[0]:.0f} to {tops[-1]:.0f} %"
+    return fig, f"{lead}, so that the small ones can be seen. In percent: {'; '.join(told)}."
 
 
 def learning(
@@ -95,7 +97,7 @@ def over_seconds(
             ax.plot([seconds], [live[name]], "D", color="black", markersize=11, fillstyle="none")
         above = name in live
         ax.annotate(
-            name, (seconds, high if above else low), (0, 4 if above else -12), fontsize=9,
+            name, (seconds, high if above else low), (0, 8 if above else -16), fontsize=9,
             textcoords="offset points", ha="center", color=ink(COLORS[i]),
         )  # fmt: skip
         told.append(f"{name} {np.mean(values):.1f} % after {seconds:.0f} s")
@@ -120,9 +122,13 @@ def accuracies(
     fig, ax = figure(7.6, 0.9 + 0.42 * len(rows))
     middle, low, high = (100 * np.array(column) for column in zip(*rows.values(), strict=True))
     accuracy_bars(ax, list(rows), middle, low, high)
-    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2)
+    ax.axvline(100 * fp32, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
     ax.set(xlim=(0, 108), xlabel=f"top-1 accuracy (%), dashed: FP32 {100 * fp32:.1f} %")
     if guess is not None:
         guess.draw(ax, "x")
     told = ", ".join(f"{name} {value:.1f} %" for name, value in zip(rows, middle, strict=True))
-    return fig, f"More effort brings more, FP32 {100 * fp32:.1f} %: {told}."
+    first, *_, last = rows
+    return fig, (
+        f"The least effort, {first}, keeps {middle[0]:.1f} %, the most, {last}, "
+        f"{middle[-1]:.1f} %; FP32 {100 * fp32:.1f} %. All: {told}."
+    )

@@ -42,6 +42,7 @@ def test_boxes_are_drawn_and_counted(scenes):
     assert len(fig.axes[0].patches) == 2 * objects  # white on black
     assert len(fig.axes[1].patches) == 0
     assert f"a {objects} of {objects}; b 0 of {objects}" in alt
+    assert alt.endswith("Scores: a 0.90 to 0.90.")
     assert fig.axes[0].texts[0].get_text() == f"{DETECTED[scenes.objects(3)[1][0]]} 0.90"
 
 

@@ -36,7 +36,7 @@ def test_accuracies_are_drawn_in_percent():
     fig, alt = figures.accuracies({"a": (0.5, 0.4, 0.6), "b": (0.9, 0.88, 0.92)}, 0.95)
     widths = [bar.get_width() for bar in fig.axes[0].patches]
     assert widths == pytest.approx([50, 90])
-    assert "b is the most accurate; FP32 has 95.0 %. a 50.0 %, b 90.0 %" in alt
+    assert "FP32 has 95.0 %, inside the interval of: none. a 50.0 %, b 90.0 %." in alt
 
 
 def test_over_data_draws_means_and_draws():

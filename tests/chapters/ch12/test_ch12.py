@@ -22,6 +22,10 @@ def test_attention_says_who_looks_at_whom():
     assert np.array_equal(axes_of(fig)[0].images[0].get_array(), [[0.9, 0.1], [0.7, 0.3]])
     assert alt.startswith('"cat" looks at "it", 70 %. Head 3')
     assert "cat at it" in alt
+    fig, alt = figures.attention([[0.9, 0.1], [0.7, 0.3]], ["it", "cat"], 3, ("it", "cat"))
+    assert alt.startswith('"it" looks at "cat", 10 %. Head 3')
+    (frame,) = axes_of(fig)[0].patches
+    assert (frame.get_x(), frame.get_y()) == (1 - 0.47, 0 - 0.47)
     assert {t.get_text() for t in axes_of(fig)[0].texts} == {"90", "70", "30"}
 
 
