@@ -85,15 +85,40 @@ def round_to_float(x: Tensor, grid: FloatGrid) -> Tensor:
     of two is exact. Raises QuantizationError for NaN, integers, and what `check_tensor` refuses.
     """
     check_tensor(x, "round_to_float")
-    if not torch.compiler.is_compiling() and bool(torch.isnan(x).any()):  # a NaN stays a NaN there
+    compiling = torch.compiler.is_compiling()
+    if not compiling and x.numel() and bool(torch.isnan(x.detach().max())):  # max keeps a NaN
         raise QuantizationError(f"round_to_float: {int(torch.isnan(x).sum())} values are NaN.")
+    if compiling or (x.requires_grad and torch.is_grad_enabled()):
+        return round_by_division(x, grid)
+    return _round_by_addition(x, grid)
+
+
+def round_by_division(x: Tensor, grid: FloatGrid) -> Tensor:
+    """`round_to_float` as its definition says it, round(x / step) * step; a NaN stays a NaN."""
+    _, values, power = _powers(x, grid)
+    step = power.mul_(2.0**-grid.mantissa_bits)
+    return ((values / step).round_() * step).clamp_(-grid.largest, grid.largest).to(x.dtype)
+
+
+def _round_by_addition(x: Tensor, grid: FloatGrid) -> Tensor:
+    """The same values, faster: two tensors are made, and the rest happens in them.
+
+    A sum with 1.5 * 2^k, where ``dtype`` has steps of the wanted size, is rounded by the addition
+    itself, half to even. The difference is exact, but loses the sign of -0.
+    """
+    dtype, values, power = _powers(x, grid)
+    mantissa = 23 if dtype == torch.float32 else 52
+    shift = power.mul_(1.5 * 2.0 ** (mantissa - grid.mantissa_bits))
+    return values.add_(shift).sub_(shift).copysign_(x).to(x.dtype)
+
+
+def _powers(x: Tensor, grid: FloatGrid) -> tuple[torch.dtype, Tensor, Tensor]:
+    """The dtype to compute in, x in it, clamped, and the power of two at or below each |value|."""
     long = x.dtype == torch.float64 or grid.exponent_bits == 8
     dtype, integers, exponent = LONG if long else SHORT
     values = x.to(dtype).clamp(-grid.largest, grid.largest)
-    # The exponent's bits alone are the power of two at or below |value|: the step times 2^mantissa.
-    power = (values.detach().view(integers) & exponent).view(dtype)
-    step = power.clamp_(min=2.0**grid.least_exponent).mul_(2.0**-grid.mantissa_bits)
-    return ((values / step).round_() * step).clamp_(-grid.largest, grid.largest).to(x.dtype)
+    power = (values.detach().view(integers) & exponent).view(dtype)  # the exponent's bits alone
+    return dtype, values, power.clamp_(min=2.0**grid.least_exponent)
 
 
 def _magnitudes(grid: FloatGrid) -> Tensor:

@@ -52,6 +52,10 @@ class Pair:
 def prepared(model: nn.Module) -> fx.GraphModule:
     """A traced, fused copy; of a graph a deep copy, which shares nothing with it.
 
+    Without data nobody knows the rank of what a BatchNorm1d behind a Linear reads: rows of features
+    [N, C] are taken for granted, and the norm is folded. On sequences [N, C, C], where it works
+    along the positions, that would be another network: there take the technique as a step of
+    PTQQuantizer, which compares with FP32 on the first batch and leaves such a norm unfolded.
     QuantizationError for what is quantized already.
     """
     check_float(model)

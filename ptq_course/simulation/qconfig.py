@@ -21,6 +21,10 @@ SEARCH = "search"  # the rule is the one that `range_search` finds best
 TARGETS = ("onnxruntime", "tensorrt", "arm")  # those of deploy.targets
 
 
+class DefaultBits(int):
+    """A width that nobody gave: equal to the number, and a format of floats may take its place."""
+
+
 @dataclass(frozen=True)
 class QConfig:
     """Every choice that chapter 06 teaches, in one place; ``dataclasses.replace`` changes one.
@@ -52,15 +56,16 @@ class QConfig:
     weight_format: floats in place of integers, a name in FLOAT_FORMATS (chapter 13): "fp8_e4m3",
         "fp8_e5m2" and "fp4_e2m1" with scales as ``weight_granularity`` says; "mxfp4" and "nvfp4"
         with blocks of 32 and 16 along each row of the weight (its last one may be shorter). The
-        bits are then the format's, biases stay in floating point, and products are those of floats.
+        bits are then the format's (others given beside it are refused, 8 too), biases stay in
+        floating point, and products are those of floats.
     activation_format: "fp8_e4m3", "fp8_e5m2" or "fp4_e2m1", with one calibrated scale a tensor, in
         the places where the target's integer kernels would want a value rounded.
 
     Raises QuantizationError, naming the choices, for any other value.
     """
 
-    weight_bits: int | None = 8
-    activation_bits: int | None = 8
+    weight_bits: int | None = DefaultBits(8)
+    activation_bits: int | None = DefaultBits(8)
     weight_granularity: str | int = "per_channel"
     weight_symmetric: bool = True
     weight_narrow: bool = True
@@ -83,7 +88,8 @@ class QConfig:
         for what in ("weight", "activation"):
             self._check_format(what)
         for name, grid in (("weight", self.weight_grid), ("activation", self.activation_grid)):
-            if grid is not None:  # which has checked the bits
+            given = getattr(self, f"{name}_bits")
+            if grid is not None and not isinstance(given, DefaultBits):  # the grid has checked them
                 object.__setattr__(self, f"{name}_bits", grid.bits)
         for name, choices in (
             ("activation_range", (SEARCH, *CALIBRATORS)),
@@ -124,8 +130,11 @@ class QConfig:
             return
         kind = _format(f"{what}_format", name)
         refused = None
-        if bits not in (kind.bits, QConfig.__dataclass_fields__[f"{what}_bits"].default):
-            refused = f"{what}_bits={bits!r}: it has {kind.bits}; leave {what}_bits out"
+        if bits != kind.bits and not isinstance(bits, DefaultBits):
+            refused = (
+                f"{what}_bits={bits!r}: it has {kind.bits}; leave {what}_bits out, or set "
+                f"{what}_format=None for integers"
+            )
         elif what == "activation" and kind.block is not None:
             choices = ", ".join(n for n, f in FLOAT_FORMATS.items() if f.block is None)
             refused = (

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ptq_course.errors import QuantizationError
+from ptq_course.grids.float_grids import round_by_division
 from ptq_course.grids.floats import (
     FP4_E2M1,
     FP8_E4M3,
@@ -126,3 +127,32 @@ def test_what_is_refused():
         nvfp4(torch.tensor(1.0))
     with pytest.raises(QuantizationError, match="positive"):
         FloatQParams(torch.tensor(0.0), FP8_E4M3)
+
+
+SEVERAL = [FP8_E4M3, FP8_E5M2, FP4_E2M1, FloatGrid(5, 10, 65504.0), FloatGrid(8, 7, 2.0**127),
+         FloatGrid(7, 0, 4.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", SEVERAL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rounding_by_addition_is_rounding_by_division(grid, dtype):
+    patterns = torch.arange(-(2**15), 2**15).to(torch.int16)
+    every = patterns.view(torch.bfloat16).to(dtype)  # all exponents, -0, infinities
+    nearby = torch.randn(20_000, dtype=torch.float64) * grid.largest
+    values = torch.linspace(-1, 1, 20_001, dtype=torch.float64) * 8 * grid.smallest
+    ties = torch.arange(-999, 1000, dtype=torch.float64) * grid.smallest / 2
+    x = torch.cat([every[~every.isnan()], *(v.to(dtype) for v in (nearby, values, ties))])
+    found, wanted = round_to_float(x, grid), round_by_division(x, grid)
+    assert found.dtype == dtype
+    assert torch.equal(found, wanted)
+    assert torch.equal(found.signbit(), wanted.signbit())
+
+
+def test_rounding_leaves_its_input_alone_and_keeps_the_graph():
+    x = torch.randn(5, 4).t()
+    before = x.clone()
+    round_to_float(x, FP8_E4M3)
+    assert torch.equal(x, before)
+    assert round_to_float(torch.ones(1).expand(3), FP4_E2M1).tolist() == [1.0] * 3
+    assert round_to_float(torch.empty(0), FP4_E2M1).shape == (0,)
+    assert round_to_float(x.requires_grad_(), FP8_E4M3).requires_grad

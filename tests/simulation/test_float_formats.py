@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -352,3 +352,26 @@ def test_what_needs_no_integers_works():
     book = improved(only, data, [Cluster(4)], progress=False).quantized_layers()["0"]
     assert book.codebook is not None
     assert book.weight_scale is None
+
+
+@pytest.mark.parametrize(("what", "name"), [("weight", "mxfp4"), ("activation", "fp4_e2m1")])
+def test_bits_given_beside_a_format_are_refused(what, name):
+    made = QConfig(**{f"{what}_format": name})
+    wanted = rf"{what}_format='{name}' .*{what}_bits=8.*leave {what}_bits out.*{what}_format=None"
+    for config in (made, eval(made.as_code()), QConfig()):
+        with pytest.raises(QuantizationError, match=wanted):
+            replace(config, **{f"{what}_format": name, f"{what}_bits": 8})
+    integers = replace(made, **{f"{what}_format": None, f"{what}_bits": 8})
+    assert integers == QConfig()
+
+
+@pytest.mark.parametrize("name", FLOAT_FORMATS)
+def test_default_bits_give_way_to_a_format(name):
+    made = QConfig(weight_format=name)
+    assert made.weight_bits == FLOAT_FORMATS[name].bits
+    for plain in (QConfig(), QConfig.tensorrt(), replace(QConfig(), target="arm"),
+                  copy.deepcopy(QConfig())):  # fmt: skip
+        assert replace(plain, weight_format=name).weight_format == name
+    assert eval(made.as_code()) == made
+    assert QConfig(**asdict(made)) == made
+    assert QConfig().as_code() == "QConfig()"
