@@ -3,8 +3,8 @@
 ONNX Runtime is installed with the course. The others are tried where a user has installed them
 beside it (``pip install --no-deps --target FOLDER ...``, then PYTHONPATH=FOLDER): NNCF, which
 quantizes the ONNX file; torchao, whose PT2E flow quantizes the exported program for its x86
-backend; and NVIDIA Model Optimizer, which puts fake quantization around every layer. Their weights
-have one scale a channel, their activations one a tensor, as ours have.
+backend; NVIDIA Model Optimizer, which puts fake quantization around every layer; and AIMET, with
+its AdaRound. Their weights have one scale a channel, their activations one a tensor, as ours have.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +124,46 @@ def model_optimizers(
         return mtq.quantize(copy.deepcopy(model), config, calibrate)
 
 
+def aimets(
+    model: nn.Module, batches: Batches, weights: int, activations: int, rounded: bool
+) -> nn.Module:
+    """AIMET: batch norms folded, "tf enhanced" ranges, and AdaRound where ``rounded`` says so.
+
+    AdaRound has its default of 10,000 iterations a layer, which take minutes.
+    """
+    # pyright: reportMissingImports=false
+    from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
+    from aimet_torch.batch_norm_fold import fold_all_batch_norms
+    from aimet_torch.common.defs import QuantScheme
+    from aimet_torch.common.quantsim_config.utils import get_path_for_per_channel_config
+    from aimet_torch.model_preparer import prepare_model
+    from aimet_torch.quantsim import QuantizationSimModel
+
+    settings = get_path_for_per_channel_config()
+    enhanced = QuantScheme.post_training_tf_enhanced
+    first = batches[0][0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = prepare_model(copy.deepcopy(model).eval())
+        fold_all_batch_norms(network, tuple(first[:1].shape))
+        with tempfile.TemporaryDirectory() as folder:
+            if rounded:
+                data = [x for x, _ in batches]
+                network = Adaround.apply_adaround(
+                    network, first[:1], AdaroundParameters(data, len(data), 10_000), path=folder,
+                    filename_prefix="weights", default_param_bw=weights,
+                    default_quant_scheme=enhanced, default_config_file=settings,
+                )  # fmt: skip
+            made = QuantizationSimModel(
+                network, first[:1], enhanced, default_output_bw=activations,
+                default_param_bw=weights, config_file=settings,
+            )  # fmt: skip
+            if rounded:
+                made.set_and_freeze_param_encodings(str(Path(folder, "weights.encodings")))
+        with torch.no_grad():
+            made.compute_encodings(lambda m, _=None: [m(x) for x, _ in batches])
+    return made.model
+
+
 class Always(nn.Module):
     """An exported program, which knows no training mode and says so when asked for evaluation."""
 
@@ -152,5 +193,10 @@ def peers(
         for method in ("max", "mse"):
             found[f"Model Optimizer, {method}"] = lambda method=method: model_optimizers(
                 model, batches, weights, activations, method
+            )
+    if find_spec("aimet_torch"):
+        for rounded in (False, True)[: 1 + (weights < 8)]:
+            found[f"AIMET, {'AdaRound' if rounded else 'tf enhanced'}"] = lambda r=rounded: aimets(
+                model, batches, weights, activations, r
             )
     return found
