@@ -151,6 +151,7 @@ def export(
     elif isinstance(model, QuantizedModel):
         check_target(model.module, model.config, runtime)
         _warn_decoded(model)
+        _warn_float_activations(model, runtime)
     _check_dtype(model, tensors_of(given))
     module = _exportable(model, given, runtime)
     wider = stored_as_int8(model, four_bit_convolutions)
@@ -190,6 +191,19 @@ def _warn_decoded(model: QuantizedModel) -> None:
             "than FP32, although their inputs are rounded. Integer kernels need integer weights. "
             "Open it with deploy.onnx.session, which turns WeightBiasQuantization off: that "
             "optimizer of ONNX Runtime would round the decoded weights to integers once more.",
+            stacklevel=3,
+        )
+
+
+def _warn_float_activations(model: QuantizedModel, runtime: Target) -> None:
+    """Say that integer weights behind FP8 activations meet no integer kernel."""
+    name, decoded = model.config.activation_format, decoded_in_float(model)
+    layers = [layer for layer in model.quantized_layers() if layer not in decoded]
+    if name is not None and layers and runtime.name == "onnxruntime":
+        warnings.warn(
+            f"export: activations are rounded to {name}, for which ONNX Runtime has no kernels, so "
+            f"that it computes {', '.join(layers)} in floating point, no faster than FP32. Leave "
+            "activation_format out for integer kernels.",
             stacklevel=3,
         )
 

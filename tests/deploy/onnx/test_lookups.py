@@ -147,6 +147,17 @@ def test_fp8_activations_behind_every_clamp(tmp_path, name):
     assert error < 0.1 * ((expected - network()(X)).norm() / expected.norm()).item()
 
 
+def test_integer_weights_behind_fp8_activations_meet_no_integer_kernel(tmp_path):
+    config = QConfig(activation_format="fp8_e4m3", activation_range="minmax")
+    model = PTQQuantizer(network(), config=config).calibrate([X], progress=False).convert()
+    with pytest.warns(UserWarning, match=r"fp8_e4m3.* computes 0, .* in floating point"):
+        path = deploy.export(model, X, tmp_path / "a.onnx")
+    run, expected = deploy.session(path), model(X).detach()
+    assert run.operators["Conv"] > 0
+    assert not {"QLinearConv", "QGemm"} & set(run.operators)
+    assert (run(X) - expected).norm() < 1e-3 * expected.norm()
+
+
 @pytest.mark.parametrize(
     ("config", "target", "why"),
     [
