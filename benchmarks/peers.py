@@ -7,6 +7,8 @@ backend; NVIDIA Model Optimizer, which puts fake quantization around every layer
 its AdaRound. Their weights have one scale a channel, their activations one a tensor, as ours have.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import contextlib
@@ -61,7 +63,7 @@ def onnxruntimes(
 
 def nncfs(fp32: Path, batches: Batches, path: Path) -> Session:
     """NNCF's quantization of the FP32 file to 8 bits, with its fast bias correction."""
-    import nncf  # pyright: ignore[reportMissingImports]
+    import nncf
 
     model = onnx.load(fp32)
     name = model.graph.input[0].name
@@ -77,11 +79,11 @@ def torchaos(model: nn.Module, batches: Batches, weights: int, activations: int)
 
     Histogram observers for activations, min-max for each channel of a weight.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import (  # pyright: ignore[reportMissingImports]
+    from torchao.quantization.pt2e.quantize_pt2e import (
         convert_pt2e,
         prepare_pt2e,
     )
-    from torchao.quantization.pt2e.quantizer import (  # pyright: ignore[reportMissingImports]
+    from torchao.quantization.pt2e.quantizer import (
         x86_inductor_quantizer as x86,
     )
 
@@ -106,7 +108,7 @@ def model_optimizers(
     model: nn.Module, batches: Batches, weights: int, activations: int, method: str
 ) -> nn.Module:
     """NVIDIA Model Optimizer's INT8 settings, with these bits; method: "max" or "mse"."""
-    import modelopt.torch.quantization as mtq  # pyright: ignore[reportMissingImports]
+    import modelopt.torch.quantization as mtq
 
     config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
     bits = {"*weight_quantizer": weights, "*input_quantizer": activations}
@@ -131,7 +133,6 @@ def aimets(
 
     AdaRound has its default of 10,000 iterations a layer, which take minutes.
     """
-    # pyright: reportMissingImports=false
     from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
     from aimet_torch.batch_norm_fold import fold_all_batch_norms
     from aimet_torch.common.defs import QuantScheme

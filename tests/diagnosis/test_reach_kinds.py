@@ -300,7 +300,9 @@ def test_one_call_of_a_layer_in_fp16_and_the_other_in_8_bits():
     recipe = widening._config(remedies.Recipe(config, "minmax"), ["twice"], None)
     assert recipe.config.float_layers == ("twice__call1",)
     layers = remedies.Workshop(model, x, False).build(recipe).quantized_layers()
-    assert {name: layer.weight_grid.bits for name, layer in layers.items()} == {
+    assert {
+        name: layer.weight_qtensor.require_qparams().grid.bits for name, layer in layers.items()
+    } == {
         "twice__call2": 8,
         "fc": 3,
     }
