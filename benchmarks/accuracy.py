@@ -6,9 +6,10 @@
 Each row: top-1 on the test pictures, the signal-to-noise ratio of the logits (pooled, and the
 median of a picture), seconds from the FP32 network to the quantized one, the bytes of the ONNX file
 where one can be written, and of the network packed as a checkpoint. Ours are simulated (which
-`deploy.validate` compares with their files), and so are torchao and Model Optimizer; ONNX Runtime's
-`quantize_static` and NNCF run in ONNX Runtime. `peers.py` says how to have the tools that are not
-installed with the course; without them their rows are left out. Whoever wins, it is printed.
+`deploy.validate` compares with their files), and so are torchao, Model Optimizer and AIMET; ONNX
+Runtime's `quantize_static` and NNCF run in ONNX Runtime. `peers.py` says how to have the tools that
+are not installed with the course; without them their rows are left out. Whoever wins
+is printed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ptq_course.graph.layer_types import LAYER_TYPES, LayerType
-from ptq_course.graph.reading import attribute
+from ptq_course.graph.reading import attribute, unused_name
 
 _LAYERS: dict[Any, LayerType] = {row.function: row for row in LAYER_TYPES.values()}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
@@ -159,11 +159,7 @@ def own_constants(traced: fx.GraphModule) -> None:
         if not isinstance(value, Tensor):
             continue
         if path not in copies:
-            base = copies[path] = f"{path.replace('.', '_')}_value"
-            count = 1
-            while hasattr(traced, copies[path]):
-                count += 1
-                copies[path] = f"{base}_{count}"
+            copies[path] = unused_name(traced, f"{path.replace('.', '_')}_value")
             traced.register_buffer(copies[path], value.detach().clone())
         node.target = copies[path]
 

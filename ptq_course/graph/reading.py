@@ -327,6 +327,15 @@ def attribute(module: nn.Module, path: str) -> object:
     return getattr(module.get_submodule(parent), name)
 
 
+def unused_name(module: nn.Module, name: str) -> str:
+    """``name``, with a number where the module has something of that name already."""
+    found, count = name, 1
+    while hasattr(module, found):
+        count += 1
+        found = f"{name}_{count}"
+    return found
+
+
 def _is_node(argument: object) -> bool:
     return isinstance(argument, fx.Node)
 

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from ptq_course.errors import CalibrationError, UnsupportedError, flag, whole
 from ptq_course.graph import required_inputs
 from ptq_course.graph.layer_types import layer_type
+from ptq_course.graph.reading import unused_name
 from ptq_course.improve.awq_search import (
     Found,
     InputStatistics,
@@ -36,7 +37,7 @@ from ptq_course.improve.equalization import rescale
 from ptq_course.improve.inputs import at_layer, some_of
 from ptq_course.improve.matrices import grouped, put_grouped, weight_of
 from ptq_course.improve.pairs import find_pairs, prepared
-from ptq_course.improve.sharing import SHARED, read_alone, unused_name
+from ptq_course.improve.sharing import SHARED, read_alone
 from ptq_course.improve.smoothquant import find_norms, smooth
 from ptq_course.simulation.observe import placed
 

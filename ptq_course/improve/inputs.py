@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from ptq_course.errors import CalibrationError, QuantizationError, UnsupportedError, whole
 from ptq_course.graph import required_inputs
-from ptq_course.improve.sharing import SHARED, read_alone, unused_name
+from ptq_course.graph.reading import unused_name
+from ptq_course.improve.sharing import SHARED, read_alone
 from ptq_course.simulation.observe import placed
 
 SOME_ROWS = 1024  # of the first batch, on which settings are judged

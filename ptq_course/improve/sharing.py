@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ptq_course.graph.reading import attribute
 
@@ -31,12 +31,3 @@ def read_alone(module: fx.GraphModule) -> set[str]:
             tensors = {id(value)} if isinstance(value, Tensor) else set()
         readers.update(tensors)
     return {path for path, tensors in calls if all(readers[t] == 1 for t in tensors)}
-
-
-def unused_name(module: nn.Module, name: str) -> str:
-    """``name``, with a number where the module has something of that name already."""
-    found, count = name, 1
-    while hasattr(module, found):
-        count += 1
-        found = f"{name}_{count}"
-    return found

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from ptq_course.errors import UnsupportedError
 from ptq_course.graph import trace
+from ptq_course.graph.reading import unused_name
 from ptq_course.improve.awq import AWQ
 from ptq_course.improve.equalization import Equalize, equalize, unequalize
 from ptq_course.improve.float_weights import float_weights
 from ptq_course.improve.pairs import find_pairs, prepared
 from ptq_course.improve.rotation import Rotate
-from ptq_course.improve.sharing import SHARED, read_alone, unused_name
+from ptq_course.improve.sharing import SHARED, read_alone
 from ptq_course.improve.smoothquant import SmoothQuant, find_norms
 from ptq_course.simulation.qconfig import QConfig
 
