@@ -29,7 +29,7 @@ from ptq_course.improve.matrices import second_moments
 from ptq_course.simulation.layers import QuantizedLayer
 from ptq_course.simulation.observe import placed
 from ptq_course.simulation.quantized import QuantizedModel
-from ptq_course.simulation.quantizer import PTQQuantizer
+from ptq_course.simulation.quantizer import PTQQuantizer, checked_steps
 
 
 @dataclass
@@ -111,13 +111,7 @@ def improved(
         raise UnsupportedError(
             "improved: the network could not be traced, so nobody knows which layer comes next."
         )
-    if not isinstance(steps, Sequence) or not all(
-        callable(step) and not isinstance(step, type) for step in steps
-    ):
-        raise QuantizationError(
-            "improved: steps is a list of objects, such as [AdaRound(), CorrectBias()], "
-            f"got {steps}."
-        )
+    steps = checked_steps(steps, "[AdaRound(), CorrectBias()]")
     only_weights = quantizer.config.activation_bits is None
     model = quantizer.quantize_weights() if only_weights else quantizer.convert()
     names = quantizer.network.input_names

@@ -45,13 +45,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _checked(steps: Sequence[Step]) -> tuple[Step, ...]:
+def checked_steps(steps: Any, such_as: str = "[Equalize()]") -> tuple[Any, ...]:
     """The steps; QuantizationError for one alone, or a class in place of what it makes."""
     listed = isinstance(steps, Sequence) and not isinstance(steps, str)
     if listed and all(callable(step) and not isinstance(step, type) for step in steps):
         return tuple(steps)
     raise QuantizationError(
-        f"steps is a list of objects or functions, such as [Equalize()], got {steps}."
+        f"steps is a list of objects or functions, such as {such_as}, got {steps}."
     )
 
 
@@ -105,7 +105,7 @@ class PTQQuantizer:
         self.config = config if bits is None else config.with_bits(bits)
         self._unfused: nn.Module = copied(model)
         self._needs_example = False
-        self._steps = _checked(steps)
+        self._steps: tuple[Step, ...] = checked_steps(steps)
         self._example = [example] if isinstance(example, Tensor) else example
         try:
             self.network: TracedNetwork | UntracedNetwork = self._traced()
